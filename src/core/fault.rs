@@ -1,0 +1,155 @@
+//! Faults: why a message did not get where it should, in words for the caller and, apart from
+//! those, in words for the administrator.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The kind of a fault. The name goes to callers, the journal and metrics.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum Code {
+    /// The caller's message is wrong: repeating it as it is cannot help.
+    Client,
+    /// No `when` of the route matched.
+    Unroutable,
+    /// No such route, path or method.
+    NotFound,
+    /// The caller is not let in.
+    Denied,
+    /// The body, a header or the document is beyond a limit.
+    TooLarge,
+    /// A content type, charset or version that the route does not take.
+    Unsupported,
+    /// The bus has no room or no turn for it now.
+    Overloaded,
+    /// A destination refused, failed or could not be reached.
+    Destination,
+    /// A destination did not answer in time; what it did is unknown.
+    Timeout,
+    /// The outcome at a destination is unknown.
+    InDoubt,
+    /// A script or a conversion of the route failed.
+    Transform,
+    /// The bus itself failed.
+    Internal,
+}
+
+impl Code {
+    /// The name as callers see it, such as `too-large`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Code::Client => "client",
+            Code::Unroutable => "unroutable",
+            Code::NotFound => "not-found",
+            Code::Denied => "denied",
+            Code::TooLarge => "too-large",
+            Code::Unsupported => "unsupported",
+            Code::Overloaded => "overloaded",
+            Code::Destination => "destination",
+            Code::Timeout => "timeout",
+            Code::InDoubt => "in-doubt",
+            Code::Transform => "transform",
+            Code::Internal => "internal",
+        }
+    }
+
+    /// The code of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [
+            Code::Client,
+            Code::Unroutable,
+            Code::NotFound,
+            Code::Denied,
+            Code::TooLarge,
+            Code::Unsupported,
+            Code::Overloaded,
+            Code::Destination,
+            Code::Timeout,
+            Code::InDoubt,
+            Code::Transform,
+            Code::Internal,
+        ]
+        .into_iter()
+        .find(|code| code.name() == name)
+    }
+
+    /// Whether repeating the same message cannot help, because the fault lies in it.
+    pub fn is_rejection(self) -> bool {
+        matches!(
+            self,
+            Code::Client
+                | Code::Unroutable
+                | Code::NotFound
+                | Code::Denied
+                | Code::TooLarge
+                | Code::Unsupported
+        )
+    }
+}
+
+/// A failure of one message.
+#[derive(Clone, Debug)]
+pub struct Fault {
+    /// What kind of failure.
+    pub code: Code,
+    /// For the caller: holds no address, credential or stack of a destination.
+    pub reason: String,
+    /// For log, journal and failure mail: where exactly, with the quoted source line or the
+    /// destination's answer. Never shown to callers.
+    pub detail: Option<String>,
+    /// The step or target in which it happened.
+    pub step: Option<Arc<str>>,
+    /// When to come again (sent as `Retry-After`).
+    pub retry_after: Option<Duration>,
+    /// The destination said that it is the message's fault (another 4xx, a SOAP Client fault, a
+    /// permanent 5yz of SMTP): a lane with `on_reject: park` sets the message aside.
+    pub rejected: bool,
+}
+
+impl Fault {
+    /// A fault with a reason that callers may read.
+    pub fn new(code: Code, reason: impl Into<String>) -> Self {
+        Self {
+            code,
+            reason: reason.into(),
+            detail: None,
+            step: None,
+            retry_after: None,
+            rejected: code.is_rejection(),
+        }
+    }
+
+    /// Adds what only administrators may read.
+    pub fn detail(mut self, detail: impl Into<String>) -> Self {
+        self.detail = Some(detail.into());
+        self
+    }
+
+    /// Says in which step it happened, unless that was said deeper down.
+    pub fn at(mut self, step: &Arc<str>) -> Self {
+        self.step.get_or_insert_with(|| step.clone());
+        self
+    }
+
+    /// Says when to come again.
+    pub fn retry_after(mut self, after: Duration) -> Self {
+        self.retry_after = Some(after);
+        self
+    }
+
+    /// The detail where there is one, else the reason: what log, journal and mail show.
+    pub fn for_admin(&self) -> &str {
+        self.detail.as_deref().unwrap_or(&self.reason)
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(step) = &self.step {
+            write!(f, "{step}: ")?;
+        }
+        write!(f, "{}: {}", self.code.name(), self.for_admin())
+    }
+}
+
+impl std::error::Error for Fault {}

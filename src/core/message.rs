@@ -1,0 +1,456 @@
+//! The message: one value that moves forward through a route.
+//!
+//! Absent on purpose: no acknowledgement handle, no error mark, no second "out" message. What
+//! happened to a message is said by return values, never by the message itself.
+
+use std::any::Any;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+
+use crate::Timestamp;
+
+/// The bus's own identity of a message: a UUID version 7 (RFC 9562), so that ids sort by the time
+/// at which messages were accepted. Never taken from outside.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct MessageId(u128);
+
+impl MessageId {
+    /// A new id, greater than all that this process made before.
+    pub fn new() -> Self {
+        Self(uuid::Uuid::now_v7().as_u128())
+    }
+
+    /// The id as a number; big-endian order is time order.
+    pub fn as_u128(self) -> u128 {
+        self.0
+    }
+
+    /// The id that [`MessageId::as_u128`] gave.
+    pub fn from_u128(value: u128) -> Self {
+        Self(value)
+    }
+
+    /// When the id was made, from the 48 bits of milliseconds that a version 7 UUID begins with.
+    pub fn made_at(self) -> Timestamp {
+        Timestamp::from_micros(((self.0 >> 80) as i64) * 1000)
+    }
+}
+
+impl Default for MessageId {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Display for MessageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut buffer = [0u8; uuid::fmt::Hyphenated::LENGTH];
+        f.write_str(
+            uuid::Uuid::from_u128(self.0)
+                .hyphenated()
+                .encode_lower(&mut buffer),
+        )
+    }
+}
+
+impl fmt::Debug for MessageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for MessageId {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        uuid::Uuid::parse_str(text)
+            .map(|id| Self(id.as_u128()))
+            .map_err(|_| format!("'{text}' is not a message id (a UUID such as 0192e4a6-…)"))
+    }
+}
+
+/// Headers of a message: ordered, names compared without regard to ASCII case and kept as they
+/// came. One name has one value; setting it again replaces it.
+///
+/// All text lives in one buffer, so that a message with twenty headers costs two allocations.
+#[derive(Clone, Default)]
+pub struct Headers {
+    text: String,
+    entries: Vec<Entry>,
+}
+
+#[derive(Clone, Copy)]
+struct Entry {
+    name: u32,
+    value: u32,
+    end: u32,
+}
+
+impl Headers {
+    /// No headers; allocates nothing.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Room for `count` headers with `bytes` of names and values together.
+    pub fn with_capacity(count: usize, bytes: usize) -> Self {
+        Self {
+            text: String::with_capacity(bytes),
+            entries: Vec::with_capacity(count),
+        }
+    }
+
+    /// The value of `name`, or nothing.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.position(name).map(|at| self.value_at(at))
+    }
+
+    /// Sets `name` to `value`, in place of what it had.
+    pub fn set(&mut self, name: &str, value: &str) {
+        match self.position(name) {
+            Some(at) => {
+                let entry = self.push_text(name, value);
+                self.entries[at] = entry;
+            }
+            None => {
+                let entry = self.push_text(name, value);
+                self.entries.push(entry);
+            }
+        }
+    }
+
+    /// Adds a header whose name is known not to be there yet. Twice the same name: the first wins.
+    pub fn append(&mut self, name: &str, value: &str) {
+        let entry = self.push_text(name, value);
+        self.entries.push(entry);
+    }
+
+    /// Takes `name` away and says whether it was there.
+    pub fn remove(&mut self, name: &str) -> bool {
+        let before = self.entries.len();
+        let text = &self.text;
+        self.entries
+            .retain(|e| !text[e.name as usize..e.value as usize].eq_ignore_ascii_case(name));
+        self.entries.len() != before
+    }
+
+    /// Takes away every header whose name `keep` does not accept.
+    pub fn retain(&mut self, mut keep: impl FnMut(&str) -> bool) {
+        let text = &self.text;
+        self.entries
+            .retain(|e| keep(&text[e.name as usize..e.value as usize]));
+    }
+
+    /// Names and values in the order in which they were first set.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        (0..self.entries.len()).map(|at| (self.name_at(at), self.value_at(at)))
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    fn push_text(&mut self, name: &str, value: &str) -> Entry {
+        let at = self.text.len() as u32;
+        self.text.push_str(name);
+        let middle = self.text.len() as u32;
+        self.text.push_str(value);
+        Entry {
+            name: at,
+            value: middle,
+            end: self.text.len() as u32,
+        }
+    }
+
+    fn position(&self, name: &str) -> Option<usize> {
+        (0..self.entries.len()).find(|&at| self.name_at(at).eq_ignore_ascii_case(name))
+    }
+
+    fn name_at(&self, at: usize) -> &str {
+        let e = self.entries[at];
+        &self.text[e.name as usize..e.value as usize]
+    }
+
+    fn value_at(&self, at: usize) -> &str {
+        let e = self.entries[at];
+        &self.text[e.value as usize..e.end as usize]
+    }
+}
+
+impl PartialEq for Headers {
+    fn eq(&self, other: &Self) -> bool {
+        self.iter().eq(other.iter())
+    }
+}
+
+impl fmt::Debug for Headers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.iter()).finish()
+    }
+}
+
+impl<'a> FromIterator<(&'a str, &'a str)> for Headers {
+    fn from_iter<I: IntoIterator<Item = (&'a str, &'a str)>>(items: I) -> Self {
+        let mut headers = Self::new();
+        for (name, value) in items {
+            headers.set(name, value);
+        }
+        headers
+    }
+}
+
+/// What a parser made of a body; whoever parsed it knows the type.
+pub type Parsed = Arc<dyn Any + Send + Sync>;
+
+/// The payload: bytes exactly as they came or were made, and a place where whoever parses them
+/// leaves the result, so that a body is parsed once however many expressions read it.
+#[derive(Clone, Default)]
+pub struct Body {
+    bytes: Bytes,
+    parsed: Arc<OnceLock<Parsed>>,
+}
+
+impl Body {
+    /// The bytes; a cheap clone shares them.
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// The place for the parse result. Clones of a body share it.
+    pub fn parsed(&self) -> &OnceLock<Parsed> {
+        &self.parsed
+    }
+}
+
+impl From<Bytes> for Body {
+    fn from(bytes: Bytes) -> Self {
+        Self {
+            bytes,
+            parsed: Arc::default(),
+        }
+    }
+}
+
+impl From<Vec<u8>> for Body {
+    fn from(bytes: Vec<u8>) -> Self {
+        Bytes::from(bytes).into()
+    }
+}
+
+impl From<String> for Body {
+    fn from(text: String) -> Self {
+        Bytes::from(text).into()
+    }
+}
+
+impl From<&'static str> for Body {
+    fn from(text: &'static str) -> Self {
+        Bytes::from_static(text.as_bytes()).into()
+    }
+}
+
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Payloads never reach a log.
+        write!(f, "Body({} bytes)", self.bytes.len())
+    }
+}
+
+/// How a body is read when something reads it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum Format {
+    /// XML 1.0.
+    Xml,
+    /// JSON (RFC 8259).
+    Json,
+    /// Comma-separated values (RFC 4180), or with another separator.
+    Csv,
+    /// `application/x-www-form-urlencoded`.
+    Form,
+    /// Characters in a known charset.
+    Text,
+    /// Octets that nobody interprets.
+    Bytes,
+}
+
+impl Format {
+    /// The name that routes use: `xml`, `json`, `csv`, `form`, `text`, `bytes`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Format::Xml => "xml",
+            Format::Json => "json",
+            Format::Csv => "csv",
+            Format::Form => "form",
+            Format::Text => "text",
+            Format::Bytes => "bytes",
+        }
+    }
+
+    /// The format of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Some(match name {
+            "xml" => Format::Xml,
+            "json" => Format::Json,
+            "csv" => Format::Csv,
+            "form" => Format::Form,
+            "text" => Format::Text,
+            "bytes" => Format::Bytes,
+            _ => return None,
+        })
+    }
+
+    /// The format that a media type (RFC 9110 section 8.3.1) stands for, parameters and case
+    /// aside; nothing for types that say little, such as `application/octet-stream`.
+    pub fn from_media_type(content_type: &str) -> Option<Self> {
+        let essence = content_type.split(';').next().unwrap_or_default().trim();
+        let is = |name: &str| essence.eq_ignore_ascii_case(name);
+        let ends = |suffix: &str| {
+            essence.len() > suffix.len()
+                && essence
+                    .get(essence.len() - suffix.len()..)
+                    .is_some_and(|end| end.eq_ignore_ascii_case(suffix))
+        };
+        if is("text/xml") || is("application/xml") || ends("+xml") {
+            Some(Format::Xml)
+        } else if is("application/json") || ends("+json") {
+            Some(Format::Json)
+        } else if is("text/csv") {
+            Some(Format::Csv)
+        } else if is("application/x-www-form-urlencoded") {
+            Some(Format::Form)
+        } else if essence
+            .get(..5)
+            .is_some_and(|start| start.eq_ignore_ascii_case("text/"))
+        {
+            Some(Format::Text)
+        } else {
+            None
+        }
+    }
+
+    /// The media type that the bus puts on a body of this format that it made itself (UTF-8).
+    pub fn media_type(self) -> &'static str {
+        match self {
+            Format::Xml => "application/xml; charset=utf-8",
+            Format::Json => "application/json",
+            Format::Csv => "text/csv; charset=utf-8",
+            Format::Form => "application/x-www-form-urlencoded",
+            Format::Text => "text/plain; charset=utf-8",
+            Format::Bytes => "application/octet-stream",
+        }
+    }
+}
+
+/// One message on its way. Steps never change a message that others can see: they make a new one.
+#[derive(Clone, Debug)]
+pub struct Message {
+    /// The bus's own id; the same at every step and every attempt.
+    pub id: MessageId,
+    /// What ties this message to a conversation: the caller's, or nothing (then it is the id).
+    pub correlation_id: Option<Arc<str>>,
+    /// When the bus received it.
+    pub received_at: Timestamp,
+    /// Headers; the content type is the header `content-type`.
+    pub headers: Headers,
+    /// The payload.
+    pub body: Body,
+    /// The format where a route, a file name or a transformation says it; else see
+    /// [`Message::format`].
+    pub format: Option<Format>,
+}
+
+impl Message {
+    /// A message with a new id, received now.
+    pub fn new(body: impl Into<Body>) -> Self {
+        Self {
+            id: MessageId::new(),
+            correlation_id: None,
+            received_at: Timestamp::now(),
+            headers: Headers::new(),
+            body: body.into(),
+            format: None,
+        }
+    }
+
+    /// The same message with another body, as a transformation or a response makes it: id,
+    /// correlation and headers stay.
+    pub fn with_body(&self, body: impl Into<Body>) -> Self {
+        Self {
+            id: self.id,
+            correlation_id: self.correlation_id.clone(),
+            received_at: self.received_at,
+            headers: self.headers.clone(),
+            body: body.into(),
+            format: None,
+        }
+    }
+
+    /// The content type, where there is one.
+    pub fn content_type(&self) -> Option<&str> {
+        self.headers.get("content-type")
+    }
+
+    /// The format: what was said of it, else what its content type stands for. Nothing means:
+    /// text when it is valid in its charset, else bytes.
+    pub fn format(&self) -> Option<Format> {
+        self.format
+            .or_else(|| self.content_type().and_then(Format::from_media_type))
+    }
+
+    /// The correlation id as text; the message's own id when no other was given.
+    pub fn correlation(&self) -> String {
+        match &self.correlation_id {
+            Some(id) => id.to_string(),
+            None => self.id.to_string(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_of_one_process_ascend_and_survive_text() {
+        let ids: Vec<MessageId> = (0..10_000).map(|_| MessageId::new()).collect();
+        assert!(ids.windows(2).all(|pair| pair[0] < pair[1]));
+        assert_eq!(ids[0].to_string().parse::<MessageId>().unwrap(), ids[0]);
+        assert!("nonsense".parse::<MessageId>().is_err());
+    }
+
+    #[test]
+    fn headers_ignore_case_and_keep_order() {
+        let mut headers = Headers::new();
+        headers.set("Content-Type", "text/xml");
+        headers.set("X-B", "1");
+        headers.set("content-type", "text/plain");
+        assert_eq!(headers.get("CONTENT-TYPE"), Some("text/plain"));
+        let all: Vec<_> = headers.iter().collect();
+        assert_eq!(all, [("content-type", "text/plain"), ("X-B", "1")]);
+        assert!(headers.remove("x-b") && !headers.remove("x-b"));
+        assert_eq!(headers.len(), 1);
+    }
+
+    #[test]
+    fn media_types_name_formats() {
+        for (media_type, format) in [
+            ("application/soap+xml; charset=utf-8", Some(Format::Xml)),
+            ("TEXT/XML", Some(Format::Xml)),
+            ("application/problem+json", Some(Format::Json)),
+            ("text/csv;header=present", Some(Format::Csv)),
+            ("text/html", Some(Format::Text)),
+            ("application/octet-stream", None),
+        ] {
+            assert_eq!(Format::from_media_type(media_type), format, "{media_type}");
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! What the core asks of transformations. The languages themselves live in xbus-transform.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::{Fault, Message};
+
+/// What a transformation or an expression may look back at.
+#[derive(Clone)]
+pub struct Context {
+    /// The route's name.
+    pub route: Arc<str>,
+    /// The message as it was received.
+    pub received: Arc<Message>,
+    /// The responses of the `invoke` steps so far, in order.
+    pub responses: Vec<(Arc<str>, Arc<Message>)>,
+    /// In a `compensate` step: what the step that is undone had answered.
+    pub response: Option<Arc<Message>>,
+}
+
+impl Context {
+    /// The context at the start of a route, or of a queued message that stands alone.
+    pub fn new(route: Arc<str>, received: Arc<Message>) -> Self {
+        Self {
+            route,
+            received,
+            responses: Vec::new(),
+            response: None,
+        }
+    }
+}
+
+/// Makes one message from another. Uses the CPU only: no I/O, no waiting; runs within limits of
+/// time, memory and depth, whatever the message holds.
+pub trait Transform: Send + Sync {
+    /// The new message. Keeps id and correlation. A fault names file, line, column and quotes the
+    /// line in its detail; its code is `client` where what was received cannot be parsed or the
+    /// script said `fail("client", …)`, `destination` where a response cannot be parsed, else
+    /// `transform`.
+    fn apply(&self, message: &Arc<Message>, context: &Context) -> Result<Message, Fault>;
+}
+
+/// A value that an expression gave.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    /// `()`: nothing matched, a missing header.
+    Unit,
+    /// A truth value.
+    Bool(bool),
+    /// A whole number.
+    Int(i64),
+    /// A number with a fraction.
+    Float(f64),
+    /// Text.
+    Text(String),
+}
+
+impl Value {
+    /// The text form: what `{{ }}` inserts. Nothing is the empty text.
+    pub fn into_text(self) -> String {
+        match self {
+            Value::Unit => String::new(),
+            Value::Bool(value) => value.to_string(),
+            Value::Int(value) => value.to_string(),
+            Value::Float(value) => value.to_string(),
+            Value::Text(value) => value,
+        }
+    }
+}
+
+/// A compiled expression.
+pub trait Expression: Send + Sync {
+    /// Its value for `message`. Maps, arrays and nodes are given as their text. A fault says which
+    /// expression failed and why.
+    fn evaluate(&self, message: &Arc<Message>, context: &Context) -> Result<Value, Fault>;
+}
+
+/// Why a script or expression does not compile, placed within its own text.
+#[derive(Clone, Debug)]
+pub struct CompileError {
+    /// What is wrong.
+    pub message: String,
+    /// 1-based line within the text.
+    pub line: usize,
+    /// 1-based column within the line, in characters.
+    pub column: usize,
+    /// How to mend it.
+    pub help: Option<String>,
+}
+
+/// What compiled texts of one route share.
+#[derive(Clone, Debug, Default)]
+pub struct Scope {
+    /// XML prefixes, from xbus.yaml and the route.
+    pub namespaces: BTreeMap<String, String>,
+}
+
+/// One step of a transformation, as written.
+pub enum Source<'a> {
+    /// A file in the installation's `transforms/` folder, by its path below it.
+    File(&'a Path),
+    /// `convert: { from, to }`.
+    Convert {
+        /// Format of what comes in; nothing: as the message says.
+        from: Option<crate::Format>,
+        /// Format to make.
+        to: crate::Format,
+    },
+}
+
+/// Compiles the texts of routes once, at load.
+pub trait Compiler: Send + Sync {
+    /// A transformation. A missing file or an unknown extension is an error at line 1.
+    fn transform(
+        &self,
+        source: Source<'_>,
+        scope: &Scope,
+    ) -> Result<Arc<dyn Transform>, CompileError>;
+
+    /// An expression.
+    fn expression(&self, text: &str, scope: &Scope) -> Result<Arc<dyn Expression>, CompileError>;
+}
