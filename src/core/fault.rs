@@ -104,6 +104,8 @@ pub struct Fault {
     /// The destination said that it is the message's fault (another 4xx, a SOAP Client fault, a
     /// permanent 5yz of SMTP): a lane with `on_reject: park` sets the message aside.
     pub rejected: bool,
+    /// An `overloaded` that comes from a `rate`: HTTP says 429 instead of 503.
+    pub rate_limited: bool,
 }
 
 impl Fault {
@@ -116,6 +118,7 @@ impl Fault {
             step: None,
             retry_after: None,
             rejected: code.is_rejection(),
+            rate_limited: false,
         }
     }
 

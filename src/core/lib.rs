@@ -1,16 +1,32 @@
 //! The core of xbus: messages, routes, lanes and guarantees.
 //!
 //! It knows no protocol, no script language, no file format and no database; those come in through
-//! the traits [`Transform`] and [`Store`].
+//! the traits [`Receiver`], [`Sender`], [`Transform`] and [`Store`].
 
+pub mod adapter;
+pub mod bus;
 pub mod fault;
+pub mod flow;
+pub mod inbox;
+pub mod incident;
+pub mod lanes;
 pub mod message;
+pub mod plan;
+pub mod problem;
+pub mod router;
+pub mod spec;
+pub mod stats;
 pub mod store;
+pub mod template;
 pub mod time;
 pub mod transform;
 
+pub use adapter::{Call, Kind, Reach, Receiver, Request, SendError, Sender, Stage, Stop};
 pub use fault::{Code, Fault};
+pub use inbox::{Arrival, Inbox, Reply, Status};
 pub use message::{Body, Format, Headers, Message, MessageId};
+pub use plan::Plan;
+pub use problem::{Problem, Problems};
 pub use store::Store;
 pub use time::Timestamp;
 pub use transform::{Compiler, Context, Expression, Transform};

@@ -411,12 +411,7 @@ pub trait Store: Send + Sync {
     fn queues(&self) -> Vec<QueueStatus>;
 
     /// Entries of a queue, oldest first: what waits, or what is parked.
-    fn entries(
-        &self,
-        queue: &str,
-        parked: bool,
-        limit: usize,
-    ) -> Result<Vec<Queued>, StoreError>;
+    fn entries(&self, queue: &str, parked: bool, limit: usize) -> Result<Vec<Queued>, StoreError>;
 
     /// The entry of a queue that holds this message, waiting or parked.
     fn entry(&self, queue: &str, id: MessageId) -> Result<Option<Queued>, StoreError>;

@@ -1,0 +1,153 @@
+//! The inbox: where receivers hand in what they took, and what they learn of it.
+
+use std::sync::Arc;
+
+use tracing::Instrument;
+
+use crate::bus::Bus;
+use crate::plan::{LanePolicy, Route};
+use crate::router;
+use crate::store::{Change, Commit, Durability, StoreError};
+use crate::{Code, Fault, Message, MessageId};
+
+/// One route's door.
+#[derive(Clone)]
+pub struct Inbox {
+    pub(crate) bus: Arc<Bus>,
+    pub(crate) route: Arc<Route>,
+}
+
+/// A message at the door, with what its receiver knows beside it.
+#[derive(Debug)]
+pub struct Arrival {
+    /// The message; its id is ours.
+    pub message: Message,
+    /// Who sent it, when it said who it is and was believed.
+    pub caller: Option<Arc<str>>,
+    /// What the receiver would see again after a crash (a file's identity, a mail's UID). It is
+    /// remembered in the commit that accepts the message, until [`Inbox::forget`].
+    pub seen_as: Option<Arc<str>>,
+    /// The message that this one comes from.
+    pub cause: Option<MessageId>,
+    /// Run once more on purpose: `once` does not hold it back.
+    pub replayed: bool,
+}
+
+impl From<Message> for Arrival {
+    fn from(message: Message) -> Self {
+        Self {
+            message,
+            caller: None,
+            seen_as: None,
+            cause: None,
+            replayed: false,
+        }
+    }
+}
+
+/// How a message was taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Status {
+    /// Every target has it, or the last step answered.
+    Delivered,
+    /// It is durable, and the bus delivers it.
+    Accepted,
+    /// The route does not want it.
+    Filtered,
+}
+
+impl Status {
+    /// `delivered`, `accepted` or `filtered`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Status::Delivered => "delivered",
+            Status::Accepted => "accepted",
+            Status::Filtered => "filtered",
+        }
+    }
+}
+
+/// The good answer to a message.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    /// The message's id; for a repeat the id of the first one.
+    pub id: MessageId,
+    /// How it was taken.
+    pub status: Status,
+    /// The answer's message: the last response, or what `reply` made. Nothing: the receiver says
+    /// the acknowledgement in the shape that its sender expects.
+    pub message: Option<Arc<Message>>,
+    /// HTTP status that `reply` asks for.
+    pub http_status: Option<u16>,
+}
+
+impl Inbox {
+    /// The route's name.
+    pub fn route(&self) -> &Arc<str> {
+        &self.route.name
+    }
+
+    /// How a receiver whose sender does not wait treats failures.
+    pub fn policy(&self) -> &LanePolicy {
+        &self.route.lane
+    }
+
+    /// The bus that this door belongs to.
+    pub fn bus(&self) -> &Arc<Bus> {
+        &self.bus
+    }
+
+    /// Runs the route for one message. It runs in a task of its own to its end, even when the
+    /// returned future is dropped. `Ok` means that the sender may forget the message.
+    pub async fn deliver(&self, arrival: impl Into<Arrival>) -> Result<Reply, Fault> {
+        let arrival = arrival.into();
+        let (bus, route) = (self.bus.clone(), self.route.clone());
+        let span = tracing::info_span!("message", id = %arrival.message.id, route = %route.name);
+        let run = async move { router::run(&bus, &route, arrival).await }.instrument(span);
+        match self.bus.tasks().spawn(run).await {
+            Ok(result) => result,
+            Err(error) => {
+                tracing::error!(route = %self.route.name, %error, "a message's task ended by a defect of the bus");
+                Err(Fault::new(Code::Internal, "the bus failed"))
+            }
+        }
+    }
+
+    /// Whether a message that was seen as `key` has been accepted, and not been forgotten since.
+    pub fn seen(&self, key: &str) -> bool {
+        self.bus
+            .store()
+            .recall(&seen_scope(&self.route.name), key)
+            .is_some()
+    }
+
+    /// Forgets `key`: its message has left the place where it could be seen again.
+    pub async fn forget(&self, key: &Arc<str>) -> Result<(), StoreError> {
+        let change = Change::Forget {
+            scope: seen_scope(&self.route.name),
+            key: key.clone(),
+        };
+        self.bus
+            .store()
+            .commit(Commit::of(change), Durability::Lazy)
+            .await
+    }
+
+    /// Tells the administrators that this receiver cannot do its work (`what` is a kind such as
+    /// `outage`); [`Inbox::works`] ends it.
+    pub fn fails(&self, kind: &'static str, error: &str) {
+        self.bus
+            .incidents()
+            .failed(&self.route.name, "receive", kind, error, None, None);
+    }
+
+    /// The receiver does its work again.
+    pub fn works(&self) {
+        self.bus.incidents().succeeded(&self.route.name, "receive");
+    }
+}
+
+/// The name space of what a route's receiver has seen.
+pub(crate) fn seen_scope(route: &str) -> Arc<str> {
+    Arc::from(format!("seen/{route}"))
+}

@@ -1,0 +1,207 @@
+//! The plan: routes as they run. Validated, immutable and shared; made by xbus-config from what
+//! the user wrote. A reload makes a new plan beside the running one.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::adapter::{Receiver, Sender};
+use crate::flow::{Breaker, Gate, Pace};
+use crate::stats::{RouteStats, StepStats};
+use crate::transform::{Expression, Transform};
+
+/// Everything that runs.
+#[derive(Default)]
+pub struct Plan {
+    /// The bus's name.
+    pub bus: Arc<str>,
+    /// This bus's name among several on the same folders or broker.
+    pub node: Arc<str>,
+    /// The routes by name.
+    pub routes: BTreeMap<Arc<str>, Arc<Route>>,
+}
+
+/// One route.
+pub struct Route {
+    /// Its name.
+    pub name: Arc<str>,
+    /// What it is for.
+    pub description: String,
+    /// Brings its messages in; nothing in tests.
+    pub receiver: Option<Arc<dyn Receiver>>,
+    /// Whether a failed message is told to a waiting sender (http) rather than tried again.
+    pub answers: bool,
+    /// A message for which this is false is filtered.
+    pub when: Option<Arc<dyn Expression>>,
+    /// Idempotent receiver.
+    pub once: Option<Once>,
+    /// Business keys.
+    pub keys: Vec<(Arc<str>, Arc<dyn Expression>)>,
+    /// Request/response steps, one after the other.
+    pub steps: Vec<Step>,
+    /// Request/acknowledgement targets.
+    pub targets: Vec<Target>,
+    /// A message that no `when` matched is filtered instead of failed.
+    pub drop_unmatched: bool,
+    /// `rollback: none`: all targets run in the order written and nothing is undone.
+    pub no_rollback: bool,
+    /// What the sender gets back.
+    pub reply: Option<ReplyPlan>,
+    /// Targets that get the fault message.
+    pub on_fault: Vec<Target>,
+    /// How much of it runs at once.
+    pub gate: Option<Gate>,
+    /// How much of it starts in a time.
+    pub pace: Option<Pace>,
+    /// Which payloads the journal keeps.
+    pub payloads: Payloads,
+    /// How a queue that this route reads is worked off (queue and other receivers without a
+    /// waiting sender).
+    pub lane: LanePolicy,
+    /// `false`: checked, not started.
+    pub enabled: bool,
+    /// What is counted.
+    pub stats: Arc<RouteStats>,
+}
+
+/// Which payloads the journal keeps for `show` and `replay`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Payloads {
+    /// None.
+    None,
+    /// Of messages that failed or are in doubt.
+    #[default]
+    Failed,
+    /// Of all.
+    All,
+}
+
+/// `once: { key, keep }`.
+pub struct Once {
+    /// What tells messages apart.
+    pub key: Arc<dyn Expression>,
+    /// How long a key is remembered.
+    pub keep: Duration,
+}
+
+/// One request: of an `invoke` step, a target or a compensation.
+pub struct Step {
+    /// Unique in the route.
+    pub name: Arc<str>,
+    /// Run in order, they make the request.
+    pub transforms: Vec<Arc<dyn Transform>>,
+    /// The step is skipped when this is false.
+    pub when: Option<Arc<dyn Expression>>,
+    /// Sends the request.
+    pub sender: Arc<dyn Sender>,
+    /// How long one attempt may take.
+    pub timeout: Duration,
+    /// How often it is tried; nothing: once.
+    pub retry: Option<Retry>,
+    /// Spares a destination that keeps failing.
+    pub breaker: Option<Breaker>,
+    /// How many requests run at once.
+    pub gate: Option<Gate>,
+    /// How many requests start in a time.
+    pub pace: Option<Pace>,
+    /// What undoes it.
+    pub compensate: Option<Box<Step>>,
+    /// What is counted.
+    pub stats: Arc<StepStats>,
+}
+
+/// A target of `distribute`.
+pub struct Target {
+    /// The request.
+    pub step: Step,
+    /// Taken when no `when` of the list matched.
+    pub otherwise: bool,
+    /// Delivered later, from a queue.
+    pub lane: Option<Lane>,
+}
+
+/// The queue of an async target.
+pub struct Lane {
+    /// Its name: `ROUTE.TARGET` unless the route names another.
+    pub queue: Arc<str>,
+    /// The key that orders messages among themselves.
+    pub order_by: Option<Arc<dyn Expression>>,
+    /// How it is worked off.
+    pub policy: LanePolicy,
+}
+
+/// How a lane is worked off.
+#[derive(Clone, Debug)]
+pub struct LanePolicy {
+    /// Waiting times between attempts, for ever.
+    pub retry: Retry,
+    /// Whether a rejected message is set aside; else it blocks like an outage.
+    pub park_rejected: bool,
+    /// How many keys are worked off side by side.
+    pub concurrency: usize,
+}
+
+impl Default for LanePolicy {
+    fn default() -> Self {
+        Self {
+            retry: Retry {
+                attempts: u32::MAX,
+                first: Duration::from_secs(1),
+                factor: 2.0,
+                max: Duration::from_secs(300),
+            },
+            park_rejected: false,
+            concurrency: 8,
+        }
+    }
+}
+
+/// Waiting times between attempts: `first`, then `factor` times as long each time, up to `max`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Retry {
+    /// Attempts in all, the first one included.
+    pub attempts: u32,
+    /// Wait after the first failure.
+    pub first: Duration,
+    /// Growth of the wait.
+    pub factor: f64,
+    /// Longest wait.
+    pub max: Duration,
+}
+
+impl Retry {
+    /// How long to wait after `failed` failed attempts (1 or more).
+    pub fn wait(&self, failed: u32) -> Duration {
+        let factor = self
+            .factor
+            .max(1.0)
+            .powi(failed.saturating_sub(1).min(64) as i32);
+        let seconds = (self.first.as_secs_f64() * factor).min(self.max.as_secs_f64());
+        Duration::try_from_secs_f64(seconds).unwrap_or(self.max)
+    }
+}
+
+/// `reply:`.
+pub struct ReplyPlan {
+    /// Make the answer's body.
+    pub transforms: Vec<Arc<dyn Transform>>,
+    /// HTTP status in place of the usual one.
+    pub status: Option<u16>,
+    /// Content type in place of what the transformation says.
+    pub content_type: Option<String>,
+    /// Further headers of the answer.
+    pub headers: Vec<(String, crate::template::Template)>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_up_to_the_longest() {
+        let retry = LanePolicy::default().retry;
+        assert_eq!(retry.wait(1), Duration::from_secs(1));
+        assert_eq!(retry.wait(4), Duration::from_secs(8));
+        assert_eq!(retry.wait(5000), Duration::from_secs(300));
+    }
+}

@@ -1,0 +1,167 @@
+//! Texts with `{{ expression }}` in them.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::problem::Place;
+use crate::spec::{Build, Scalar};
+use crate::transform::{Context, Expression};
+use crate::{Fault, Message};
+
+/// A text whose `{{ }}` are evaluated for each message.
+#[derive(Clone)]
+pub struct Template {
+    parts: Vec<Part>,
+}
+
+/// One piece of a template.
+#[derive(Clone)]
+pub enum Part {
+    /// Text as written.
+    Text(String),
+    /// What the expression gives; nothing (`()`) is the empty text.
+    Expression(Arc<dyn Expression>),
+}
+
+impl Template {
+    /// A text without expressions.
+    pub fn constant(text: impl Into<String>) -> Self {
+        Self {
+            parts: vec![Part::Text(text.into())],
+        }
+    }
+
+    /// Compiles what the user wrote; problems are reported through `build`.
+    pub fn parse(scalar: &Scalar, place: &Place, build: &Build<'_>) -> Option<Self> {
+        let text = &scalar.text;
+        let in_literal = |at: usize| scalar.literal.iter().any(|range| range.contains(&at));
+        let mut parts = Vec::new();
+        let mut plain = String::new();
+        let mut good = true;
+        let mut at = 0;
+        while at < text.len() {
+            let rest = &text[at..];
+            if rest.starts_with("{{") && !in_literal(at) {
+                let Some(length) = end_of_expression(&rest[2..]) else {
+                    build.problems.error(
+                        place,
+                        "bad-expression",
+                        "'{{' without its '}}'",
+                        "close the expression with '}}'",
+                    );
+                    return None;
+                };
+                if !plain.is_empty() {
+                    parts.push(Part::Text(std::mem::take(&mut plain)));
+                }
+                match build.expression(rest[2..2 + length].trim(), place) {
+                    Some(expression) => parts.push(Part::Expression(expression)),
+                    None => good = false,
+                }
+                at += length + 4;
+            } else {
+                let step = rest.chars().next().map_or(1, char::len_utf8);
+                plain.push_str(&rest[..step]);
+                at += step;
+            }
+        }
+        if !plain.is_empty() || parts.is_empty() {
+            parts.push(Part::Text(plain));
+        }
+        good.then_some(Self { parts })
+    }
+
+    /// The pieces, in order.
+    pub fn parts(&self) -> &[Part] {
+        &self.parts
+    }
+
+    /// The text, when there is no expression in it.
+    pub fn as_constant(&self) -> Option<&str> {
+        match self.parts.as_slice() {
+            [Part::Text(text)] => Some(text),
+            _ => None,
+        }
+    }
+
+    /// The text for one message; `escape` is applied to what expressions give.
+    pub fn render_with(
+        &self,
+        message: &Arc<Message>,
+        context: &Context,
+        escape: impl Fn(String) -> Result<String, Fault>,
+    ) -> Result<String, Fault> {
+        let mut out = String::new();
+        for part in &self.parts {
+            match part {
+                Part::Text(text) => out.push_str(text),
+                Part::Expression(expression) => {
+                    let value = expression.evaluate(message, context)?;
+                    out.push_str(&escape(value.into_text())?);
+                }
+            }
+        }
+        Ok(out)
+    }
+
+    /// The text for one message, with what expressions give as it is.
+    pub fn render(&self, message: &Arc<Message>, context: &Context) -> Result<String, Fault> {
+        self.render_with(message, context, Ok)
+    }
+}
+
+impl fmt::Debug for Template {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for part in &self.parts {
+            match part {
+                Part::Text(text) => f.write_str(text)?,
+                Part::Expression(_) => f.write_str("{{…}}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Length of the expression up to its `}}`; braces in string literals and nested maps do not end it.
+fn end_of_expression(text: &str) -> Option<usize> {
+    let bytes = text.as_bytes();
+    let mut at = 0;
+    let mut open = 0usize;
+    let mut quote = None;
+    while at < bytes.len() {
+        let byte = bytes[at];
+        match quote {
+            Some(end) => match byte {
+                b'\\' if end != b'`' => at += 1,
+                _ if byte == end => quote = None,
+                _ => {}
+            },
+            None => match byte {
+                b'"' | b'\'' | b'`' => quote = Some(byte),
+                b'{' => open += 1,
+                b'}' if open > 0 => open -= 1,
+                b'}' if bytes.get(at + 1) == Some(&b'}') => return Some(at),
+                _ => {}
+            },
+        }
+        at += 1;
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_an_expression_is_not_in_a_string_or_a_map() {
+        let end = |text: &str| end_of_expression(text).map(|at| text[..at].to_owned());
+        assert_eq!(end(r#" id }} x"#).as_deref(), Some(" id "));
+        assert_eq!(end(r#" "}}" }}"#).as_deref(), Some(r#" "}}" "#));
+        assert_eq!(
+            end(r#" xpath("//a", #{a: "u"}) }}"#).as_deref(),
+            Some(r#" xpath("//a", #{a: "u"}) "#)
+        );
+        assert_eq!(end(" id }"), None);
+    }
+}
