@@ -140,9 +140,9 @@ impl Auth {
             .or_else(|| self.by_certificate(subject?));
         match found {
             Some(caller) => Ok(Some(caller)),
-            None if !self.basic.is_empty() => {
-                Err(Denied::Unauthorized("Basic realm=\"xbus\", charset=\"UTF-8\""))
-            }
+            None if !self.basic.is_empty() => Err(Denied::Unauthorized(
+                "Basic realm=\"xbus\", charset=\"UTF-8\"",
+            )),
             None if !self.bearer.is_empty() => Err(Denied::Unauthorized("Bearer realm=\"xbus\"")),
             None if self.api_key.is_some() => Err(Denied::Unauthorized("ApiKey realm=\"xbus\"")),
             None => Err(Denied::Forbidden),

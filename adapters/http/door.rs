@@ -65,8 +65,7 @@ pub(crate) enum Entry {
 
 /// What stands in for a route in tests.
 #[cfg(test)]
-pub(crate) type Stub =
-    dyn Fn(Arrival) -> BoxFuture<'static, Result<Reply, Fault>> + Send + Sync;
+pub(crate) type Stub = dyn Fn(Arrival) -> BoxFuture<'static, Result<Reply, Fault>> + Send + Sync;
 
 /// One route's receiver, attached to a listener.
 pub(crate) struct Door {

@@ -6,8 +6,8 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -15,6 +15,10 @@ use tokio::time::{Instant, Sleep};
 
 /// As much of a line as matters: a header name and a number.
 const LINE_KEPT: usize = 96;
+/// How long a caller that was answered early may still send.
+const LINGER: Duration = Duration::from_secs(2);
+/// As much is read then at most.
+const LINGER_BYTES: usize = 4 << 20;
 
 /// What guard and service tell one another about a connection.
 #[derive(Default, Debug)]
@@ -25,6 +29,8 @@ pub(crate) struct Watch {
     begun: AtomicU64,
     /// Requests that the service has not answered yet.
     active: AtomicUsize,
+    /// A request was answered before all of it was read.
+    unread: AtomicBool,
 }
 
 impl Watch {
@@ -34,6 +40,12 @@ impl Watch {
         self.active.fetch_add(1, Relaxed);
         let ambiguous = self.ambiguous.load(Relaxed) == number;
         (Active(self.clone()), ambiguous)
+    }
+
+    /// The connection ends although the caller may still be sending: it is read on for a while, so
+    /// that the answer is not lost in a reset (RFC 9112 section 9.6).
+    pub(crate) fn leave_unread(&self) {
+        self.unread.store(true, Relaxed);
     }
 }
 
@@ -57,6 +69,8 @@ pub(crate) struct Guard<T> {
     head_since: Instant,
     last_activity: Instant,
     timer: Option<Pin<Box<Sleep>>>,
+    /// What may still be read after the end; nothing before it.
+    linger: Option<usize>,
 }
 
 impl<T> Guard<T> {
@@ -71,6 +85,7 @@ impl<T> Guard<T> {
             head_since: now,
             last_activity: now,
             timer: None,
+            linger: None,
         }
     }
 
@@ -102,12 +117,13 @@ impl<T> Guard<T> {
         }
         while timer.as_mut().poll(cx).is_ready() {
             // It was set for an earlier state of things.
-            timer.as_mut().reset(look.max(Instant::now() + Duration::from_millis(1)));
+            timer
+                .as_mut()
+                .reset(look.max(Instant::now() + Duration::from_millis(1)));
         }
         false
     }
 }
-
 
 impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guard<T> {
     fn poll_read(
@@ -152,7 +168,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guard<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Guard<T> {
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<T> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -167,7 +183,39 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Guard<T> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
+        let mut left = match self.linger {
+            Some(left) => left,
+            None => {
+                ready!(Pin::new(&mut self.inner).poll_shutdown(cx))?;
+                if !self.watch.unread.load(Relaxed) {
+                    return Poll::Ready(Ok(()));
+                }
+                self.timer = Some(Box::pin(tokio::time::sleep(LINGER)));
+                LINGER_BYTES
+            }
+        };
+        let mut room = [0u8; 4096];
+        while left > 0 {
+            let mut rest = ReadBuf::new(&mut room);
+            match Pin::new(&mut self.inner).poll_read(cx, &mut rest) {
+                Poll::Ready(Ok(())) if !rest.filled().is_empty() => {
+                    left = left.saturating_sub(rest.filled().len());
+                }
+                Poll::Ready(_) => break,
+                Poll::Pending => {
+                    self.linger = Some(left);
+                    let over = self
+                        .timer
+                        .as_mut()
+                        .is_none_or(|timer| timer.as_mut().poll(cx).is_ready());
+                    if over {
+                        break;
+                    }
+                    return Poll::Pending;
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_write_vectored(
@@ -238,7 +286,7 @@ impl Framing {
                         _ => At::Chunk(left),
                     };
                 }
-                _ => match bytes.iter().position(|byte| *byte == b'\n') {
+                _ => match memchr::memchr(b'\n', bytes) {
                     None => {
                         self.keep(bytes);
                         return ambiguous;
@@ -347,7 +395,10 @@ mod tests {
             }
             results.push((ambiguous, framing.at, framing.heads));
         }
-        assert!(results.windows(2).all(|pair| pair[0] == pair[1]), "{results:?}");
+        assert!(
+            results.windows(2).all(|pair| pair[0] == pair[1]),
+            "{results:?}"
+        );
         results[0]
     }
 

@@ -7,10 +7,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Poll;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -18,7 +17,7 @@ use futures_util::task::AtomicWaker;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -32,12 +31,6 @@ use crate::serve;
 use crate::settings::{Limits, ListenerSettings, Settings};
 use crate::table::Table;
 use crate::tls::{self, Subject};
-
-/// How long a connection that is closed before its request was read is read on, so that the
-/// answer is not lost in a reset (RFC 9112 section 9.6).
-const LINGER: Duration = Duration::from_secs(2);
-/// As much is read then at most.
-const LINGER_BYTES: usize = 4 << 20;
 
 /// All listeners of the bus.
 pub struct Hub {
@@ -75,8 +68,6 @@ pub(crate) struct Connection {
     pub(crate) trusted: bool,
     /// Whom the client's certificate names.
     pub(crate) subject: Option<Subject>,
-    /// A request was answered before its body was read.
-    pub(crate) unread: AtomicBool,
     waker: AtomicWaker,
 }
 
@@ -307,7 +298,6 @@ fn connection(
         client: peer.to_canonical().to_string(),
         trusted,
         subject,
-        unread: AtomicBool::new(false),
         waker: AtomicWaker::new(),
     })
 }
@@ -349,44 +339,21 @@ impl Connections {
                 async move { Ok::<_, Infallible>(serve::answer(&connection, request).await) }
             })
         };
-        let mut http = builder.serve_connection(TokioIo::new(guard), service);
+        let mut http = pin!(builder.serve_connection(TokioIo::new(guard), service));
         let mut told = false;
         let ended = poll_fn(|cx| {
             if !told {
                 connection.waker.register(cx.waker());
                 if self.stopping.load(SeqCst) {
                     told = true;
-                    Pin::new(&mut http).graceful_shutdown();
+                    http.as_mut().graceful_shutdown();
                 }
             }
-            match http.poll_without_shutdown(cx) {
-                Poll::Ready(result) => Poll::Ready(result),
-                Poll::Pending => Poll::Pending,
-            }
+            http.as_mut().poll(cx)
         })
         .await;
         if let Err(error) = ended {
             tracing::debug!(client = connection.client, %error, "a connection ended early");
-        }
-        let mut socket = http.into_parts().io.into_inner();
-        let _ = tokio::time::timeout(LINGER, async {
-            let _ = socket.shutdown().await;
-            if connection.unread.load(Relaxed) {
-                read_on(&mut socket).await;
-            }
-        })
-        .await;
-    }
-}
-
-/// Reads and forgets what a caller still sends.
-async fn read_on(socket: &mut (impl AsyncRead + Unpin)) {
-    let mut rest = [0u8; 8192];
-    let mut read = 0;
-    while read < LINGER_BYTES {
-        match socket.read(&mut rest).await {
-            Ok(count) if count > 0 => read += count,
-            _ => return,
         }
     }
 }

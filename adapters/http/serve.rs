@@ -3,7 +3,6 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -47,7 +46,7 @@ pub(crate) async fn answer(connection: &Arc<Connection>, request: Request<Incomi
         Err(refusal) => shape::fault(shape, id, &refusal),
     };
     if answer.headers().contains_key(header::CONNECTION) {
-        connection.unread.store(true, Relaxed);
+        connection.watch.leave_unread();
     }
     answer
 }
@@ -183,7 +182,13 @@ async fn enter(
     check_type(&door.config, &head)?;
     let body = read(connection, &head, body, door.config.max_body).await?;
     let seen = match &door.config.soap {
-        Some(_) => Some(envelope(&door.config, &head, &body, shape, door.config.element.is_some())?),
+        Some(_) => Some(envelope(
+            &door.config,
+            &head,
+            &body,
+            shape,
+            door.config.element.is_some(),
+        )?),
         None => None,
     };
     if let Some(wanted) = &door.config.element {
@@ -346,10 +351,9 @@ fn refuse_body(error: BodyError) -> Refusal {
             header::ACCEPT_ENCODING,
             HeaderValue::from_static("gzip, deflate"),
         ),
-        BodyError::Corrupt => Refusal::new(
-            Code::Client,
-            "the body is not what its content coding says",
-        ),
+        BodyError::Corrupt => {
+            Refusal::new(Code::Client, "the body is not what its content coding says")
+        }
     }
 }
 
@@ -377,7 +381,10 @@ fn envelope(
         Ok(seen) => seen,
         Err(NotSoap::OtherVersion) => return Err(mismatch(shape)),
         Err(NotSoap::OtherElement) => {
-            return Err(Refusal::new(Code::Client, "the body is not a SOAP envelope"));
+            return Err(Refusal::new(
+                Code::Client,
+                "the body is not a SOAP envelope",
+            ));
         }
         Err(NotSoap::Malformed(why)) => {
             return Err(Refusal::new(
@@ -408,7 +415,10 @@ fn envelope(
         let names: Vec<String> = unknown.iter().map(ToString::to_string).collect();
         let mut refusal = Refusal::new(
             Code::Client,
-            format!("a header that must be understood is not: {}", names.join(", ")),
+            format!(
+                "a header that must be understood is not: {}",
+                names.join(", ")
+            ),
         );
         refusal.soap = SoapCode::MustUnderstand(unknown);
         return Err(refusal);
@@ -460,7 +470,10 @@ async fn check_wellformed(
     body: &Bytes,
 ) -> Result<(), Refusal> {
     let charset = charset_of(head).map(str::to_owned);
-    let (depth, attributes) = (connection.limits.xml_depth, connection.limits.xml_attributes);
+    let (depth, attributes) = (
+        connection.limits.xml_depth,
+        connection.limits.xml_attributes,
+    );
     let checked = if body.len() <= CHECK_ASIDE {
         wellformed::check(body, charset.as_deref(), depth, attributes)
     } else {
@@ -684,11 +697,10 @@ fn good(shape: Shape, config: &Config, reply: &Reply) -> Result<Answer, Refusal>
                     .detail(why),
             )
         };
-        let (enveloped, changed) =
-            soap::into_envelope(version, &body, charset).map_err(not_xml)?;
-        let fitting = message.content_type().is_some_and(|given| {
-            xml::essence(given).eq_ignore_ascii_case(version.media_type())
-        });
+        let (enveloped, changed) = soap::into_envelope(version, &body, charset).map_err(not_xml)?;
+        let fitting = message
+            .content_type()
+            .is_some_and(|given| xml::essence(given).eq_ignore_ascii_case(version.media_type()));
         if changed || !fitting {
             content_type = Some(soap_type(version, &enveloped, charset, changed));
         }
@@ -710,12 +722,19 @@ fn good(shape: Shape, config: &Config, reply: &Reply) -> Result<Answer, Refusal>
             None => "application/octet-stream",
         })
     });
-    Ok(shape::answer(
-        asked.unwrap_or(status),
-        content_type,
-        body,
-        reply.id,
-    ))
+    let mut answer = shape::answer(asked.unwrap_or(status), content_type, body, reply.id);
+    for (name, value) in reply.headers.iter() {
+        let pair = (
+            HeaderName::from_bytes(name.as_bytes()),
+            HeaderValue::from_bytes(value.as_bytes()),
+        );
+        if let (Ok(name), Ok(value)) = pair
+            && passes(&name)
+        {
+            answer.headers_mut().insert(name, value);
+        }
+    }
+    Ok(answer)
 }
 
 /// The content type of an envelope that stays in its own charset.

@@ -149,6 +149,12 @@ impl Refusal {
 
 /// The status that goes with a fault, SOAP aside.
 pub(crate) fn status_of(fault: &Fault) -> StatusCode {
+    let said = fault
+        .http_status
+        .and_then(|status| StatusCode::from_u16(status).ok());
+    if let Some(status) = said.filter(|status| status.as_u16() >= 400) {
+        return status;
+    }
     match fault.code {
         Code::Client => StatusCode::BAD_REQUEST,
         Code::Unroutable => StatusCode::UNPROCESSABLE_ENTITY,
@@ -156,7 +162,6 @@ pub(crate) fn status_of(fault: &Fault) -> StatusCode {
         Code::Denied => StatusCode::FORBIDDEN,
         Code::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         Code::Unsupported => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-        Code::Overloaded if fault.rate_limited => StatusCode::TOO_MANY_REQUESTS,
         Code::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
         Code::Destination => StatusCode::BAD_GATEWAY,
         Code::Timeout | Code::InDoubt => StatusCode::GATEWAY_TIMEOUT,
@@ -421,13 +426,34 @@ mod tests {
             (&[("content-type", "text/csv")], Shape::Json),
             (&[("content-type", "text/xml")], Shape::Xml),
             (&[("content-type", "application/atom+xml")], Shape::Xml),
-            (&[("content-type", "application/soap+xml; action=x")], soap12),
+            (
+                &[("content-type", "application/soap+xml; action=x")],
+                soap12,
+            ),
             (&[("content-type", "text/xml"), ("soapaction", "")], soap11),
-            (&[("content-type", "text/xml"), ("accept", "application/json")], Shape::Json),
-            (&[("accept", "text/html, application/xml;q=0.9, */*")], Shape::Xml),
-            (&[("accept", "application/json;q=0.5, text/xml;q=0.6")], Shape::Xml),
-            (&[("content-type", "text/xml"), ("accept", "*/*")], Shape::Xml),
-            (&[("content-type", "text/xml"), ("accept", "text/xml, application/json")], Shape::Xml),
+            (
+                &[("content-type", "text/xml"), ("accept", "application/json")],
+                Shape::Json,
+            ),
+            (
+                &[("accept", "text/html, application/xml;q=0.9, */*")],
+                Shape::Xml,
+            ),
+            (
+                &[("accept", "application/json;q=0.5, text/xml;q=0.6")],
+                Shape::Xml,
+            ),
+            (
+                &[("content-type", "text/xml"), ("accept", "*/*")],
+                Shape::Xml,
+            ),
+            (
+                &[
+                    ("content-type", "text/xml"),
+                    ("accept", "text/xml, application/json"),
+                ],
+                Shape::Xml,
+            ),
         ] {
             assert_eq!(Shape::of(&headers(pairs)), expected, "{pairs:?}");
         }
@@ -461,11 +487,20 @@ mod tests {
         );
         let (status, body) = text(fault(Shape::Soap(Version::V11), id, &failed())).await;
         assert_eq!(status, 500);
-        assert!(body.contains("<faultcode>soap:Client</faultcode>"), "{body}");
-        assert!(body.contains(&format!("<detail>{element}</detail>")), "{body}");
+        assert!(
+            body.contains("<faultcode>soap:Client</faultcode>"),
+            "{body}"
+        );
+        assert!(
+            body.contains(&format!("<detail>{element}</detail>")),
+            "{body}"
+        );
         let (status, body) = text(fault(Shape::Soap(Version::V12), id, &failed())).await;
         assert_eq!(status, 400);
-        assert!(body.contains("<soap:Value>soap:Sender</soap:Value>"), "{body}");
+        assert!(
+            body.contains("<soap:Value>soap:Sender</soap:Value>"),
+            "{body}"
+        );
     }
 
     #[tokio::test]
@@ -495,7 +530,7 @@ mod tests {
             }
         }
         let mut limited = Fault::new(Code::Overloaded, "x");
-        limited.rate_limited = true;
+        limited.http_status = Some(429);
         let answer = fault(
             Shape::Json,
             id,

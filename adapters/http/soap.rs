@@ -239,9 +239,9 @@ fn root(reader: &mut NsReader<&[u8]>) -> Result<(Version, bool), NotSoap> {
                 .map(|version| (version, empty))
                 .ok_or(NotSoap::OtherVersion),
             ResolveResult::Unbound => Err(NotSoap::OtherVersion),
-            ResolveResult::Unknown(prefix) => Err(malformed(format!(
-                "the prefix '{prefix}' is not declared"
-            ))),
+            ResolveResult::Unknown(prefix) => {
+                Err(malformed(format!("the prefix '{prefix}' is not declared")))
+            }
         };
     }
 }
@@ -292,8 +292,7 @@ fn header(
 pub(crate) fn is_addressing(namespace: &str) -> bool {
     matches!(
         namespace,
-        "http://www.w3.org/2005/08/addressing"
-            | "http://schemas.xmlsoap.org/ws/2004/08/addressing"
+        "http://www.w3.org/2005/08/addressing" | "http://schemas.xmlsoap.org/ws/2004/08/addressing"
     )
 }
 
@@ -383,7 +382,10 @@ fn fault_side(reader: &mut NsReader<&[u8]>) -> Result<FaultSide, NotSoap> {
                 // SOAP 1.1 allows codes to be refined with dots: Client.Authentication.
                 let first = local.split('.').next().unwrap_or(local);
                 return Ok(match first {
-                    "Client" | "Sender" | "VersionMismatch" | "MustUnderstand"
+                    "Client"
+                    | "Sender"
+                    | "VersionMismatch"
+                    | "MustUnderstand"
                     | "DataEncodingUnknown" => FaultSide::Sender,
                     _ => FaultSide::Receiver,
                 });
@@ -461,10 +463,7 @@ fn map(version: Version, text: &str) -> Result<String, String> {
 
 fn mapped<'a>(start: &BytesStart<'a>, from: &str, to: &str) -> Result<BytesStart<'a>, String> {
     let declares = |attribute: &str| {
-        attribute == "xmlns"
-            || attribute
-                .get(..6)
-                .is_some_and(|prefix| prefix == "xmlns:")
+        attribute == "xmlns" || attribute.get(..6).is_some_and(|prefix| prefix == "xmlns:")
     };
     let hit = start
         .attributes()

@@ -33,7 +33,10 @@ impl Pattern {
         let mut segments = Vec::new();
         let mut names = Vec::new();
         for part in rest.split('/') {
-            match part.strip_prefix('{').and_then(|part| part.strip_suffix('}')) {
+            match part
+                .strip_prefix('{')
+                .and_then(|part| part.strip_suffix('}'))
+            {
                 Some(name) => {
                     let is_word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
                     if name.is_empty() || !name.chars().all(is_word) {
