@@ -413,7 +413,7 @@ mod tests {
         assert_eq!(follow(&both), (None, At::Start, 3));
         // A body that looks like headers is a body.
         let body = b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n\
-            13\r\nContent-Length: 5\r\n\r\n\r\n0\r\n\r\n";
+            13\r\nContent-Length: 5\r\n\r\n0\r\n\r\n";
         assert_eq!(follow(body), (None, At::Start, 1));
     }
 

@@ -24,9 +24,11 @@ mod wellformed;
 mod xml;
 
 #[cfg(test)]
-mod testing;
+mod receiver_tests;
 #[cfg(test)]
-mod tests;
+mod sender_tests;
+#[cfg(test)]
+mod testing;
 
 use std::sync::Arc;
 

@@ -15,7 +15,7 @@ use crate::hub::Hub;
 use crate::soap::{Name, Version};
 use crate::table::Pattern;
 
-static FIELDS: &[Field] = &[
+pub(crate) static FIELDS: &[Field] = &[
     Field::new(
         "path",
         Type::Text,
@@ -118,7 +118,7 @@ fn bad(args: Args<'_>, key: &str, message: String, help: &str) {
         .error(&args.place(key), "bad-value", message, help);
 }
 
-fn build(hub: &Hub, args: Args<'_>) -> Option<Config> {
+pub(crate) fn build(hub: &Hub, args: Args<'_>) -> Option<Config> {
     let path = args.text("path")?;
     let pattern = Pattern::parse(&path)
         .map_err(|why| {

@@ -22,7 +22,7 @@ use crate::soap::{self, Version};
 use crate::url::Url;
 use crate::{tls, xml};
 
-static FIELDS: &[Field] = &[
+pub(crate) static FIELDS: &[Field] = &[
     Field::new(
         "url",
         Type::Template,
@@ -185,7 +185,7 @@ fn bad(args: Args<'_>, key: &str, message: String, help: &str) {
         .error(&args.place(key), "bad-value", message, help);
 }
 
-fn build(args: Args<'_>) -> Option<HttpSender> {
+pub(crate) fn build(args: Args<'_>) -> Option<HttpSender> {
     let url = args.template("url").and_then(|template| {
         Url::parse(&template)
             .map_err(|(message, help)| bad(args, "url", message, help))
