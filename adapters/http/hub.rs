@@ -325,9 +325,8 @@ impl Connections {
             connection.listener.settings.idle,
         );
         let mut builder = http1::Builder::new();
-        builder
-            .pipeline_flush(true)
-            .max_header_size(limits.header_bytes);
+        // No `pipeline_flush`: with it, an answer before the request was read is never flushed.
+        builder.max_header_size(limits.header_bytes);
         if limits.headers != 100 {
             // 100 is hyper's own limit, for which it needs no allocation.
             builder.max_headers(limits.headers);

@@ -61,11 +61,6 @@ async fn take(
 ) -> Result<(Arc<Door>, Reply), Refusal> {
     let doors = doors(connection, &head, shape)?;
     let first = &doors[0];
-    if let Some(soap) = &first.config.soap
-        && !matches!(shape, Shape::Soap(_))
-    {
-        *shape = Shape::Soap(soap.version.unwrap_or(Version::V11));
-    }
     let alone = doors.len() == 1;
     if alone {
         let caller = caller(connection, &head, &first.config)?;
@@ -89,8 +84,7 @@ async fn take(
 }
 
 /// The doors that path and method lead to.
-fn doors(connection: &Connection, head: &Parts, shape: &Shape) -> Result<Doors, Refusal> {
-    let _ = shape;
+fn doors(connection: &Connection, head: &Parts, shape: &mut Shape) -> Result<Doors, Refusal> {
     let table = connection.listener.table.load();
     let Some(doors) = table.find(head.uri.path()) else {
         return Err(unread(
@@ -98,6 +92,12 @@ fn doors(connection: &Connection, head: &Parts, shape: &Shape) -> Result<Doors, 
             head,
         ));
     };
+    let soap = doors.iter().find_map(|door| door.config.soap.as_ref());
+    if let Some(soap) = soap
+        && !matches!(shape, Shape::Soap(_))
+    {
+        *shape = Shape::Soap(soap.version.unwrap_or(Version::V11));
+    }
     if doors
         .iter()
         .all(|door| door.config.methods.contains(&head.method))
