@@ -43,13 +43,16 @@ static API_KEY_FIELDS: &[Field] = &[
     .required(),
 ];
 
+/// Credentials with the callers that they stand for.
+type Credentials = Vec<(String, Arc<str>)>;
+
 /// What a route accepts.
 #[derive(Default)]
 pub(crate) struct Auth {
-    /// Credentials as they stand after the scheme, with the caller that they stand for.
-    basic: Vec<(String, Arc<str>)>,
-    bearer: Vec<(String, Arc<str>)>,
-    api_key: Option<(HeaderName, Vec<(String, Arc<str>)>)>,
+    /// As they stand after the scheme.
+    basic: Credentials,
+    bearer: Credentials,
+    api_key: Option<(HeaderName, Credentials)>,
     subjects: Vec<String>,
 }
 
@@ -174,7 +177,7 @@ fn credential<'a>(args: Args<'_>, node: &'a Node) -> Option<&'a str> {
     Some(text)
 }
 
-fn numbered(args: Args<'_>, kind: &str, nodes: &[Node]) -> Vec<(String, Arc<str>)> {
+fn numbered(args: Args<'_>, kind: &str, nodes: &[Node]) -> Credentials {
     nodes
         .iter()
         .enumerate()

@@ -18,7 +18,7 @@ use xbus_core::{Call, Message, SendError};
 use crate::body::{self, BodyError};
 use crate::sender::Config;
 use crate::soap::{self, Envelope, FaultSide, Version};
-use crate::{serve, xml};
+use crate::{heads, xml};
 
 /// As much of the answer of a failure is looked at.
 const FAILURE_BODY: u64 = 64 * 1024;
@@ -331,11 +331,11 @@ impl HttpCall {
         message.headers.append("http.status", status.as_str());
         let mut name_under = String::with_capacity(40);
         for name in headers.keys() {
-            if serve::answer_passes(name) {
+            if heads::answer_passes(name) {
                 name_under.clear();
                 name_under.push_str("http.");
                 name_under.push_str(name.as_str());
-                serve::add(
+                heads::add(
                     &mut message.headers,
                     &name_under,
                     headers.get_all(name).iter(),

@@ -370,11 +370,7 @@ impl Framing {
                         .unwrap_or(0);
                 }
             }
-            Some(b't' | b'T') => {
-                if value_of(b"transfer-encoding:").is_some() {
-                    self.chunked = true;
-                }
-            }
+            Some(b't' | b'T') if value_of(b"transfer-encoding:").is_some() => self.chunked = true,
             _ => {}
         }
     }

@@ -36,11 +36,14 @@ use crate::tls::{self, Subject};
 pub struct Hub {
     listeners: BTreeMap<String, Arc<Listener>>,
     limits: Limits,
-    bound: Mutex<Vec<(Arc<Listener>, TcpListener, Option<TlsAcceptor>)>>,
+    bound: Mutex<Vec<Bound>>,
     connections: Arc<Connections>,
     accepting: CancellationToken,
     tasks: TaskTracker,
 }
+
+/// A listener that does not accept yet.
+type Bound = (Arc<Listener>, TcpListener, Option<TlsAcceptor>);
 
 pub(crate) struct Listener {
     pub(crate) settings: ListenerSettings,

@@ -9,9 +9,11 @@ mod body;
 mod call;
 mod door;
 mod guard;
+mod heads;
 mod hub;
 mod pool;
 mod receiver;
+mod reply;
 mod sender;
 mod serve;
 mod settings;
@@ -21,6 +23,7 @@ mod table;
 mod tls;
 mod url;
 mod wellformed;
+mod wrap;
 mod xml;
 
 #[cfg(test)]

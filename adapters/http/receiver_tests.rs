@@ -42,6 +42,15 @@ async fn bus_with(
 ) -> Bus {
     let mut listener = ListenerSettings::at("127.0.0.1:0");
     listener.idle = Duration::from_secs(5);
+    bus_on(listener, limits, receivers, answer).await
+}
+
+async fn bus_on(
+    listener: ListenerSettings,
+    limits: Limits,
+    receivers: &[serde_json::Value],
+    answer: impl Fn(&Arrival) -> Result<Reply, Fault> + Send + Sync + 'static,
+) -> Bus {
     let settings = Settings {
         listeners: [("default".to_owned(), listener)].into(),
         limits,
@@ -206,6 +215,29 @@ async fn a_request_becomes_a_message_with_its_headers() {
     let id = message.id.to_string();
     assert!(answer.head.contains(&format!("x-message-id: {id}")));
     assert!(answer.body.contains(&id));
+}
+
+#[tokio::test]
+async fn forwarding_headers_count_from_trusted_proxies_only() {
+    for (network, client) in [("127.0.0.0/8", "9.9.9.9"), ("10.0.0.0/8", "127.0.0.1")] {
+        let mut listener = ListenerSettings::at("127.0.0.1:0");
+        listener.trusted_proxies = [crate::Network::parse(network).unwrap()].into();
+        let bus = bus_on(
+            listener,
+            Limits::default(),
+            &[json!({"path": "/a"})],
+            |arrival| Ok(acknowledged(arrival, Status::Delivered)),
+        )
+        .await;
+        let header = "X-Forwarded-For: 6.6.6.6, 9.9.9.9, 127.0.0.2\r\n";
+        bus.ask("POST /a", header, "").await.is(200, "");
+        let headers = bus.last().message.headers;
+        assert_eq!(headers.get("http.client"), Some(client));
+        assert_eq!(
+            headers.get("x-forwarded-for").is_some(),
+            client == "9.9.9.9"
+        );
+    }
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! The sending side: what a route says of an `http` step or target, and the requests made of it.
 
+use std::hash::{Hash, Hasher};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -18,9 +19,9 @@ use xbus_core::{Code, Context, Fault, Message, Reach, Request, Sender};
 
 use crate::call::HttpCall;
 use crate::pool::{Destination, TlsIdentity};
-use crate::soap::{self, Version};
+use crate::soap::Version;
 use crate::url::Url;
-use crate::{tls, xml};
+use crate::{tls, wrap, xml};
 
 pub(crate) static FIELDS: &[Field] = &[
     Field::new(
@@ -351,7 +352,11 @@ fn tls_identity(args: Args<'_>) -> Option<TlsIdentity> {
     );
     match config {
         Ok(config) => Some(TlsIdentity {
-            key: format!("{ca:?} {identity:?}"),
+            key: fingerprint(
+                [&ca, &identity.as_ref().map(|(cert, _)| cert.clone())]
+                    .into_iter()
+                    .flatten(),
+            ),
             config: Some(config),
         }),
         Err(error) => {
@@ -361,6 +366,17 @@ fn tls_identity(args: Args<'_>) -> Option<TlsIdentity> {
             None
         }
     }
+}
+
+/// Tells certificates apart by what the files hold, so that renewed ones are used after a reload.
+fn fingerprint<'a>(files: impl Iterator<Item = &'a PathBuf>) -> String {
+    let mut hasher = std::hash::DefaultHasher::new();
+    let mut key = String::new();
+    for file in files {
+        std::fs::read(file).unwrap_or_default().hash(&mut hasher);
+        key.push_str(&format!("{} ", file.display()));
+    }
+    key + &hasher.finish().to_string()
 }
 
 fn secret(text: &str) -> Option<HeaderValue> {
@@ -502,7 +518,7 @@ impl Config {
             return Ok(message.body.bytes().clone());
         };
         let charset = given.and_then(xml::charset);
-        let (body, changed) = soap::into_envelope(soap.version, message.body.bytes(), charset)
+        let (body, changed) = wrap::into_envelope(soap.version, message.body.bytes(), charset)
             .map_err(|why| {
                 cannot(
                     "the request is not an XML document",

@@ -1,15 +1,14 @@
 //! One request: from its head to its answer. Whatever is wrong is refused as early as it can be
 //! seen, and a body that will be refused is not read.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::header::{self, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
-use xbus_core::{Arrival, Code, Headers, Message, MessageId, Reply, Timestamp};
+use xbus_core::{Arrival, Code, Message, MessageId, Reply, Timestamp};
 
 use crate::auth::Denied;
 use crate::body::{self, BodyError};
@@ -17,8 +16,8 @@ use crate::door::{Config, Door};
 use crate::hub::Connection;
 use crate::shape::{self, Answer, Refusal, Shape, SoapCode};
 use crate::soap::{self, Envelope, NotSoap, Version};
-use crate::table::{Doors, decode};
-use crate::{wellformed, xml};
+use crate::table::Doors;
+use crate::{heads, reply, wellformed, xml};
 
 /// Documents above this size are checked away from the threads that serve connections.
 const CHECK_ASIDE: usize = 256 * 1024;
@@ -39,7 +38,7 @@ pub(crate) async fn answer(connection: &Arc<Connection>, request: Request<Incomi
         take(connection, head, body, id, &mut shape).await
     };
     let answer = match result {
-        Ok((door, reply)) => match good(shape, &door.config, &reply) {
+        Ok((door, reply)) => match reply::answer(shape, &door.config, &reply) {
             Ok(answer) => answer,
             Err(refusal) => shape::fault(shape, reply.id, &refusal),
         },
@@ -370,12 +369,11 @@ fn envelope(
         if let Some(only) = only {
             *shape = Shape::Soap(only);
         }
-        let mut refusal = Refusal::new(
+        Refusal::new(
             Code::Client,
             "the envelope is of a version of SOAP that is not taken here",
-        );
-        refusal.soap = SoapCode::VersionMismatch;
-        refusal
+        )
+        .soap(SoapCode::VersionMismatch)
     };
     let seen = match soap::look(body, charset_of(head), want_element) {
         Ok(seen) => seen,
@@ -413,15 +411,14 @@ fn envelope(
         .collect();
     if !unknown.is_empty() {
         let names: Vec<String> = unknown.iter().map(ToString::to_string).collect();
-        let mut refusal = Refusal::new(
+        let refusal = Refusal::new(
             Code::Client,
             format!(
                 "a header that must be understood is not: {}",
                 names.join(", ")
             ),
         );
-        refusal.soap = SoapCode::MustUnderstand(unknown);
-        return Err(refusal);
+        return Err(refusal.soap(SoapCode::MustUnderstand(unknown)));
     }
     Ok(seen)
 }
@@ -451,7 +448,7 @@ async fn hand_in(
         id,
         correlation_id,
         received_at: Timestamp::now(),
-        headers: headers(connection, &door.config, &head),
+        headers: heads::headers(connection, &door.config, &head),
         body: body.into(),
         format: door.config.format,
     };
@@ -490,264 +487,4 @@ async fn check_wellformed(
             format!("the body is not well-formed XML: {why}"),
         )
     })
-}
-
-/// The headers of the message: what the protocol says of it under its prefixes, and the request's
-/// own, but for those that are secret, of one hop only, or feign a prefix.
-fn headers(connection: &Connection, config: &Config, head: &Parts) -> Headers {
-    let size: usize = head
-        .headers
-        .iter()
-        .map(|(name, value)| name.as_str().len() + value.len())
-        .sum();
-    let query = head.uri.query();
-    let room = size + query.map_or(0, |query| query.len() + 32) + 64;
-    let mut headers = Headers::with_capacity(head.headers.len() + 4, room);
-    headers.append("http.method", head.method.as_str());
-    headers.append("http.client", &client(connection, &head.headers));
-    for (name, value) in config.pattern.values(head.uri.path()) {
-        headers.append(name, &value);
-    }
-    if let Some(query) = query {
-        add_query(&mut headers, query);
-    }
-    let named_hop = hop_by_hop(&head.headers);
-    let decoded = head.headers.contains_key(header::CONTENT_ENCODING);
-    for name in head.headers.keys() {
-        let text = name.as_str();
-        let skipped = !passes(name)
-            || config.auth.secret_header() == Some(name)
-            || (decoded && *name == header::CONTENT_ENCODING)
-            || (!connection.trusted && is_forwarding(text))
-            || (text.contains('.') && is_reserved(text))
-            || named_hop.is_some_and(|list| lists(list, text));
-        if !skipped {
-            add(&mut headers, text, head.headers.get_all(name).iter());
-        }
-    }
-    if let Some(charset) = &config.charset {
-        set_charset(&mut headers, charset);
-    }
-    headers
-}
-
-/// Adds a header; several lines of one name become one value (RFC 9110 section 5.3).
-pub(crate) fn add<'a>(
-    headers: &mut Headers,
-    name: &str,
-    mut values: impl Iterator<Item = &'a HeaderValue>,
-) {
-    let Some(first) = values.next() else { return };
-    match values.next() {
-        None => headers.append(name, &text_of(first)),
-        Some(second) => {
-            let mut all = text_of(first).into_owned();
-            for value in std::iter::once(second).chain(values) {
-                all.push_str(", ");
-                all.push_str(&text_of(value));
-            }
-            headers.append(name, &all);
-        }
-    }
-}
-
-/// A header's value as text: UTF-8, or else ISO 8859-1.
-fn text_of(value: &HeaderValue) -> std::borrow::Cow<'_, str> {
-    match std::str::from_utf8(value.as_bytes()) {
-        Ok(text) => text.into(),
-        Err(_) => encoding_rs::mem::decode_latin1(value.as_bytes()),
-    }
-}
-
-/// Whether a header may become a message header: not when it is a credential, of one hop (RFC 9110
-/// section 7.6.1), or about the framing of the body.
-fn passes(name: &HeaderName) -> bool {
-    if *name == "keep-alive" || *name == "proxy-connection" {
-        return false;
-    }
-    !matches!(
-        *name,
-        header::AUTHORIZATION
-            | header::COOKIE
-            | header::PROXY_AUTHORIZATION
-            | header::PROXY_AUTHENTICATE
-            | header::CONNECTION
-            | header::TRANSFER_ENCODING
-            | header::CONTENT_LENGTH
-            | header::TE
-            | header::TRAILER
-            | header::UPGRADE
-            | header::EXPECT
-    )
-}
-
-/// The same for the answers of destinations.
-pub(crate) fn answer_passes(name: &HeaderName) -> bool {
-    passes(name) && *name != header::SET_COOKIE
-}
-
-fn hop_by_hop(headers: &HeaderMap) -> Option<&str> {
-    let list = headers.get(header::CONNECTION)?.to_str().ok()?;
-    let usual = list.eq_ignore_ascii_case("keep-alive") || list.eq_ignore_ascii_case("close");
-    (!usual).then_some(list)
-}
-
-fn lists(list: &str, name: &str) -> bool {
-    list.split(',')
-        .any(|item| item.trim().eq_ignore_ascii_case(name))
-}
-
-fn is_forwarding(name: &str) -> bool {
-    name.starts_with("x-forwarded-") || name == "forwarded" || name == "x-real-ip"
-}
-
-/// Whether a name has a prefix that only the bus sets.
-fn is_reserved(name: &str) -> bool {
-    ["http.", "path.", "query.", "amqp.", "mail.", "file."]
-        .iter()
-        .any(|prefix| name.starts_with(prefix))
-}
-
-/// The caller's address; behind a trusted proxy the last one in X-Forwarded-For that is none.
-fn client<'a>(connection: &'a Connection, headers: &HeaderMap) -> std::borrow::Cow<'a, str> {
-    if !connection.trusted {
-        return connection.client.as_str().into();
-    }
-    let networks = &connection.listener.settings.trusted_proxies;
-    headers
-        .get_all("x-forwarded-for")
-        .iter()
-        .rev()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.rsplit(','))
-        .map_while(|item| item.trim().parse::<IpAddr>().ok())
-        .find(|address| !networks.iter().any(|network| network.contains(*address)))
-        .map_or_else(
-            || connection.client.as_str().into(),
-            |address| address.to_string().into(),
-        )
-}
-
-/// Query parameters (WHATWG URL, application/x-www-form-urlencoded); of several with one name all
-/// values count, joined by a comma as headers are.
-fn add_query(headers: &mut Headers, query: &str) {
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let name = format!("query.{}", form_decode(name));
-        let value = form_decode(value);
-        match headers.get(&name) {
-            Some(known) => {
-                let both = format!("{known}, {value}");
-                headers.set(&name, &both);
-            }
-            None => headers.append(&name, &value),
-        }
-    }
-}
-
-fn form_decode(text: &str) -> String {
-    if text.contains('+') {
-        decode(&text.replace('+', " ")).into_owned()
-    } else {
-        decode(text).into_owned()
-    }
-}
-
-/// Makes the content type say the charset that the route says.
-fn set_charset(headers: &mut Headers, charset: &str) {
-    let given = headers.get("content-type").unwrap_or("text/plain");
-    let mut value = xml::essence(given).to_owned();
-    for parameter in given.split(';').skip(1).map(str::trim) {
-        let is_charset = parameter
-            .get(..8)
-            .is_some_and(|start| start.eq_ignore_ascii_case("charset="));
-        if !is_charset && !parameter.is_empty() {
-            value.push_str("; ");
-            value.push_str(parameter);
-        }
-    }
-    value.push_str("; charset=");
-    value.push_str(charset);
-    headers.set("content-type", &value);
-}
-
-/// The answer to a message that was taken.
-fn good(shape: Shape, config: &Config, reply: &Reply) -> Result<Answer, Refusal> {
-    let Some(message) = &reply.message else {
-        return Ok(shape::acknowledgement(shape, reply.id, reply.status));
-    };
-    let asked = reply
-        .http_status
-        .and_then(|status| StatusCode::from_u16(status).ok());
-    let (mut body, mut content_type) = (
-        message.body.bytes().clone(),
-        message
-            .content_type()
-            .and_then(|value| HeaderValue::from_str(value).ok()),
-    );
-    let mut status = match shape {
-        Shape::Soap(_) => StatusCode::OK,
-        _ => shape::ack_status(reply.status),
-    };
-    if let (Shape::Soap(version), true) = (shape, config.soap.is_some()) {
-        let charset = message.content_type().and_then(xml::charset);
-        let not_xml = |why: String| {
-            Refusal::from(
-                xbus_core::Fault::new(Code::Transform, "the reply is not an XML document")
-                    .detail(why),
-            )
-        };
-        let (enveloped, changed) = soap::into_envelope(version, &body, charset).map_err(not_xml)?;
-        let fitting = message
-            .content_type()
-            .is_some_and(|given| xml::essence(given).eq_ignore_ascii_case(version.media_type()));
-        if changed || !fitting {
-            content_type = Some(soap_type(version, &enveloped, charset, changed));
-        }
-        body = enveloped;
-        // A transformation may answer with a fault of its own: never with 200.
-        if let Ok(Envelope {
-            fault: Some(side), ..
-        }) = soap::look(&body, charset, false)
-        {
-            status = match (version, side) {
-                (Version::V12, soap::FaultSide::Sender) => StatusCode::BAD_REQUEST,
-                _ => StatusCode::INTERNAL_SERVER_ERROR,
-            };
-        }
-    }
-    let content_type = content_type.unwrap_or_else(|| {
-        HeaderValue::from_static(match message.format() {
-            Some(format) => format.media_type(),
-            None => "application/octet-stream",
-        })
-    });
-    let mut answer = shape::answer(asked.unwrap_or(status), content_type, body, reply.id);
-    for (name, value) in reply.headers.iter() {
-        let pair = (
-            HeaderName::from_bytes(name.as_bytes()),
-            HeaderValue::from_bytes(value.as_bytes()),
-        );
-        if let (Ok(name), Ok(value)) = pair
-            && passes(&name)
-        {
-            answer.headers_mut().insert(name, value);
-        }
-    }
-    Ok(answer)
-}
-
-/// The content type of an envelope that stays in its own charset.
-fn soap_type(version: Version, body: &[u8], charset: Option<&str>, changed: bool) -> HeaderValue {
-    let usual = HeaderValue::from_static(version.content_type());
-    if changed || xml::is_utf8(body, charset) {
-        return usual;
-    }
-    match charset {
-        Some(charset) => {
-            HeaderValue::from_str(&format!("{}; charset={charset}", version.media_type()))
-                .unwrap_or(usual)
-        }
-        None => HeaderValue::from_static(version.media_type()),
-    }
 }

@@ -274,21 +274,17 @@ pub fn settings(
     for (name, args) in listeners {
         all.insert(name.clone(), listener(*args));
     }
-    match http {
-        Some(args) => {
-            if all.insert("default".into(), listener(args)).is_some() {
-                args.build.problems.error(
-                    &args.place("listen"),
-                    "duplicate-name",
-                    "there is a listener 'default' beside http:",
-                    "http: is the listener 'default': give the other one another name",
-                );
-            }
+    if let Some(args) = http {
+        if all.insert("default".into(), listener(args)).is_some() {
+            args.build.problems.error(
+                &args.place("listen"),
+                "duplicate-name",
+                "there is a listener 'default' beside http:",
+                "http: is the listener 'default': give the other one another name",
+            );
         }
-        None if all.is_empty() => {
-            all.insert("default".into(), ListenerSettings::at("127.0.0.1:8080"));
-        }
-        None => {}
+    } else if all.is_empty() {
+        all.insert("default".into(), ListenerSettings::at("127.0.0.1:8080"));
     }
     Settings {
         listeners: all,

@@ -2,6 +2,7 @@
 //! HTTP status that goes with it. Never HTML, never a fault with 200.
 
 use std::fmt::Write as _;
+use std::ops::Deref;
 
 use bytes::Bytes;
 use http::header::{
@@ -11,7 +12,8 @@ use http::{Response, StatusCode};
 use http_body_util::Full;
 use xbus_core::{Code, Fault, Format, MessageId, Status};
 
-use crate::soap::{NS_11, NS_12, Name, Version, envelope};
+use crate::soap::{NS_11, NS_12, Name, Version};
+use crate::wrap::envelope;
 use crate::xml;
 
 /// An HTTP answer.
@@ -103,7 +105,11 @@ pub(crate) enum SoapCode {
 
 /// A request that gets no good answer.
 #[derive(Debug)]
-pub(crate) struct Refusal {
+pub(crate) struct Refusal(Box<Refused>);
+
+/// What a [`Refusal`] holds.
+#[derive(Debug)]
+pub(crate) struct Refused {
     pub(crate) fault: Fault,
     /// In place of the status that goes with the fault's code.
     pub(crate) status: Option<StatusCode>,
@@ -116,13 +122,21 @@ pub(crate) struct Refusal {
 
 impl From<Fault> for Refusal {
     fn from(fault: Fault) -> Self {
-        Self {
+        Self(Box::new(Refused {
             fault,
             status: None,
             header: None,
             close: false,
             soap: SoapCode::Usual,
-        }
+        }))
+    }
+}
+
+impl Deref for Refusal {
+    type Target = Refused;
+
+    fn deref(&self) -> &Refused {
+        &self.0
     }
 }
 
@@ -132,17 +146,22 @@ impl Refusal {
     }
 
     pub(crate) fn status(mut self, status: StatusCode) -> Self {
-        self.status = Some(status);
+        self.0.status = Some(status);
         self
     }
 
     pub(crate) fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
-        self.header = Some((name, value));
+        self.0.header = Some((name, value));
+        self
+    }
+
+    pub(crate) fn soap(mut self, code: SoapCode) -> Self {
+        self.0.soap = code;
         self
     }
 
     pub(crate) fn close(mut self) -> Self {
-        self.close = true;
+        self.0.close = true;
         self
     }
 }

@@ -85,8 +85,8 @@ pub(crate) fn without_prolog(text: &str) -> Result<&str, String> {
     loop {
         let skipped = if rest.starts_with("<?") {
             rest.split_once("?>").map(|(_, rest)| rest)
-        } else if rest.starts_with("<!--") {
-            rest[4..].split_once("-->").map(|(_, rest)| rest)
+        } else if let Some(comment) = rest.strip_prefix("<!--") {
+            comment.split_once("-->").map(|(_, rest)| rest)
         } else if rest.starts_with("<!") {
             return Err("a DTD is not allowed".into());
         } else {

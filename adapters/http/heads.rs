@@ -1,0 +1,192 @@
+//! Headers between HTTP and messages: which may pass, and under which names.
+
+use std::borrow::Cow;
+use std::net::IpAddr;
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::request::Parts;
+use xbus_core::Headers;
+
+use crate::door::Config;
+use crate::hub::Connection;
+use crate::table::decode;
+use crate::xml;
+
+/// The headers of the message: what the protocol says of it under its prefixes, and the request's
+/// own, but for those that are secret, of one hop only, or feign a prefix.
+pub(crate) fn headers(connection: &Connection, config: &Config, head: &Parts) -> Headers {
+    let size: usize = head
+        .headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len())
+        .sum();
+    let query = head.uri.query();
+    let room = size + query.map_or(0, |query| query.len() + 32) + 64;
+    let mut headers = Headers::with_capacity(head.headers.len() + 4, room);
+    headers.append("http.method", head.method.as_str());
+    headers.append("http.client", &client(connection, &head.headers));
+    for (name, value) in config.pattern.values(head.uri.path()) {
+        headers.append(name, &value);
+    }
+    if let Some(query) = query {
+        add_query(&mut headers, query);
+    }
+    let named_hop = hop_by_hop(&head.headers);
+    let decoded = head.headers.contains_key(header::CONTENT_ENCODING);
+    for name in head.headers.keys() {
+        let text = name.as_str();
+        let skipped = !passes(name)
+            || config.auth.secret_header() == Some(name)
+            || (decoded && *name == header::CONTENT_ENCODING)
+            || (!connection.trusted && is_forwarding(text))
+            || (text.contains('.') && is_reserved(text))
+            || named_hop.is_some_and(|list| lists(list, text));
+        if !skipped {
+            add(&mut headers, text, head.headers.get_all(name).iter());
+        }
+    }
+    if let Some(charset) = &config.charset {
+        set_charset(&mut headers, charset);
+    }
+    headers
+}
+
+/// Adds a header; several lines of one name become one value (RFC 9110 section 5.3).
+pub(crate) fn add<'a>(
+    headers: &mut Headers,
+    name: &str,
+    mut values: impl Iterator<Item = &'a HeaderValue>,
+) {
+    let Some(first) = values.next() else { return };
+    match values.next() {
+        None => headers.append(name, &text_of(first)),
+        Some(second) => {
+            let mut all = text_of(first).into_owned();
+            for value in std::iter::once(second).chain(values) {
+                all.push_str(", ");
+                all.push_str(&text_of(value));
+            }
+            headers.append(name, &all);
+        }
+    }
+}
+
+/// A header's value as text: UTF-8, or else ISO 8859-1.
+fn text_of(value: &HeaderValue) -> Cow<'_, str> {
+    match std::str::from_utf8(value.as_bytes()) {
+        Ok(text) => text.into(),
+        Err(_) => encoding_rs::mem::decode_latin1(value.as_bytes()),
+    }
+}
+
+/// Whether a header may become a message header: not when it is a credential, of one hop (RFC 9110
+/// section 7.6.1), or about the framing of the body.
+pub(crate) fn passes(name: &HeaderName) -> bool {
+    if *name == "keep-alive" || *name == "proxy-connection" {
+        return false;
+    }
+    !matches!(
+        *name,
+        header::AUTHORIZATION
+            | header::COOKIE
+            | header::PROXY_AUTHORIZATION
+            | header::PROXY_AUTHENTICATE
+            | header::CONNECTION
+            | header::TRANSFER_ENCODING
+            | header::CONTENT_LENGTH
+            | header::TE
+            | header::TRAILER
+            | header::UPGRADE
+            | header::EXPECT
+    )
+}
+
+/// The same for the answers of destinations.
+pub(crate) fn answer_passes(name: &HeaderName) -> bool {
+    passes(name) && *name != header::SET_COOKIE
+}
+
+fn hop_by_hop(headers: &HeaderMap) -> Option<&str> {
+    let list = headers.get(header::CONNECTION)?.to_str().ok()?;
+    let usual = list.eq_ignore_ascii_case("keep-alive") || list.eq_ignore_ascii_case("close");
+    (!usual).then_some(list)
+}
+
+fn lists(list: &str, name: &str) -> bool {
+    list.split(',')
+        .any(|item| item.trim().eq_ignore_ascii_case(name))
+}
+
+fn is_forwarding(name: &str) -> bool {
+    name.starts_with("x-forwarded-") || name == "forwarded" || name == "x-real-ip"
+}
+
+/// Whether a name has a prefix that only the bus sets.
+fn is_reserved(name: &str) -> bool {
+    ["http.", "path.", "query.", "amqp.", "mail.", "file."]
+        .iter()
+        .any(|prefix| name.starts_with(prefix))
+}
+
+/// The caller's address; behind a trusted proxy the last one in X-Forwarded-For that is none.
+fn client<'a>(connection: &'a Connection, headers: &HeaderMap) -> Cow<'a, str> {
+    if !connection.trusted {
+        return connection.client.as_str().into();
+    }
+    let networks = &connection.listener.settings.trusted_proxies;
+    headers
+        .get_all("x-forwarded-for")
+        .iter()
+        .rev()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.rsplit(','))
+        .map_while(|item| item.trim().parse::<IpAddr>().ok())
+        .find(|address| !networks.iter().any(|network| network.contains(*address)))
+        .map_or_else(
+            || connection.client.as_str().into(),
+            |address| address.to_string().into(),
+        )
+}
+
+/// Query parameters (WHATWG URL, application/x-www-form-urlencoded); of several with one name all
+/// values count, joined by a comma as headers are.
+fn add_query(headers: &mut Headers, query: &str) {
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let name = format!("query.{}", form_decode(name));
+        let value = form_decode(value);
+        match headers.get(&name) {
+            Some(known) => {
+                let both = format!("{known}, {value}");
+                headers.set(&name, &both);
+            }
+            None => headers.append(&name, &value),
+        }
+    }
+}
+
+fn form_decode(text: &str) -> String {
+    if text.contains('+') {
+        decode(&text.replace('+', " ")).into_owned()
+    } else {
+        decode(text).into_owned()
+    }
+}
+
+/// Makes the content type say the charset that the route says.
+fn set_charset(headers: &mut Headers, charset: &str) {
+    let given = headers.get("content-type").unwrap_or("text/plain");
+    let mut value = xml::essence(given).to_owned();
+    for parameter in given.split(';').skip(1).map(str::trim) {
+        let is_charset = parameter
+            .get(..8)
+            .is_some_and(|start| start.eq_ignore_ascii_case("charset="));
+        if !is_charset && !parameter.is_empty() {
+            value.push_str("; ");
+            value.push_str(parameter);
+        }
+    }
+    value.push_str("; charset=");
+    value.push_str(charset);
+    headers.set("content-type", &value);
+}
