@@ -7,7 +7,7 @@
 //! | `b`  | two current-thread runtimes, a `SO_REUSEPORT` listener and a client pool each | the same |
 //! | `c`  | as `a` | inside the connection's task |
 //! | `a+` | as `a` | as `a`, a slow transform inside `block_in_place` |
-//! | `b+` | as `b` | as `b`, a slow transform by `spawn_blocking` |
+//! | `a*`, `b*` | as `a`, `b` | as `a`, `b`, a slow transform by `spawn_blocking` |
 //!
 //! `runtime-shape <shape> proxy <port> <destination port>` reads the body whole, posts it to the
 //! destination over pooled connections and returns the answer. A body that begins with `S` first
@@ -71,7 +71,7 @@ impl Bus {
             own_task: shape != "c",
             offload: match shape {
                 "a+" => Offload::InPlace,
-                "b+" => Offload::Pool,
+                "a*" | "b*" => Offload::Pool,
                 _ => Offload::Never,
             },
             log,
@@ -179,7 +179,7 @@ fn main() -> Fallible<()> {
     let (shape, mode, port, destination) = match words[..] {
         ["echo", port] => return single(port.parse()?, None),
         [
-            shape @ ("a" | "a+" | "b" | "b+" | "c"),
+            shape @ ("a" | "a+" | "a*" | "b" | "b*" | "c"),
             mode @ ("proxy" | "accept"),
             port,
             destination,
