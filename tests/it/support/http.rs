@@ -30,6 +30,17 @@ impl Response {
             .unwrap_or_else(|error| panic!("{error} in {:?}", self.text()))
     }
 
+    /// `status` of an acknowledgement, in whichever shape it came.
+    #[track_caller]
+    pub fn json_or_xml_status(&self) -> String {
+        let text = self.text();
+        if text.starts_with('{') {
+            return self.json()["status"].as_str().expect("a status").to_owned();
+        }
+        let (_, rest) = text.split_once("status=\"").expect("a status");
+        rest.split('"').next().expect("an end").to_owned()
+    }
+
     /// The bus's id of the message.
     #[track_caller]
     pub fn id(&self) -> String {
