@@ -505,11 +505,7 @@ pub(crate) fn expected(kind: &Type) -> String {
             let names: Vec<&str> = fields.iter().map(|field| field.name).collect();
             format!("a map with the keys: {}", names.join(", "))
         }
-        Type::Either(kinds) => kinds
-            .iter()
-            .map(expected)
-            .collect::<Vec<_>>()
-            .join(", or "),
+        Type::Either(kinds) => kinds.iter().map(expected).collect::<Vec<_>>().join(", or "),
         Type::Transform => {
             String::from("a file in transforms/, { convert: { from, to } }, or a list of them")
         }

@@ -116,7 +116,10 @@ impl InRoute<'_> {
         let good = self
             .checker
             .fields_beside(node, &[ROUTE], &[], reported, "the route");
-        let received = node.get("receive").filter(|node| written(node)).map(|node| self.receive(node));
+        let received = node
+            .get("receive")
+            .filter(|node| written(node))
+            .map(|node| self.receive(node));
         let received = received.unwrap_or_default();
         let mut names = Names::default();
         let steps = self.list(node, "invoke", Role::Invoke, &mut names);
@@ -171,7 +174,10 @@ impl InRoute<'_> {
             when: self.optional(args, "when")?,
             once: self.once(args)?,
             keys: self.keys(args)?,
-            steps: complete(steps)?.into_iter().map(|target| target.step).collect(),
+            steps: complete(steps)?
+                .into_iter()
+                .map(|target| target.step)
+                .collect(),
             targets: complete(targets)?,
             drop_unmatched: args.has("unmatched"),
             no_rollback: args.has("rollback"),
@@ -245,13 +251,7 @@ impl InRoute<'_> {
     }
 
     /// The steps of a list, each with its name.
-    fn list(
-        &self,
-        route: &Node,
-        key: &str,
-        role: Role,
-        names: &mut Names,
-    ) -> Vec<Option<Made>> {
+    fn list(&self, route: &Node, key: &str, role: Role, names: &mut Names) -> Vec<Option<Made>> {
         let Some(node) = route.get(key) else {
             return Vec::new();
         };

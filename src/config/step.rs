@@ -122,12 +122,20 @@ impl<'a> InRoute<'a> {
                 &node.place,
                 "wrong-type",
                 format!("{what} must be a map"),
-                format!("write one adapter and its keys, such as {}", self.example(side)),
+                format!(
+                    "write one adapter and its keys, such as {}",
+                    self.example(side)
+                ),
             );
             return (None, false);
         }
         let kinds = self.shop.kinds;
-        let fitting = || kinds.iter().filter(move |kind| side.has(kind)).map(|kind| kind.name);
+        let fitting = || {
+            kinds
+                .iter()
+                .filter(move |kind| side.has(kind))
+                .map(|kind| kind.name)
+        };
         let mut found = None;
         let mut good = true;
         let mut strangers: Vec<&Key> = Vec::new();
@@ -277,10 +285,7 @@ impl<'a> InRoute<'a> {
                 lane,
             })
         };
-        let target = (good && known)
-            .then_some(sender)
-            .flatten()
-            .and_then(make);
+        let target = (good && known).then_some(sender).flatten().and_then(make);
         let (_, key, value) = found?;
         Some(Made {
             name: name.clone(),
@@ -347,7 +352,10 @@ impl<'a> InRoute<'a> {
         let problems = Problems::new();
         let made = make(&problems);
         let reported = problems.into_sorted();
-        if made.is_none() && reported.is_empty() && !self.shop.lenient && !self.problems.has_errors()
+        if made.is_none()
+            && reported.is_empty()
+            && !self.shop.lenient
+            && !self.problems.has_errors()
         {
             self.problems.error(
                 &value.place,
@@ -390,8 +398,9 @@ impl<'a> InRoute<'a> {
         let breaker = args.has("breaker").then(|| {
             let breaker = args.node("breaker");
             let count = breaker.and_then(|node| node.get("failures")?.text()?.parse().ok());
-            let open_for = breaker
-                .and_then(|node| xbus_core::spec::parse_duration(node.get("open_for")?.text()?).ok());
+            let open_for = breaker.and_then(|node| {
+                xbus_core::spec::parse_duration(node.get("open_for")?.text()?).ok()
+            });
             Breaker::new(
                 count.unwrap_or(5),
                 open_for.unwrap_or(Duration::from_secs(30)),
@@ -471,7 +480,10 @@ impl<'a> InRoute<'a> {
         // `retry` beside `async` says how the queue tries, unless `async` says it itself.
         if !own.has("retry") && args.has("retry") {
             policy.retry = forever(&args.object("retry", RETRY));
-            if args.node("retry").is_some_and(|node| node.get("attempts").is_some()) {
+            if args
+                .node("retry")
+                .is_some_and(|node| node.get("attempts").is_some())
+            {
                 self.problems.warning(
                     &args.object("retry", RETRY).place("attempts"),
                     "useless-key",

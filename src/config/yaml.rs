@@ -253,12 +253,12 @@ impl Tree<'_> {
         };
         let both_flow = matches!(
             (&outer.content, content),
-            (Content::Map { flow: true, .. }, Content::Map { flow: true, .. })
+            (
+                Content::Map { flow: true, .. },
+                Content::Map { flow: true, .. }
+            )
         );
-        if both_flow
-            && outer.place.line == place.line
-            && outer.place.column + 1 == place.column
-        {
+        if both_flow && outer.place.line == place.line && outer.place.column + 1 == place.column {
             self.problems.error(
                 &outer.place,
                 "unquoted-expression",
@@ -434,8 +434,12 @@ impl Tree<'_> {
     fn syntax(&self, error: &ScanError) -> Reported {
         let place = self.place(error.marker());
         let help = self.help(place.line);
-        self.problems
-            .error(&place, "bad-yaml", format!("not YAML: {}", error.kind()), help);
+        self.problems.error(
+            &place,
+            "bad-yaml",
+            format!("not YAML: {}", error.kind()),
+            help,
+        );
         Reported
     }
 
