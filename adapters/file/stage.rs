@@ -189,7 +189,7 @@ fn commit(token: &Token) -> io::Result<()> {
     };
     match token.exists {
         // Linked to its name already, by a file system without renames that replace nothing.
-        _ if staged.links > 1 => remove(&folder, &temporary)?,
+        _ if staged.linked => remove(&folder, &temporary)?,
         Exists::Replace | Exists::Append => {
             rustix::fs::renameat(&folder, &temporary, &folder, &token.name)?;
         }
@@ -267,7 +267,8 @@ fn sync(token: &Token) -> io::Result<()> {
 
 /// What `stat` says of a name, as far as it matters here.
 struct There {
-    links: u64,
+    /// It has another name, too.
+    linked: bool,
     regular: bool,
     size: u64,
 }
@@ -275,7 +276,7 @@ struct There {
 fn status(folder: &OwnedFd, name: &str) -> io::Result<Option<There>> {
     match rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(stat) => Ok(Some(There {
-            links: stat.st_nlink as u64,
+            linked: stat.st_nlink > 1,
             regular: rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file(),
             size: stat.st_size as u64,
         })),
