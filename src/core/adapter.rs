@@ -192,6 +192,8 @@ impl SendError {
         };
         let mut fault = Fault::new(code, reason).detail(self.detail);
         fault.rejected = self.class == Class::Rejected;
+        fault.untouched = self.class != Class::Unknown;
+        fault.retry_after = self.retry_after;
         fault
     }
 }

@@ -1,32 +1,55 @@
-//! The running bus: what routes share.
+//! The running bus: what routes share, and how it starts and stops.
 
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::Duration;
 
+use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 
+use crate::adapter::OpenError;
 use crate::incident::Incidents;
 use crate::lanes::Lanes;
-use crate::plan::Plan;
-use crate::store::Store;
+use crate::once::Once;
+use crate::plan::{Plan, Route};
+use crate::store::{JournalEntry, Store, StoreError};
+use crate::target::TargetConsumer;
+use crate::{Inbox, MessageId, Stop, recovery};
 
 /// What all routes share while the bus runs.
 pub struct Bus {
     store: Arc<dyn Store>,
     plan: RwLock<Arc<Plan>>,
     lanes: Lanes,
-    incidents: Incidents,
+    incidents: Arc<Incidents>,
+    once: Once,
     tasks: TaskTracker,
+    /// Ends background work and the lanes.
+    stopping: Stop,
+    receiving: Mutex<Receiving>,
+    /// Lanes that are worked off; ends when all have stopped.
+    working: Mutex<JoinSet<()>>,
+}
+
+/// The receivers that are open now.
+#[derive(Default)]
+struct Receiving {
+    stop: Stop,
+    open: JoinSet<()>,
 }
 
 impl Bus {
-    /// A bus over `store` that runs `plan`.
-    pub fn new(store: Arc<dyn Store>, plan: Plan, incidents: Incidents) -> Arc<Self> {
+    /// A bus over `store` that will run `plan`; nothing runs until [`Bus::start`].
+    pub fn new(store: Arc<dyn Store>, plan: Plan, incidents: Arc<Incidents>) -> Arc<Self> {
         Arc::new(Self {
             lanes: Lanes::new(store.clone()),
             store,
             plan: RwLock::new(Arc::new(plan)),
             incidents,
+            once: Once::default(),
             tasks: TaskTracker::new(),
+            stopping: Stop::new(),
+            receiving: Mutex::default(),
+            working: Mutex::default(),
         })
     }
 
@@ -49,12 +72,203 @@ impl Bus {
     }
 
     /// What has failed and is not mended.
-    pub fn incidents(&self) -> &Incidents {
+    pub fn incidents(&self) -> &Arc<Incidents> {
         &self.incidents
+    }
+
+    /// Keys whose first message is on its way.
+    pub(crate) fn once(&self) -> &Once {
+        &self.once
     }
 
     /// The tasks of messages that are on their way.
     pub fn tasks(&self) -> &TaskTracker {
         &self.tasks
+    }
+
+    /// Is cancelled when the bus stops.
+    pub fn stopping(&self) -> &Stop {
+        &self.stopping
+    }
+
+    /// The door of a route, by its name.
+    pub fn inbox(self: &Arc<Self>, route: &str) -> Option<Inbox> {
+        let route = self.plan().routes.get(route).cloned()?;
+        Some(self.inbox_of(&route))
+    }
+
+    fn inbox_of(self: &Arc<Self>, route: &Arc<Route>) -> Inbox {
+        Inbox {
+            bus: self.clone(),
+            route: route.clone(),
+        }
+    }
+
+    /// Ends what an earlier process left open, works off the lanes and opens the receivers. On an
+    /// error some receivers may be open: stop the bus then.
+    pub async fn start(self: &Arc<Self>) -> Result<(), Vec<OpenError>> {
+        recovery::recover(self).await;
+        self.work_off_lanes();
+        let stop = Stop::new();
+        let open = self.open_receivers(&stop).await?;
+        *self.lock_receiving() = Receiving { stop, open };
+        self.report_orphans();
+        Ok(())
+    }
+
+    /// Swaps in a new plan: new receivers open, then the old ones close; what is in flight ends on
+    /// the plan that took it. On an error the old plan goes on.
+    pub async fn reload(self: &Arc<Self>, plan: Plan) -> Result<(), Vec<OpenError>> {
+        let old = self.plan();
+        self.swap(Arc::new(plan));
+        let mut before = std::mem::take(&mut *self.lock_receiving());
+        before.stop.cancel();
+        while before.open.join_next().await.is_some() {}
+        self.work_off_lanes();
+        let stop = Stop::new();
+        match self.open_receivers(&stop).await {
+            Ok(open) => {
+                *self.lock_receiving() = Receiving { stop, open };
+                self.report_orphans();
+                Ok(())
+            }
+            Err(errors) => {
+                stop.cancel();
+                self.swap(old);
+                let stop = Stop::new();
+                if let Ok(open) = self.open_receivers(&stop).await {
+                    *self.lock_receiving() = Receiving { stop, open };
+                }
+                Err(errors)
+            }
+        }
+    }
+
+    fn swap(&self, plan: Arc<Plan>) {
+        *self
+            .plan
+            .write()
+            .unwrap_or_else(|poisoned| poisoned.into_inner()) = plan;
+    }
+
+    fn lock_receiving(&self) -> std::sync::MutexGuard<'_, Receiving> {
+        self.receiving
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    async fn open_receivers(self: &Arc<Self>, stop: &Stop) -> Result<JoinSet<()>, Vec<OpenError>> {
+        let mut open = JoinSet::new();
+        let mut errors = Vec::new();
+        for route in self.plan().routes.values().filter(|route| route.enabled) {
+            let Some(receiver) = route.receiver.clone() else {
+                continue;
+            };
+            match receiver.open(self.inbox_of(route), stop.clone()).await {
+                Ok(running) => {
+                    open.spawn(running);
+                }
+                Err(mut error) => {
+                    error.message = format!("route '{}': {}", route.name, error.message);
+                    errors.push(error);
+                }
+            }
+        }
+        if errors.is_empty() {
+            Ok(open)
+        } else {
+            stop.cancel();
+            Err(errors)
+        }
+    }
+
+    /// Has every async target's queue worked off that is not yet.
+    fn work_off_lanes(self: &Arc<Self>) {
+        let mut working = self
+            .working
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        for route in self.plan().routes.values().filter(|route| route.enabled) {
+            for target in route.all_targets() {
+                let Some(lane) = &target.lane else { continue };
+                if self.lanes.is_attached(&lane.queue) {
+                    continue;
+                }
+                let consumer = TargetConsumer::new(self, &lane.queue);
+                let stopped =
+                    self.lanes
+                        .attach(&lane.queue, Arc::new(consumer), self.stopping.clone());
+                working.spawn(stopped);
+            }
+        }
+    }
+
+    /// A queue that holds messages and that nobody works off is kept, and told of.
+    fn report_orphans(&self) {
+        for queue in self.store.queues() {
+            if queue.depth > 0 && !self.lanes.is_attached(&queue.name) {
+                self.incidents.failed(
+                    &queue.name,
+                    "queue",
+                    "no-consumer",
+                    "no route takes the messages of this queue any more; they are kept",
+                    queue.head.map(|head| head.message.id),
+                    Some(&queue.name),
+                );
+            }
+        }
+    }
+
+    /// Goes on with a decided distribution in the background.
+    pub(crate) fn finish_later(self: &Arc<Self>, id: MessageId) {
+        let bus = self.clone();
+        self.tasks
+            .spawn(async move { recovery::finish(&bus, id).await });
+    }
+
+    /// Decides what an unknown outcome was: done (`commit`) or not. Gives the entry as it is then.
+    pub async fn resolve(
+        self: &Arc<Self>,
+        id: MessageId,
+        commit: bool,
+    ) -> Result<JournalEntry, StoreError> {
+        let entry = recovery::resolve(self, id, commit).await?;
+        self.incidents.route_cleared(&entry.route);
+        Ok(entry)
+    }
+
+    /// Tells the administrators that the store does not take messages.
+    pub fn store_failed(&self, error: &StoreError) {
+        let kind = match error {
+            StoreError::Full(_) => "disk-full",
+            _ => "store",
+        };
+        self.incidents
+            .failed("bus", "store", kind, &error.to_string(), None, None);
+    }
+
+    /// Stops: receivers first, then what is in flight within `grace`, then the lanes, then the
+    /// store. Says whether everything ended in time.
+    pub async fn stop(&self, grace: Duration) -> bool {
+        let deadline = tokio::time::Instant::now() + grace;
+        let mut receiving = std::mem::take(&mut *self.lock_receiving());
+        receiving.stop.cancel();
+        let receivers = async { while receiving.open.join_next().await.is_some() {} };
+        let mut in_time = tokio::time::timeout_at(deadline, receivers).await.is_ok();
+        self.stopping.cancel();
+        self.tasks.close();
+        in_time &= tokio::time::timeout_at(deadline, self.tasks.wait())
+            .await
+            .is_ok();
+        let mut working = std::mem::take(
+            &mut *self
+                .working
+                .lock()
+                .unwrap_or_else(|poisoned| poisoned.into_inner()),
+        );
+        let lanes = async { while working.join_next().await.is_some() {} };
+        in_time &= tokio::time::timeout_at(deadline, lanes).await.is_ok();
+        self.store.close().await;
+        in_time
     }
 }

@@ -104,8 +104,12 @@ pub struct Fault {
     /// The destination said that it is the message's fault (another 4xx, a SOAP Client fault, a
     /// permanent 5yz of SMTP): a lane with `on_reject: park` sets the message aside.
     pub rejected: bool,
-    /// An `overloaded` that comes from a `rate`: HTTP says 429 instead of 503.
-    pub rate_limited: bool,
+    /// The destination was certainly not touched, although its code leaves that open (a connection
+    /// that could not be made in time).
+    pub untouched: bool,
+    /// The HTTP status where it is not the usual one of the code: 429 for a `rate`, 422 for a
+    /// repeated key with another body.
+    pub http_status: Option<u16>,
 }
 
 impl Fault {
@@ -118,7 +122,8 @@ impl Fault {
             step: None,
             retry_after: None,
             rejected: code.is_rejection(),
-            rate_limited: false,
+            untouched: false,
+            http_status: None,
         }
     }
 

@@ -70,7 +70,7 @@ impl Pace {
         match wait {
             None => {
                 let mut fault = overloaded("too many messages in this time", self.rate.per);
-                fault.rate_limited = true;
+                fault.http_status = Some(429);
                 Err(fault)
             }
             Some(wait) if wait.is_zero() => Ok(()),

@@ -8,7 +8,7 @@ use crate::bus::Bus;
 use crate::plan::{LanePolicy, Route};
 use crate::router;
 use crate::store::{Change, Commit, Durability, StoreError};
-use crate::{Code, Fault, Message, MessageId};
+use crate::{Code, Fault, Headers, Message, MessageId};
 
 /// One route's door.
 #[derive(Clone)]
@@ -31,6 +31,8 @@ pub struct Arrival {
     pub cause: Option<MessageId>,
     /// Run once more on purpose: `once` does not hold it back.
     pub replayed: bool,
+    /// How often its receiver has tried it before.
+    pub attempts: u32,
 }
 
 impl From<Message> for Arrival {
@@ -41,6 +43,7 @@ impl From<Message> for Arrival {
             seen_as: None,
             cause: None,
             replayed: false,
+            attempts: 0,
         }
     }
 }
@@ -79,6 +82,8 @@ pub struct Reply {
     pub message: Option<Arc<Message>>,
     /// HTTP status that `reply` asks for.
     pub http_status: Option<u16>,
+    /// Further headers of the answer that `reply` asks for.
+    pub headers: Headers,
 }
 
 impl Inbox {

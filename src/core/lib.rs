@@ -5,18 +5,26 @@
 
 pub mod adapter;
 pub mod bus;
+pub mod codec;
+pub(crate) mod distribute;
 pub mod fault;
 pub mod flow;
 pub mod inbox;
 pub mod incident;
 pub mod lanes;
 pub mod message;
+pub mod once;
+pub mod outbox;
 pub mod plan;
 pub mod problem;
+pub(crate) mod protocol;
+pub mod recovery;
+pub(crate) mod request;
 pub mod router;
 pub mod spec;
 pub mod stats;
 pub mod store;
+pub(crate) mod target;
 pub mod template;
 pub mod time;
 pub mod transform;

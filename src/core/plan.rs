@@ -1,8 +1,8 @@
 //! The plan: routes as they run. Validated, immutable and shared; made by xbus-config from what
 //! the user wrote. A reload makes a new plan beside the running one.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::adapter::{Receiver, Sender};
@@ -19,6 +19,41 @@ pub struct Plan {
     pub node: Arc<str>,
     /// The routes by name.
     pub routes: BTreeMap<Arc<str>, Arc<Route>>,
+    /// Embedded queues that a route receives from: how they are ordered is its receiver's matter,
+    /// and is decided when a message enters.
+    pub readers: BTreeMap<Arc<str>, QueueReader>,
+    /// Which route and target each queue of an async target belongs to; filled on first use.
+    lanes: OnceLock<HashMap<Arc<str>, LaneTarget>>,
+}
+
+/// A route, and the place of one of its targets in [`Route::all_targets`].
+pub type LaneTarget = (Arc<Route>, usize);
+
+impl Plan {
+    /// The async target that has `queue`.
+    pub fn lane(&self, queue: &str) -> Option<LaneTarget> {
+        let lanes = self.lanes.get_or_init(|| {
+            let mut lanes = HashMap::new();
+            for route in self.routes.values().filter(|route| route.enabled) {
+                for (at, target) in route.all_targets().enumerate() {
+                    if let Some(lane) = &target.lane {
+                        lanes.insert(lane.queue.clone(), (route.clone(), at));
+                    }
+                }
+            }
+            lanes
+        });
+        lanes.get(queue).cloned()
+    }
+}
+
+/// How a queue that a route receives from is ordered.
+#[derive(Clone)]
+pub struct QueueReader {
+    /// The key of messages that keep their order among themselves; all do when absent.
+    pub order_by: Option<Arc<dyn Expression>>,
+    /// Without `order_by`: into how many lanes messages are dealt out in turn.
+    pub spread: usize,
 }
 
 /// One route.
@@ -62,6 +97,13 @@ pub struct Route {
     pub enabled: bool,
     /// What is counted.
     pub stats: Arc<RouteStats>,
+}
+
+impl Route {
+    /// The targets of `distribute`, then those of `on_fault`.
+    pub fn all_targets(&self) -> impl Iterator<Item = &Target> {
+        self.targets.iter().chain(&self.on_fault)
+    }
 }
 
 /// Which payloads the journal keeps for `show` and `replay`.

@@ -1,16 +1,454 @@
-//! The router: one message through its route.
+//! The router: one message through its route, from acceptance to its end.
+//!
+//! A journey holds what one message has come to so far. Its outcome leaves by the return value and
+//! by the journal, and in no other way.
 
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use crate::bus::Bus;
-use crate::plan::Route;
-use crate::{Arrival, Code, Fault, Reply};
+use crate::distribute::Distributed;
+use crate::fault::Code;
+use crate::inbox::seen_scope;
+use crate::once::{self, Turn};
+use crate::plan::{Payloads, ReplyPlan, Route, Step};
+use crate::protocol::Record;
+use crate::request::{self, holds, transform};
+use crate::store::{
+    Change, Commit, Durability, JournalEntry, JournalFault, Outcome, StoreError, TargetEntry,
+};
+use crate::transform::{Context, Value};
+use crate::{
+    Arrival, Fault, Format, Headers, Message, MessageId, Reply, Request, Status, Timestamp,
+};
+
+/// One message on its way.
+pub(crate) struct Journey<'a> {
+    pub(crate) bus: &'a Arc<Bus>,
+    pub(crate) route: &'a Arc<Route>,
+    pub(crate) context: Context,
+    pub(crate) keys: Vec<(Arc<str>, String)>,
+    /// What is known of each target (and of compensable steps).
+    pub(crate) entries: Vec<TargetEntry>,
+    /// Whether a protocol record was written.
+    pub(crate) begun: bool,
+    /// What had an effect and can be compensated, in the order in which it happened.
+    pub(crate) done: Vec<Compensable<'a>>,
+    /// Keys to remember in the commit that accepts the message.
+    pub(crate) remember: Vec<Change>,
+    /// Some target's outcome, or that of a compensation, is unknown.
+    pub(crate) in_doubt: bool,
+    /// The deciding commit has written the journal entry.
+    pub(crate) journalled: bool,
+    cause: Option<MessageId>,
+    attempts: u32,
+    started: Instant,
+}
+
+/// A request that was answered and has a way to be undone.
+pub(crate) struct Compensable<'a> {
+    pub(crate) step: &'a Step,
+    pub(crate) request: Arc<Message>,
+    pub(crate) response: Arc<Message>,
+}
 
 /// Runs `route` for one message, to its end.
 pub(crate) async fn run(
-    _bus: &Arc<Bus>,
-    _route: &Arc<Route>,
-    _arrival: Arrival,
+    bus: &Arc<Bus>,
+    route: &Arc<Route>,
+    arrival: Arrival,
 ) -> Result<Reply, Fault> {
-    Err(Fault::new(Code::Internal, "not wired"))
+    route.stats.received.add();
+    let _running = route.stats.running.enter();
+    let started = Instant::now();
+    let result = admit(bus, route, arrival, started).await;
+    route.stats.latency.observe(started.elapsed());
+    match &result {
+        Ok(reply) if reply.status == Status::Filtered => route.stats.filtered.add(),
+        Ok(_) => route.stats.acknowledged.add(),
+        Err(_) => route.stats.failed.add(),
+    }
+    result
+}
+
+/// Waits for the message's turn, then sends it on its way.
+async fn admit(
+    bus: &Arc<Bus>,
+    route: &Arc<Route>,
+    arrival: Arrival,
+    started: Instant,
+) -> Result<Reply, Fault> {
+    if let Some(pace) = &route.pace {
+        pace.start().await?;
+    }
+    let _place = match &route.gate {
+        Some(gate) => Some(gate.enter().await?),
+        None => None,
+    };
+    let received = Arc::new(arrival.message);
+    let mut journey = Journey {
+        bus,
+        route,
+        context: Context::new(route.name.clone(), received.clone()),
+        keys: Vec::new(),
+        entries: Vec::new(),
+        begun: false,
+        done: Vec::new(),
+        remember: Vec::new(),
+        in_doubt: false,
+        journalled: false,
+        cause: arrival.cause,
+        attempts: arrival.attempts,
+        started,
+    };
+    if let Some(key) = arrival.seen_as {
+        journey.remember.push(Change::Remember {
+            scope: seen_scope(&route.name),
+            key,
+            value: bytes::Bytes::new(),
+            until: None,
+        });
+    }
+    let result = journey.once(arrival.caller, arrival.replayed).await;
+    if let Err(fault) = &result {
+        journey.failed(fault).await;
+    }
+    result
+}
+
+impl<'a> Journey<'a> {
+    pub(crate) fn id(&self) -> MessageId {
+        self.context.received.id
+    }
+
+    /// Lets a repeat of an earlier message have the earlier answer.
+    async fn once(&mut self, caller: Option<Arc<str>>, replayed: bool) -> Result<Reply, Fault> {
+        let received = self.context.received.clone();
+        let Some(plan) = self.route.once.as_ref().filter(|_| !replayed) else {
+            return self.travel().await;
+        };
+        let key = match plan.key.evaluate(&received, &self.context)? {
+            Value::Unit => return self.travel().await,
+            value => value.into_text(),
+        };
+        if key.is_empty() {
+            return self.travel().await;
+        }
+        let scope = once::scope(&self.route.name, caller.as_deref());
+        let bus = self.bus;
+        match bus.once().turn(bus.store(), scope, &key, &received).await {
+            Turn::Repeat(answer) => {
+                self.journalled = true;
+                tracing::info!(first = %answer.as_ref().map_or(received.id, |r| r.id), "a repeat is answered as the first one was");
+                answer
+            }
+            Turn::First(first) => {
+                self.remember.push(first.remember(plan.keep, &received));
+                let result = self.travel().await;
+                first
+                    .end(bus.store(), &result, self.in_doubt, plan.keep, &received)
+                    .await;
+                result
+            }
+        }
+    }
+
+    async fn travel(&mut self) -> Result<Reply, Fault> {
+        let received = self.context.received.clone();
+        for (name, key) in &self.route.keys {
+            match key.evaluate(&received, &self.context)? {
+                Value::Unit => {}
+                value => self.keys.push((name.clone(), value.into_text())),
+            }
+        }
+        if let Some(when) = &self.route.when
+            && !holds(&**when, &received, &self.context)?
+        {
+            return self.filtered().await;
+        }
+        let last = self.invoke(received).await?;
+        if self.route.targets.is_empty() {
+            let reply = self.answer(&last)?;
+            self.finish(Outcome::Delivered, Status::Delivered).await?;
+            return Ok(reply);
+        }
+        match self.distribute(last).await? {
+            Distributed::Unmatched => self.filtered().await,
+            Distributed::Done(reply) => Ok(reply),
+        }
+    }
+
+    async fn filtered(&mut self) -> Result<Reply, Fault> {
+        self.finish(Outcome::Filtered, Status::Filtered).await?;
+        self.reply(Status::Filtered, None)
+    }
+
+    /// The request/response steps, each one's response being the next one's message.
+    async fn invoke(&mut self, received: Arc<Message>) -> Result<Arc<Message>, Fault> {
+        let mut message = received;
+        let route: &'a Route = self.route;
+        for step in &route.steps {
+            if let Some(when) = &step.when
+                && !holds(&**when, &message, &self.context).map_err(|f| f.at(&step.name))?
+            {
+                continue;
+            }
+            message = match self.invoke_one(step, &message).await {
+                Ok(response) => response,
+                Err(fault) => return Err(self.give_up(fault).await),
+            };
+            self.context
+                .responses
+                .push((step.name.clone(), message.clone()));
+        }
+        Ok(message)
+    }
+
+    async fn invoke_one(
+        &mut self,
+        step: &'a Step,
+        message: &Arc<Message>,
+    ) -> Result<Arc<Message>, Fault> {
+        let made = transform(&step.transforms, message, &self.context)
+            .map_err(|fault| fault.at(&step.name))?;
+        let request = step
+            .sender
+            .make(made.clone(), &self.context)
+            .map_err(|fault| fault.at(&step.name))?;
+        let Request::Call(call) = request else {
+            return Err(Fault::new(Code::Internal, "the step does not answer").at(&step.name));
+        };
+        if step.compensate.is_some() {
+            self.begin(vec![Record::Started {
+                step: step.name.clone(),
+            }])
+            .await?;
+        }
+        let result = request::send(self.bus, self.route, step, &made, &*call).await;
+        if step.compensate.is_some() {
+            self.note_compensable(step, made, &result).await;
+        }
+        Ok(Arc::new(result?))
+    }
+
+    /// Ends what cannot go on: undoes what was done, and says in what state that leaves it.
+    pub(crate) async fn give_up(&mut self, fault: Fault) -> Fault {
+        // With an unknown outcome among them nothing is undone: an administrator decides.
+        if self.begun && !self.in_doubt {
+            self.undo_invokes().await;
+        }
+        fault
+    }
+
+    /// What the sender gets when the route ends in a response, or answers by itself.
+    fn answer(&self, last: &Arc<Message>) -> Result<Reply, Fault> {
+        let message = match &self.route.reply {
+            Some(plan) => Some(self.make_reply(plan, last)?),
+            None if self.route.steps.is_empty() => None,
+            None => Some(last.clone()),
+        };
+        self.reply(Status::Delivered, message)
+    }
+
+    /// What the sender gets when the route distributes.
+    pub(crate) fn acknowledgement(&self, status: Status) -> Result<Reply, Fault> {
+        let message = match &self.route.reply {
+            Some(plan) if !plan.transforms.is_empty() => {
+                let received = &self.context.received;
+                let ack = format!(
+                    "{{\"id\":\"{}\",\"status\":\"{}\"}}",
+                    received.id,
+                    status.name()
+                );
+                let mut message = received.with_body(ack);
+                message.format = Some(Format::Json);
+                message
+                    .headers
+                    .set("content-type", Format::Json.media_type());
+                Some(self.make_reply(plan, &Arc::new(message))?)
+            }
+            _ => None,
+        };
+        self.reply(status, message)
+    }
+
+    fn make_reply(&self, plan: &ReplyPlan, from: &Arc<Message>) -> Result<Arc<Message>, Fault> {
+        let step: Arc<str> = Arc::from("reply");
+        let mut message =
+            transform(&plan.transforms, from, &self.context).map_err(|fault| fault.at(&step))?;
+        if let Some(content_type) = &plan.content_type {
+            Arc::make_mut(&mut message)
+                .headers
+                .set("content-type", content_type);
+        }
+        Ok(message)
+    }
+
+    pub(crate) fn reply(
+        &self,
+        status: Status,
+        message: Option<Arc<Message>>,
+    ) -> Result<Reply, Fault> {
+        let plan = self
+            .route
+            .reply
+            .as_ref()
+            .filter(|_| status != Status::Filtered);
+        let mut headers = Headers::new();
+        for (name, value) in plan.map_or(&[][..], |plan| &plan.headers) {
+            let from = message.as_ref().unwrap_or(&self.context.received);
+            headers.set(name, &value.render(from, &self.context)?);
+        }
+        Ok(Reply {
+            id: self.id(),
+            status,
+            http_status: plan.and_then(|plan| plan.status),
+            headers,
+            message,
+        })
+    }
+
+    /// Writes the journal entry of a message that is done, unless its decision did. Waits for the
+    /// disk only when a key must be remembered.
+    pub(crate) async fn finish(&mut self, outcome: Outcome, status: Status) -> Result<(), Fault> {
+        tracing::info!(
+            status = status.name(),
+            micros = self.started.elapsed().as_micros() as u64,
+            "done"
+        );
+        if self.journalled {
+            return Ok(());
+        }
+        let mut changes = self.journal(outcome, None);
+        changes.append(&mut self.remember);
+        if self.begun {
+            changes.push(Change::ProtocolEnd { id: self.id() });
+        }
+        let remembers = changes
+            .iter()
+            .any(|change| matches!(change, Change::Remember { .. }));
+        let durability = if remembers {
+            Durability::Synced
+        } else {
+            Durability::Lazy
+        };
+        let result = self
+            .bus
+            .store()
+            .commit(Commit::from(changes), durability)
+            .await;
+        self.journalled = true;
+        match result {
+            Ok(()) => Ok(()),
+            Err(error) if remembers => Err(cannot_keep(&error)),
+            Err(error) => {
+                tracing::warn!(%error, "a journal entry was not kept");
+                Ok(())
+            }
+        }
+    }
+
+    /// The journal entry as it stands, and the payload where it is kept.
+    pub(crate) fn journal(&self, outcome: Outcome, fault: Option<&Fault>) -> Vec<Change> {
+        let received = &self.context.received;
+        let entry = JournalEntry {
+            id: received.id,
+            correlation_id: received.correlation_id.clone(),
+            cause: self.cause,
+            route: self.route.name.clone(),
+            received_at: received.received_at,
+            took_micros: self.started.elapsed().as_micros() as u64,
+            outcome,
+            keys: self.keys.clone(),
+            targets: self.entries.clone(),
+            fault: fault.map(|fault| JournalFault {
+                code: Arc::from(fault.code.name()),
+                step: fault.step.clone(),
+                reason: fault.for_admin().to_owned(),
+            }),
+        };
+        let keep = match self.route.payloads {
+            Payloads::None => false,
+            Payloads::Failed => matches!(outcome, Outcome::Failed | Outcome::InDoubt),
+            Payloads::All => true,
+        };
+        let mut changes = vec![Change::Journal(entry)];
+        if keep {
+            changes.push(Change::Payload(received.clone()));
+        }
+        changes
+    }
+
+    /// Journals a failure and tells whom it concerns.
+    async fn failed(&mut self, fault: &Fault) {
+        tracing::warn!(
+            code = fault.code.name(),
+            step = fault.step.as_deref().unwrap_or(""),
+            error = fault.for_admin(),
+            "failed"
+        );
+        let own = matches!(fault.code, Code::Transform | Code::Internal | Code::InDoubt)
+            || (!self.route.answers && fault.rejected && fault.code != Code::Destination);
+        if own && !self.journalled {
+            let step = fault.step.as_deref().unwrap_or("route");
+            let kind = if fault.rejected {
+                "rejection"
+            } else {
+                fault.code.name()
+            };
+            self.bus.incidents().failed(
+                &self.route.name,
+                step,
+                kind,
+                fault.for_admin(),
+                Some(self.id()),
+                None,
+            );
+        }
+        if !self.journalled {
+            let changes = self.journal(self.outcome_of(fault), Some(fault));
+            let commit = Commit::from(changes);
+            if let Err(error) = self.bus.store().commit(commit, Durability::Lazy).await {
+                tracing::warn!(%error, "a journal entry was not kept");
+            }
+        }
+        if self.attempts == 0 && !self.route.on_fault.is_empty() {
+            self.on_fault(fault).await;
+        }
+    }
+
+    fn outcome_of(&self, fault: &Fault) -> Outcome {
+        let final_for_receiver = fault.rejected || fault.code == Code::Transform;
+        if self.in_doubt {
+            Outcome::InDoubt
+        } else if self.route.answers || final_for_receiver {
+            Outcome::Failed
+        } else {
+            Outcome::Pending
+        }
+    }
+
+    /// Notes what became of a target.
+    pub(crate) fn note(&mut self, name: &Arc<str>, outcome: Outcome, error: Option<String>) {
+        let attempts = u32::from(!matches!(outcome, Outcome::Skipped | Outcome::Queued));
+        let entry = TargetEntry {
+            name: name.clone(),
+            outcome,
+            attempts: attempts * (self.attempts + 1),
+            error,
+            at: Timestamp::now(),
+        };
+        match self.entries.iter_mut().find(|known| known.name == *name) {
+            Some(known) => *known = entry,
+            None => self.entries.push(entry),
+        }
+    }
+}
+
+/// The fault of a commit that the store did not take.
+pub(crate) fn cannot_keep(error: &StoreError) -> Fault {
+    Fault::new(Code::Overloaded, "the bus cannot keep messages now")
+        .detail(error.to_string())
+        .retry_after(std::time::Duration::from_secs(10))
 }

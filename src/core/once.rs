@@ -1,0 +1,264 @@
+//! Idempotent receiver (Hohpe and Woolf, "Enterprise Integration Patterns"): a key that was seen is
+//! answered as it was answered before.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use crate::codec::{Decoder, Encoder};
+use crate::store::{Change, Commit, Durability, Outcome, Query, Store};
+use crate::{Code, Fault, Headers, Message, MessageId, Reply, Status, Timestamp};
+
+/// A name space and a key in it.
+type ScopedKey = (Arc<str>, Arc<str>);
+
+/// The keys whose first message is on its way now.
+#[derive(Default)]
+pub struct Once {
+    running: Mutex<HashMap<ScopedKey, watch::Receiver<()>>>,
+}
+
+/// What a message with a key is.
+pub(crate) enum Turn<'a> {
+    /// The first, or the first since one that failed.
+    First(First<'a>),
+    /// A repeat, with its answer.
+    Repeat(Result<Reply, Fault>),
+}
+
+/// The right to be the first; given up when dropped.
+pub(crate) struct First<'a> {
+    once: &'a Once,
+    scope: Arc<str>,
+    key: Arc<str>,
+    _ended: watch::Sender<()>,
+}
+
+/// The name space of a route's and caller's keys.
+pub(crate) fn scope(route: &str, caller: Option<&str>) -> Arc<str> {
+    Arc::from(format!("once/{route}/{}", caller.unwrap_or_default()))
+}
+
+impl Once {
+    /// Waits while another message with the key is on its way, then says what this one is.
+    pub(crate) async fn turn(
+        &self,
+        store: &Arc<dyn Store>,
+        scope: Arc<str>,
+        key: &str,
+        message: &Message,
+    ) -> Turn<'_> {
+        let key: Arc<str> = Arc::from(key);
+        loop {
+            let mut other = {
+                let mut running = self
+                    .running
+                    .lock()
+                    .unwrap_or_else(|poisoned| poisoned.into_inner());
+                match running.get(&(scope.clone(), key.clone())) {
+                    Some(other) => other.clone(),
+                    None => {
+                        if let Some(value) = store.recall(&scope, &key)
+                            && let Some(answer) = answer(store, value, message)
+                        {
+                            return Turn::Repeat(answer);
+                        }
+                        let (ended, watching) = watch::channel(());
+                        running.insert((scope.clone(), key.clone()), watching);
+                        return Turn::First(First {
+                            once: self,
+                            scope,
+                            key,
+                            _ended: ended,
+                        });
+                    }
+                }
+            };
+            // Ends with an error when the first one drops its sender; that is the signal.
+            while other.changed().await.is_ok() {}
+        }
+    }
+}
+
+impl First<'_> {
+    /// What is remembered with the decision: that the message was taken.
+    pub(crate) fn remember(&self, keep: Duration, message: &Message) -> Change {
+        let reply = Reply {
+            id: message.id,
+            status: Status::Accepted,
+            message: None,
+            http_status: None,
+            headers: Headers::new(),
+        };
+        self.change(keep, encode(message, Ok(&reply)))
+    }
+
+    /// What is remembered at the end: the answer; nothing of a failure, so that a repeat may
+    /// succeed; of an unknown outcome that it is unknown.
+    pub(crate) async fn end(
+        self,
+        store: &Arc<dyn Store>,
+        result: &Result<Reply, Fault>,
+        in_doubt: bool,
+        keep: Duration,
+        message: &Message,
+    ) {
+        let unknown = in_doubt
+            || matches!(result, Err(fault) if matches!(fault.code, Code::InDoubt | Code::Timeout));
+        let change = match result {
+            Ok(reply) => self.change(keep, encode(message, Ok(reply))),
+            Err(_) if unknown => self.change(keep, encode(message, Err(()))),
+            Err(_) => Change::Forget {
+                scope: self.scope.clone(),
+                key: self.key.clone(),
+            },
+        };
+        if let Err(error) = store.commit(Commit::of(change), Durability::Synced).await {
+            tracing::warn!(%error, "the answer to a message was not remembered");
+        }
+    }
+
+    fn change(&self, keep: Duration, value: Bytes) -> Change {
+        Change::Remember {
+            scope: self.scope.clone(),
+            key: self.key.clone(),
+            value,
+            until: Some(Timestamp::now().after(keep)),
+        }
+    }
+}
+
+impl Drop for First<'_> {
+    fn drop(&mut self) {
+        self.once
+            .running
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .remove(&(self.scope.clone(), self.key.clone()));
+    }
+}
+
+fn encode(message: &Message, outcome: Result<&Reply, ()>) -> Bytes {
+    let mut out = Encoder::new();
+    out.u8(1)
+        .bytes(fingerprint(message).as_bytes())
+        .id(message.id);
+    match outcome {
+        Err(()) => {
+            out.u8(0);
+        }
+        Ok(reply) => {
+            out.u8(match reply.status {
+                Status::Delivered => 1,
+                Status::Accepted => 2,
+                Status::Filtered => 3,
+            });
+            out.u32(u32::from(reply.http_status.unwrap_or(0)));
+            out.u32(reply.headers.len() as u32);
+            for (name, value) in reply.headers.iter() {
+                out.text(name).text(value);
+            }
+            match &reply.message {
+                Some(message) => out.u8(1).message(message),
+                None => out.u8(0),
+            };
+        }
+    }
+    out.finish()
+}
+
+/// What a repeat is told; nothing when the first one turned out to have failed.
+fn answer(store: &Arc<dyn Store>, value: Bytes, message: &Message) -> Option<Result<Reply, Fault>> {
+    let Some(answer) = decode(value, message) else {
+        return Some(Err(Fault::new(
+            Code::Internal,
+            "the answer to the first message cannot be read",
+        )));
+    };
+    match answer {
+        Err(InDoubt(id)) => resolved(store, id),
+        Ok(answer) => Some(answer),
+    }
+}
+
+/// The first message's outcome was unknown. What does its journal entry say by now?
+fn resolved(store: &Arc<dyn Store>, id: MessageId) -> Option<Result<Reply, Fault>> {
+    let query = Query {
+        id: Some(id),
+        limit: 1,
+        ..Query::default()
+    };
+    let outcome = store
+        .find(&query)
+        .ok()
+        .and_then(|found| found.first().map(|entry| entry.outcome));
+    let status = match outcome {
+        Some(Outcome::Failed) => return None,
+        Some(Outcome::Delivered) => Status::Delivered,
+        Some(Outcome::Pending) => Status::Accepted,
+        _ => {
+            return Some(Err(Fault::new(
+                Code::InDoubt,
+                format!("the outcome of the first message ({id}) is unknown"),
+            )));
+        }
+    };
+    Some(Ok(Reply {
+        id,
+        status,
+        message: None,
+        http_status: None,
+        headers: Headers::new(),
+    }))
+}
+
+/// The message's outcome was unknown.
+struct InDoubt(MessageId);
+
+fn decode(value: Bytes, message: &Message) -> Option<Result<Result<Reply, Fault>, InDoubt>> {
+    let mut data = Decoder::new(value);
+    (data.u8()? == 1).then_some(())?;
+    if data.bytes()?.as_ref() != fingerprint(message).as_bytes() {
+        let mut fault = Fault::new(
+            Code::Client,
+            "this key was used before, with another message",
+        );
+        fault.http_status = Some(422);
+        return Some(Ok(Err(fault)));
+    }
+    let id: MessageId = data.id()?;
+    let status = match data.u8()? {
+        0 => return Some(Err(InDoubt(id))),
+        1 => Status::Delivered,
+        2 => Status::Accepted,
+        _ => Status::Filtered,
+    };
+    let http_status = match data.u32()? {
+        0 => None,
+        status => u16::try_from(status).ok(),
+    };
+    let mut headers = Headers::new();
+    for _ in 0..data.u32()? {
+        let name = data.text()?;
+        headers.set(&name, &data.text()?);
+    }
+    let message = match data.u8()? {
+        0 => None,
+        _ => Some(Arc::new(data.message()?)),
+    };
+    Some(Ok(Ok(Reply {
+        id,
+        status,
+        message,
+        http_status,
+        headers,
+    })))
+}
+
+/// Tells bodies apart: a name-based UUID (RFC 9562, version 5) of the bytes.
+fn fingerprint(message: &Message) -> uuid::Uuid {
+    uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, message.body.bytes())
+}

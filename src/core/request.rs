@@ -1,0 +1,160 @@
+//! One request: made by transformations, sent within its limits.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::adapter::{Call, Class, SendError};
+use crate::bus::Bus;
+use crate::plan::{Route, Step};
+use crate::transform::{Context, Expression, Transform, Value};
+use crate::{Code, Fault, Message};
+
+/// Above this size a transformation gives other tasks of its thread a chance to move away.
+const LONG_BODY: usize = 256 * 1024;
+
+/// Runs transformations in order.
+pub(crate) fn transform(
+    transforms: &[Arc<dyn Transform>],
+    message: &Arc<Message>,
+    context: &Context,
+) -> Result<Arc<Message>, Fault> {
+    let run = || {
+        let mut message = message.clone();
+        for transform in transforms {
+            message = Arc::new(transform.apply(&message, context)?);
+        }
+        Ok(message)
+    };
+    let long = !transforms.is_empty() && message.body.bytes().len() > LONG_BODY;
+    let many_threads = || {
+        tokio::runtime::Handle::try_current().is_ok_and(|runtime| {
+            runtime.runtime_flavor() == tokio::runtime::RuntimeFlavor::MultiThread
+        })
+    };
+    if long && many_threads() {
+        tokio::task::block_in_place(run)
+    } else {
+        run()
+    }
+}
+
+/// Evaluates a condition.
+pub(crate) fn holds(
+    condition: &dyn Expression,
+    message: &Arc<Message>,
+    context: &Context,
+) -> Result<bool, Fault> {
+    match condition.evaluate(message, context)? {
+        Value::Bool(value) => Ok(value),
+        other => Err(
+            Fault::new(Code::Transform, "a condition failed").detail(format!(
+                "'when' must give true or false, and gave {other:?}"
+            )),
+        ),
+    }
+}
+
+/// Sends a call: waits for the step's turn, spares a failing destination, tries again as often as
+/// the step says. Counts every attempt and tells the administrators what they should know.
+pub(crate) async fn send(
+    bus: &Bus,
+    route: &Route,
+    step: &Step,
+    message: &Message,
+    call: &dyn Call,
+) -> Result<Message, Fault> {
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
+        let error = match send_once(step, call).await? {
+            Ok(response) => {
+                bus.incidents().succeeded(&route.name, &step.name);
+                return Ok(response);
+            }
+            Err(error) => error,
+        };
+        let again = step
+            .retry
+            .filter(|retry| attempt < retry.attempts && error.class != Class::Rejected);
+        let Some(retry) = again else {
+            return Err(report(bus, route, step, message, error));
+        };
+        let wait = retry
+            .wait(attempt)
+            .max(error.retry_after.unwrap_or_default().min(retry.max));
+        tracing::warn!(step = %step.name, attempt, error = %error.detail, "attempt failed");
+        tokio::time::sleep(wait).await;
+    }
+}
+
+/// One attempt, within gate, pace, breaker and timeout.
+pub(crate) async fn send_once(
+    step: &Step,
+    call: &dyn Call,
+) -> Result<Result<Message, SendError>, Fault> {
+    let _place = match &step.gate {
+        Some(gate) => Some(gate.enter().await.map_err(|fault| fault.at(&step.name))?),
+        None => None,
+    };
+    if let Some(pace) = &step.pace {
+        pace.start().await.map_err(|fault| fault.at(&step.name))?;
+    }
+    if let Some(breaker) = &step.breaker
+        && let Err(left) = breaker.check()
+    {
+        let mut error = SendError::outage(format!(
+            "not tried: the breaker is open for another {left:.0?}, after repeated failures"
+        ));
+        error.retry_after = Some(left);
+        return Ok(Err(error));
+    }
+    let started = Instant::now();
+    let result = call.run(started + step.timeout).await;
+    let good = match &result {
+        Ok(_) => true,
+        Err(error) => error.class == Class::Rejected,
+    };
+    if let Some(breaker) = &step.breaker {
+        breaker.report(good);
+    }
+    count(step, result.is_ok(), started.elapsed());
+    Ok(result)
+}
+
+/// Counts one attempt.
+pub(crate) fn count(step: &Step, success: bool, took: Duration) {
+    step.stats.latency.observe(took);
+    if success {
+        step.stats.delivered.add();
+    } else {
+        step.stats.failed.add();
+    }
+}
+
+/// Makes a fault of a failed send, and an incident where nobody else learns of it.
+pub(crate) fn report(
+    bus: &Bus,
+    route: &Route,
+    step: &Step,
+    message: &Message,
+    error: SendError,
+) -> Fault {
+    let kind = match error.class {
+        Class::Rejected => "rejection",
+        Class::Outage | Class::Unknown => "outage",
+    };
+    let fault = error.into_fault().at(&step.name);
+    if !(fault.rejected && route.answers) {
+        bus.incidents().failed(
+            &route.name,
+            &step.name,
+            kind,
+            fault.for_admin(),
+            Some(message.id),
+            None,
+        );
+    }
+    fault
+}

@@ -1,0 +1,118 @@
+//! Works off the queue of an async target: each head is sent by the route as it is now, so that
+//! mending a route mends its queue.
+
+use std::sync::{Arc, Weak};
+
+use futures_util::future::BoxFuture;
+
+use crate::bus::Bus;
+use crate::distribute::{StageAndCommit, enqueue};
+use crate::lanes::Consumer;
+use crate::plan::{LanePolicy, Route};
+use crate::request;
+use crate::store::{Change, Queued};
+use crate::transform::Context;
+use crate::{Call, Code, Fault, Request};
+
+/// Delivers what one queue holds.
+pub(crate) struct TargetConsumer {
+    bus: Weak<Bus>,
+    queue: Arc<str>,
+}
+
+impl TargetConsumer {
+    pub(crate) fn new(bus: &Arc<Bus>, queue: &Arc<str>) -> Self {
+        Self {
+            bus: Arc::downgrade(bus),
+            queue: queue.clone(),
+        }
+    }
+
+    /// The route and target that the queue belongs to now.
+    fn find(&self) -> Option<(Arc<Bus>, Arc<Route>, usize)> {
+        let bus = self.bus.upgrade()?;
+        let (route, at) = bus.plan().lane(&self.queue)?;
+        Some((bus, route, at))
+    }
+
+    async fn send(&self, head: &Queued) -> Result<Vec<Change>, Fault> {
+        let Some((bus, route, at)) = self.find() else {
+            return Err(Fault::new(Code::Internal, "no route has this target now"));
+        };
+        let Some(target) = route.all_targets().nth(at) else {
+            return Err(Fault::new(Code::Internal, "no route has this target now"));
+        };
+        let step = &target.step;
+        let context = Context::new(route.name.clone(), head.message.clone());
+        let made = step
+            .sender
+            .make(head.message.clone(), &context)
+            .map_err(|fault| fault.at(&step.name))?;
+        let sent = match &made {
+            Request::Call(call) => send_once(step, &**call).await?,
+            Request::Stage(stage) => {
+                let call = StageAndCommit::new(&**stage, head.message.clone());
+                send_once(step, &call).await?
+            }
+            Request::Put(put) => {
+                let how = enqueue(&bus, put.queue.clone(), &put.message, &context)?;
+                return Ok(how.put().into_iter().collect());
+            }
+        };
+        sent.map_err(|fault| fault.at(&step.name))?;
+        Ok(Vec::new())
+    }
+}
+
+async fn send_once(step: &crate::plan::Step, call: &dyn Call) -> Result<Result<(), Fault>, Fault> {
+    Ok(request::send_once(step, call)
+        .await?
+        .map(drop)
+        .map_err(crate::SendError::into_fault))
+}
+
+impl Consumer for TargetConsumer {
+    fn policy(&self) -> Option<LanePolicy> {
+        let (_, route, at) = self.find()?;
+        let lane = route.all_targets().nth(at)?.lane.as_ref()?;
+        Some(lane.policy.clone())
+    }
+
+    fn deliver<'a>(&'a self, head: &'a Queued) -> BoxFuture<'a, Result<Vec<Change>, Fault>> {
+        Box::pin(self.send(head))
+    }
+
+    fn failed(&self, head: &Queued, fault: &Fault, _parked: bool) {
+        let Some((bus, route, at)) = self.find() else {
+            return;
+        };
+        let Some(target) = route.all_targets().nth(at) else {
+            return;
+        };
+        let kind = if fault.rejected {
+            "rejection"
+        } else {
+            match fault.code {
+                Code::Transform | Code::Internal => fault.code.name(),
+                _ => "outage",
+            }
+        };
+        bus.incidents().failed(
+            &route.name,
+            &target.step.name,
+            kind,
+            fault.for_admin(),
+            Some(head.message.id),
+            Some(&self.queue),
+        );
+    }
+
+    fn cleared(&self) {
+        let Some((bus, route, at)) = self.find() else {
+            return;
+        };
+        if let Some(target) = route.all_targets().nth(at) {
+            bus.incidents().succeeded(&route.name, &target.step.name);
+        }
+    }
+}
