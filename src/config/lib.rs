@@ -175,8 +175,7 @@ impl Installation {
                 "write one into routes/NAME.yaml",
             );
         }
-        let complete =
-            drafts.len() == self.routes.len() && drafts.iter().all(|draft| draft.route.is_some());
+        let complete = drafts.iter().all(|draft| draft.route.is_some());
         let plan =
             (complete && !self.problems.has_errors()).then(|| route::plan(drafts, &self.bus));
         let mut problems = self.problems.into_sorted();

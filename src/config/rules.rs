@@ -39,6 +39,7 @@ pub(crate) fn within(route: &Node, targets: &[Option<Made>], problems: &Problems
     let targets: Vec<&Made> = targets.iter().flatten().collect();
     otherwise(&targets, problems);
     if let Some(unmatched) = route.get("unmatched")
+        && unmatched.text() == Some("drop")
         && !targets.iter().any(|target| target.when.is_some())
     {
         problems.warning(

@@ -190,7 +190,13 @@ impl<'a> InRoute<'a> {
                 ),
             }
         }
-        let words: Vec<&'static str> = kinds.iter().map(|kind| kind.name).collect();
+        reported.extend(
+            kinds
+                .iter()
+                .filter(|kind| !side.has(kind))
+                .map(|kind| kind.name),
+        );
+        let words: Vec<&'static str> = fitting().collect();
         good &= self
             .checker
             .fields_beside(node, &[fields], &words, &reported, what);
@@ -434,11 +440,12 @@ impl<'a> InRoute<'a> {
         args: &Args<'_>,
         name: &str,
     ) -> Option<Option<Arc<dyn Expression>>> {
-        if args.has(name) {
-            args.expression(name).map(Some)
-        } else {
-            Some(None)
-        }
+        let Some(text) = args.node(name).and_then(Node::text) else {
+            return Some(None);
+        };
+        // What is wrong with it was reported when it was checked.
+        let expression = self.checker.compiler.expression(text, self.scope);
+        expression.ok().map(Some)
     }
 
     /// The transformations under `transform`, which checking found well.

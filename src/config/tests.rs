@@ -82,19 +82,6 @@ pub(crate) fn problems_of_route(text: &str) -> Vec<String> {
     .problems()
 }
 
-/// Asserts that a route has exactly one problem, and which.
-#[track_caller]
-pub(crate) fn one(text: &str, expected: &str) {
-    let found = problems_of_route(text);
-    assert_eq!(found, [expected], "for\n{text}");
-}
-
-/// Asserts that a route has no problem.
-#[track_caller]
-pub(crate) fn well(text: &str) {
-    assert_eq!(problems_of_route(text), Vec::<String>::new(), "for\n{text}");
-}
-
 pub(crate) static EXTRA: &[Field] = &[Field::new(
     "http",
     Type::Object(&[
