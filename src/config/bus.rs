@@ -131,7 +131,9 @@ pub(crate) fn with_args<T>(
 
 impl BusConfig {
     pub(crate) fn read(root: &Path, tree: Option<&Node>, problems: &Problems) -> Self {
-        with_args(root, tree, problems, BUS, |args| Self::from_args(root, &args))
+        with_args(root, tree, problems, BUS, |args| {
+            Self::from_args(root, &args)
+        })
     }
 
     fn from_args(root: &Path, args: &Args<'_>) -> Self {
@@ -231,12 +233,7 @@ pub(crate) fn connection_kinds(
 }
 
 /// Checks xbus.yaml against its tables.
-pub(crate) fn check(
-    tree: &Node,
-    extra: &'static [Field],
-    bus: &BusConfig,
-    checker: &Checker<'_>,
-) {
+pub(crate) fn check(tree: &Node, extra: &'static [Field], bus: &BusConfig, checker: &Checker<'_>) {
     checker.fields(tree, &[BUS, extra], "xbus.yaml");
     let problems = checker.problems;
     if let Some(node) = tree
@@ -354,7 +351,10 @@ fn kind_of<'k, 'n>(
                 place,
                 "wrong-type",
                 format!("the connection '{name}' needs exactly one kind"),
-                format!("write {name}: {{ KIND: {{ … }} }} with one of: {}", known.join(", ")),
+                format!(
+                    "write {name}: {{ KIND: {{ … }} }} with one of: {}",
+                    known.join(", ")
+                ),
             );
             None
         }

@@ -14,6 +14,7 @@ use xbus_core::transform::{CompileError, Scope, Source};
 use xbus_core::{Compiler, Format, Problems};
 
 use crate::files::{Files, nearest_file};
+use crate::tables::{INVOKE, TARGET};
 
 /// Extensions of transformations, whether or not this build can run them.
 const TRANSFORMS: [&str; 4] = ["rhai", "xsl", "xslt", "j2"];
@@ -69,11 +70,20 @@ impl Checker<'_> {
                 None => {
                     let mut known = names(tables);
                     known.extend(beside);
+                    let for_targets = TARGET.iter().any(|field| field.name == key.name)
+                        && std::ptr::eq(tables[0], INVOKE);
+                    let help = match for_targets {
+                        true => format!(
+                            "'{}' is for targets: move the step to 'distribute'",
+                            key.name
+                        ),
+                        false => suggest(&key.name, known),
+                    };
                     self.problems.error(
                         &key.place,
                         "unknown-key",
                         format!("{what} has no key '{}'", key.name),
-                        suggest(&key.name, known),
+                        help,
                     );
                     good = false;
                 }
@@ -413,7 +423,11 @@ pub(crate) fn conversion(node: &Node) -> Option<(Option<Format>, Format)> {
 
 /// Checks every item, also after one that is not well.
 fn all<T>(items: &[T], mut check: impl FnMut(&T) -> bool) -> bool {
-    items.iter().fold(true, |good, item| check(item) && good)
+    let mut good = true;
+    for item in items {
+        good &= check(item);
+    }
+    good
 }
 
 /// The byte of `text` at which a compile error stands.
@@ -500,19 +514,15 @@ pub(crate) fn expected(kind: &Type) -> String {
         Type::List(inner) => format!("a list of this: {}", expected(inner)),
         Type::OneOrMany(inner) => format!("{}, or a list of them", expected(inner)),
         Type::Map(inner) => format!("a map of names to this: {}", expected(inner)),
-        Type::Object(fields) if fields.is_empty() => String::from("a map of keys and values"),
+        Type::Object([]) => String::from("a map of keys and values"),
         Type::Object(fields) => {
             let names: Vec<&str> = fields.iter().map(|field| field.name).collect();
             format!("a map with the keys: {}", names.join(", "))
         }
-        Type::Either(kinds) => kinds
-            .iter()
-            .map(expected)
-            .collect::<Vec<_>>()
-            .join(", or "),
+        Type::Either(kinds) => kinds.iter().map(expected).collect::<Vec<_>>().join(", or "),
         Type::Transform => {
             String::from("a file in transforms/, { convert: { from, to } }, or a list of them")
         }
-        Type::Any => String::from("a value"),
+        Type::Any => String::from("{ … }"),
     }
 }

@@ -41,6 +41,14 @@ impl Files {
         let document = yaml::parse(&file, &text, reader.problems);
         self.texts.insert(file, text);
         self.unknown.extend(document.unknown);
+        if document.empty {
+            reader.problems.warning(
+                &Place::file(path),
+                "empty-file",
+                "the file holds nothing",
+                "take it away, or write into it",
+            );
+        }
         let mut root = document.root?;
         Replace {
             root: reader.root,

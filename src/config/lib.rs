@@ -123,18 +123,8 @@ impl Installation {
     /// Reads settings of xbus.yaml that others define (`http`, `limits`, …) with their own table of
     /// its top-level keys. The same tables go to [`Installation::plan`], which checks them; values
     /// that do not fit count as not written here.
-    pub fn settings<T>(
-        &self,
-        fields: &'static [Field],
-        read: impl FnOnce(Args<'_>) -> T,
-    ) -> T {
-        bus::with_args(
-            &self.root,
-            self.tree.as_ref(),
-            &self.problems,
-            fields,
-            read,
-        )
+    pub fn settings<T>(&self, fields: &'static [Field], read: impl FnOnce(Args<'_>) -> T) -> T {
+        bus::with_args(&self.root, self.tree.as_ref(), &self.problems, fields, read)
     }
 
     /// Checks everything and builds the routes. `extra` is the table of the top-level keys of
@@ -185,14 +175,11 @@ impl Installation {
                 "write one into routes/NAME.yaml",
             );
         }
-        let complete = drafts.len() == self.routes.len()
-            && drafts.iter().all(|draft| draft.route.is_some());
-        let plan = (complete && !self.problems.has_errors())
-            .then(|| route::plan(drafts, &self.bus));
+        let complete = drafts.iter().all(|draft| draft.route.is_some());
+        let plan =
+            (complete && !self.problems.has_errors()).then(|| route::plan(drafts, &self.bus));
         let mut problems = self.problems.into_sorted();
-        problems.dedup_by(|a, b| {
-            a.place == b.place && a.code == b.code && a.message == b.message
-        });
+        problems.dedup_by(|a, b| a.place == b.place && a.code == b.code && a.message == b.message);
         let loaded = plan.map(|plan| Loaded {
             plan,
             bus: self.bus,

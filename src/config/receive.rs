@@ -63,11 +63,7 @@ impl InRoute<'_> {
             return received;
         }
         let merged = merged(node, value);
-        let build = self.build(
-            Arc::from("receive"),
-            self.shop.bus.timeout,
-            self.problems,
-        );
+        let build = self.build(Arc::from("receive"), self.shop.bus.timeout, self.problems);
         let args = Args::new(Some(&merged), LANE, &build);
         let order_by = self.optional(&args, "order_by").flatten();
         let in_order = receiver.fields.iter().all(|field| field.name != "order")

@@ -26,7 +26,12 @@ pub fn render(problems: &[Problem], root: &Path, colour: bool) -> String {
         let message = paint.with("1", &format!(": {}", clean(&problem.message)));
         let _ = writeln!(out, "{head}{message}");
         let place = &problem.place;
-        let _ = writeln!(out, "  {} {}", paint.with("1;34", "-->"), clean(&place.to_string()));
+        let _ = writeln!(
+            out,
+            "  {} {}",
+            paint.with("1;34", "-->"),
+            clean(&place.to_string())
+        );
         let source = sources
             .entry(&place.file)
             .or_insert_with(|| std::fs::read_to_string(root.join(&place.file)).ok());
@@ -51,13 +56,22 @@ fn quote(out: &mut String, line: &str, number: usize, column: usize, paint: &Pai
     let before = column.saturating_sub(1);
     // A long line is cut so that the column stays in sight.
     let skip = before.saturating_sub(MAX_WIDTH / 2);
-    let skip = if line.chars().count() <= MAX_WIDTH { 0 } else { skip };
+    let skip = if line.chars().count() <= MAX_WIDTH {
+        0
+    } else {
+        skip
+    };
     let shown: String = line.chars().skip(skip).take(MAX_WIDTH).collect();
     let number = number.to_string();
     let margin = " ".repeat(number.len());
     let bar = paint.with("1;34", "|");
     let _ = writeln!(out, " {margin} {bar}");
-    let _ = writeln!(out, " {} {bar} {}", paint.with("1;34", &number), shown.trim_end());
+    let _ = writeln!(
+        out,
+        " {} {bar} {}",
+        paint.with("1;34", &number),
+        shown.trim_end()
+    );
     if column > 0 {
         let gap = " ".repeat(before - skip.min(before));
         let mark = "^".repeat(token(&line, before).max(1));
@@ -69,7 +83,10 @@ fn quote(out: &mut String, line: &str, number: usize, column: usize, paint: &Pai
 fn token(line: &str, from: usize) -> usize {
     let mut chars = line.chars().skip(from);
     match chars.next() {
-        Some(quote @ ('"' | '\'')) => chars.position(|c| c == quote).map_or(1, |at| at + 2).min(60),
+        Some(quote @ ('"' | '\'')) => chars
+            .position(|c| c == quote)
+            .map_or(1, |at| at + 2)
+            .min(60),
         Some(c) if c.is_alphanumeric() => {
             1 + chars
                 .take_while(|c| c.is_alphanumeric() || "_-./".contains(*c))
@@ -94,7 +111,11 @@ fn summary(problems: &[Problem]) -> String {
         (0, 0) => String::from("no problems\n"),
         (errors, 0) => format!("{}\n", words(errors, "error")),
         (0, warnings) => format!("{}\n", words(warnings, "warning")),
-        (errors, warnings) => format!("{}, {}\n", words(errors, "error"), words(warnings, "warning")),
+        (errors, warnings) => format!(
+            "{}, {}\n",
+            words(errors, "error"),
+            words(warnings, "warning")
+        ),
     }
 }
 

@@ -1,6 +1,6 @@
 //! One route file to one route.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -15,6 +15,9 @@ use crate::check::Checker;
 use crate::rules;
 use crate::step::{InRoute, Made, Role, flow};
 use crate::tables::{REPLY, ROUTE};
+
+/// A business key's name and where its value comes from.
+type BusinessKey = (Arc<str>, Arc<dyn Expression>);
 
 /// What all routes are made with.
 pub(crate) struct Shop<'a> {
@@ -116,14 +119,27 @@ impl InRoute<'_> {
         let good = self
             .checker
             .fields_beside(node, &[ROUTE], &[], reported, "the route");
-        let received = node.get("receive").filter(|node| written(node)).map(|node| self.receive(node));
+        let received = node
+            .get("receive")
+            .filter(|node| written(node))
+            .map(|node| self.receive(node));
         let received = received.unwrap_or_default();
         let mut names = Names::default();
+        for key in ["invoke", "distribute", "on_fault"] {
+            let items = node.get(key).map_or(&[][..], Node::items);
+            names.written.extend(
+                items
+                    .iter()
+                    .filter_map(|item| Some(item.get("name")?.text()?.to_owned())),
+            );
+        }
         let steps = self.list(node, "invoke", Role::Invoke, &mut names);
         let targets = self.list(node, "distribute", Role::Target, &mut names);
         let on_fault = self.list(node, "on_fault", Role::Target, &mut names);
         rules::within(node, &targets, self.problems);
-        self.not_empty(node);
+        if !self.checker.files.is_unknown(node) {
+            self.not_empty(node);
+        }
 
         let build = self.build(Arc::from(""), self.shop.bus.timeout, self.problems);
         let args = Args::new(Some(node), ROUTE, &build);
@@ -171,7 +187,10 @@ impl InRoute<'_> {
             when: self.optional(args, "when")?,
             once: self.once(args)?,
             keys: self.keys(args)?,
-            steps: complete(steps)?.into_iter().map(|target| target.step).collect(),
+            steps: complete(steps)?
+                .into_iter()
+                .map(|target| target.step)
+                .collect(),
             targets: complete(targets)?,
             drop_unmatched: args.has("unmatched"),
             no_rollback: args.has("rollback"),
@@ -199,7 +218,7 @@ impl InRoute<'_> {
         Some(Some(Once { key, keep }))
     }
 
-    fn keys(&self, args: &Args<'_>) -> Option<Vec<(Arc<str>, Arc<dyn Expression>)>> {
+    fn keys(&self, args: &Args<'_>) -> Option<Vec<BusinessKey>> {
         args.entries("keys")
             .iter()
             .map(|(key, node)| {
@@ -245,13 +264,7 @@ impl InRoute<'_> {
     }
 
     /// The steps of a list, each with its name.
-    fn list(
-        &self,
-        route: &Node,
-        key: &str,
-        role: Role,
-        names: &mut Names,
-    ) -> Vec<Option<Made>> {
+    fn list(&self, route: &Node, key: &str, role: Role, names: &mut Names) -> Vec<Option<Made>> {
         let Some(node) = route.get(key) else {
             return Vec::new();
         };
@@ -289,6 +302,8 @@ fn written(node: &Node) -> bool {
 /// The names of a route's steps.
 #[derive(Default)]
 struct Names {
+    /// All that are written in the route: no derived one may be the same.
+    written: HashSet<String>,
     taken: HashMap<String, Place>,
     counted: BTreeMap<&'static str, usize>,
 }
@@ -328,8 +343,7 @@ impl Names {
                 1 => word.to_owned(),
                 more => format!("{word}-{more}"),
             };
-            if !self.taken.contains_key(&name) {
-                self.taken.insert(name.clone(), node.place.clone());
+            if !self.written.contains(&name) {
                 return Arc::from(name);
             }
         }

@@ -39,6 +39,7 @@ pub(crate) fn within(route: &Node, targets: &[Option<Made>], problems: &Problems
     let targets: Vec<&Made> = targets.iter().flatten().collect();
     otherwise(&targets, problems);
     if let Some(unmatched) = route.get("unmatched")
+        && unmatched.text() == Some("drop")
         && !targets.iter().any(|target| target.when.is_some())
     {
         problems.warning(
@@ -80,7 +81,10 @@ fn otherwise(targets: &[&Made], problems: &Problems) {
         problems.error(
             &first.place,
             "otherwise-without-when",
-            format!("'{}' is taken when no 'when' was true, and there is none", first.name),
+            format!(
+                "'{}' is taken when no 'when' was true, and there is none",
+                first.name
+            ),
             "give the other targets a 'when', or take 'otherwise' away",
         );
     }
@@ -162,7 +166,11 @@ fn exclude_each_other(a: &str, b: &str) -> bool {
 fn negates(a: &str, b: &str) -> bool {
     a.strip_prefix('!').is_some_and(|rest| {
         let rest = rest.trim();
-        rest == b || rest.strip_prefix('(').and_then(|rest| rest.strip_suffix(')')) == Some(b)
+        rest == b
+            || rest
+                .strip_prefix('(')
+                .and_then(|rest| rest.strip_suffix(')'))
+                == Some(b)
     })
 }
 
@@ -187,7 +195,11 @@ fn comparison(text: &str) -> Option<(&str, &str, &str)> {
                 _ if depth > 0 => {}
                 '&' | '|' => return None,
                 '=' | '!' | '<' | '>' => {
-                    let length = if text[at + 1..].starts_with('=') { 2 } else { 1 };
+                    let length = if text[at + 1..].starts_with('=') {
+                        2
+                    } else {
+                        1
+                    };
                     let operator = &text[at..at + length];
                     if found.is_some() || matches!(operator, "=" | "!") {
                         return None;
@@ -230,7 +242,9 @@ pub(crate) fn across(drafts: &[Draft], problems: &Problems) {
                 place,
                 "duplicate-claim",
                 format!("the route '{route}' receives {claim} too"),
-                format!("change one of the two, or set 'enabled: false' on one; the other is at {first}"),
+                format!(
+                    "change one of the two, or set 'enabled: false' on one; the other is at {first}"
+                ),
             ),
             None => {
                 claims.insert(claim, (&draft.name, place));
@@ -245,10 +259,18 @@ fn queues(drafts: &[Draft], problems: &Problems) {
     let mut readers: BTreeMap<Arc<str>, (String, &Place)> = BTreeMap::new();
     for draft in drafts.iter().filter(|draft| draft.enabled) {
         let reads = draft.reads.iter().map(|(queue, place, _)| {
-            (queue, place, format!("the receiver of the route '{}'", draft.name))
+            (
+                queue,
+                place,
+                format!("the receiver of the route '{}'", draft.name),
+            )
         });
         let lanes = draft.lanes.iter().map(|(queue, place, target)| {
-            (queue, place, format!("the async target '{}.{target}'", draft.name))
+            (
+                queue,
+                place,
+                format!("the async target '{}.{target}'", draft.name),
+            )
         });
         for (queue, place, reader) in reads.chain(lanes) {
             match readers.get(queue) {
@@ -256,7 +278,9 @@ fn queues(drafts: &[Draft], problems: &Problems) {
                     place,
                     "two-readers",
                     format!("the queue '{queue}' has two readers: {other}, and {reader}"),
-                    format!("a queue has one reader: name another queue; the other reader is at {first}"),
+                    format!(
+                        "a queue has one reader: name another queue; the other reader is at {first}"
+                    ),
                 ),
                 None => {
                     readers.insert(queue.clone(), (reader, place));
@@ -274,7 +298,9 @@ fn queues(drafts: &[Draft], problems: &Problems) {
                     format!("no route receives from the queue '{queue}': it only grows"),
                     match xbus_core::problem::nearest(queue, names.iter().copied()) {
                         Some(_) => suggest(queue, names),
-                        None => format!("write a route with receive: {{ queue: {{ name: {queue} }} }}"),
+                        None => {
+                            format!("write a route with receive: {{ queue: {{ name: {queue} }} }}")
+                        }
                     },
                 );
             }

@@ -122,12 +122,20 @@ impl<'a> InRoute<'a> {
                 &node.place,
                 "wrong-type",
                 format!("{what} must be a map"),
-                format!("write one adapter and its keys, such as {}", self.example(side)),
+                format!(
+                    "write one adapter and its keys, such as {}",
+                    self.example(side)
+                ),
             );
             return (None, false);
         }
         let kinds = self.shop.kinds;
-        let fitting = || kinds.iter().filter(move |kind| side.has(kind)).map(|kind| kind.name);
+        let fitting = || {
+            kinds
+                .iter()
+                .filter(move |kind| side.has(kind))
+                .map(|kind| kind.name)
+        };
         let mut found = None;
         let mut good = true;
         let mut strangers: Vec<&Key> = Vec::new();
@@ -182,7 +190,13 @@ impl<'a> InRoute<'a> {
                 ),
             }
         }
-        let words: Vec<&'static str> = kinds.iter().map(|kind| kind.name).collect();
+        reported.extend(
+            kinds
+                .iter()
+                .filter(|kind| !side.has(kind))
+                .map(|kind| kind.name),
+        );
+        let words: Vec<&'static str> = fitting().collect();
         good &= self
             .checker
             .fields_beside(node, &[fields], &words, &reported, what);
@@ -277,10 +291,7 @@ impl<'a> InRoute<'a> {
                 lane,
             })
         };
-        let target = (good && known)
-            .then_some(sender)
-            .flatten()
-            .and_then(make);
+        let target = (good && known).then_some(sender).flatten().and_then(make);
         let (_, key, value) = found?;
         Some(Made {
             name: name.clone(),
@@ -347,7 +358,10 @@ impl<'a> InRoute<'a> {
         let problems = Problems::new();
         let made = make(&problems);
         let reported = problems.into_sorted();
-        if made.is_none() && reported.is_empty() && !self.shop.lenient && !self.problems.has_errors()
+        if made.is_none()
+            && reported.is_empty()
+            && !self.shop.lenient
+            && !self.problems.has_errors()
         {
             self.problems.error(
                 &value.place,
@@ -390,8 +404,9 @@ impl<'a> InRoute<'a> {
         let breaker = args.has("breaker").then(|| {
             let breaker = args.node("breaker");
             let count = breaker.and_then(|node| node.get("failures")?.text()?.parse().ok());
-            let open_for = breaker
-                .and_then(|node| xbus_core::spec::parse_duration(node.get("open_for")?.text()?).ok());
+            let open_for = breaker.and_then(|node| {
+                xbus_core::spec::parse_duration(node.get("open_for")?.text()?).ok()
+            });
             Breaker::new(
                 count.unwrap_or(5),
                 open_for.unwrap_or(Duration::from_secs(30)),
@@ -425,11 +440,12 @@ impl<'a> InRoute<'a> {
         args: &Args<'_>,
         name: &str,
     ) -> Option<Option<Arc<dyn Expression>>> {
-        if args.has(name) {
-            args.expression(name).map(Some)
-        } else {
-            Some(None)
-        }
+        let Some(text) = args.node(name).and_then(Node::text) else {
+            return Some(None);
+        };
+        // What is wrong with it was reported when it was checked.
+        let expression = self.checker.compiler.expression(text, self.scope);
+        expression.ok().map(Some)
     }
 
     /// The transformations under `transform`, which checking found well.
@@ -471,7 +487,10 @@ impl<'a> InRoute<'a> {
         // `retry` beside `async` says how the queue tries, unless `async` says it itself.
         if !own.has("retry") && args.has("retry") {
             policy.retry = forever(&args.object("retry", RETRY));
-            if args.node("retry").is_some_and(|node| node.get("attempts").is_some()) {
+            if args
+                .node("retry")
+                .is_some_and(|node| node.get("attempts").is_some())
+            {
                 self.problems.warning(
                     &args.object("retry", RETRY).place("attempts"),
                     "useless-key",

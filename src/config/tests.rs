@@ -82,24 +82,15 @@ pub(crate) fn problems_of_route(text: &str) -> Vec<String> {
     .problems()
 }
 
-/// Asserts that a route has exactly one problem, and which.
-#[track_caller]
-pub(crate) fn one(text: &str, expected: &str) {
-    let found = problems_of_route(text);
-    assert_eq!(found, [expected], "for\n{text}");
-}
-
-/// Asserts that a route has no problem.
-#[track_caller]
-pub(crate) fn well(text: &str) {
-    assert_eq!(problems_of_route(text), Vec::<String>::new(), "for\n{text}");
-}
-
 pub(crate) static EXTRA: &[Field] = &[Field::new(
     "http",
     Type::Object(&[
         Field::new("listen", Type::Text, "Address.").default("127.0.0.1:8080"),
-        Field::new("tls", Type::Object(&[Field::new("cert", Type::File, "")]), ""),
+        Field::new(
+            "tls",
+            Type::Object(&[Field::new("cert", Type::File, "")]),
+            "",
+        ),
     ]),
     "Listener.",
 )];
@@ -165,11 +156,7 @@ impl Fake {
 }
 
 impl Compiler for Fake {
-    fn transform(
-        &self,
-        source: Source<'_>,
-        _: &Scope,
-    ) -> Result<Arc<dyn Transform>, CompileError> {
+    fn transform(&self, source: Source<'_>, _: &Scope) -> Result<Arc<dyn Transform>, CompileError> {
         match source {
             // The tests that have scripts have these two.
             Source::File(path) if path.ends_with("bad.rhai") => {
@@ -188,8 +175,12 @@ impl Compiler for Fake {
 
 static HTTP_IN: &[Field] = &[
     Field::new("path", Type::Text, "Where.").required(),
-    Field::new("methods", Type::OneOrMany(&Type::Choice(&["GET", "POST"])), "Which.")
-        .default("POST"),
+    Field::new(
+        "methods",
+        Type::OneOrMany(&Type::Choice(&["GET", "POST"])),
+        "Which.",
+    )
+    .default("POST"),
     Field::new("max_body", Type::Size, "Largest body."),
     Field::new("wsdl", Type::Asset, "Served."),
 ];
@@ -199,7 +190,11 @@ static HTTP_OUT: &[Field] = &[
     Field::new("follow", Type::Bool, "Redirects.").default("false"),
     Field::new("port", Type::Count(1, 65535), "Port."),
     Field::new("ca", Type::File, "Authorities."),
-    Field::new("headers", Type::Either(&[Type::List(&Type::Text), Type::Map(&Type::Template)]), "Sent."),
+    Field::new(
+        "headers",
+        Type::Either(&[Type::List(&Type::Text), Type::Map(&Type::Template)]),
+        "Sent.",
+    ),
 ];
 static FILE_IN: &[Field] = &[
     Field::new("dir", Type::Path, "Watched.").required(),

@@ -22,6 +22,8 @@ const MAX_ALIASED: usize = 10_000;
 pub(crate) struct Document {
     /// The root; nothing when the file is empty or cannot be read as YAML.
     pub(crate) root: Option<Node>,
+    /// Nothing stands in it, or only comments.
+    pub(crate) empty: bool,
     /// Values whose meaning is unknown because of a problem that was reported already: nobody
     /// shall complain about them again.
     pub(crate) unknown: Vec<Place>,
@@ -42,7 +44,9 @@ pub(crate) fn parse(file: &Arc<Path>, text: &str, problems: &Problems) -> Docume
         root: None,
         unknown: Vec::new(),
         documents: 0,
+        unquoted: 0,
     };
+    let mut readable = true;
     for event in Parser::new_from_str_with_options(text, options) {
         let taken = match event {
             Ok((event, span)) => tree.take(event, span),
@@ -50,10 +54,12 @@ pub(crate) fn parse(file: &Arc<Path>, text: &str, problems: &Problems) -> Docume
         };
         if let Err(Reported) = taken {
             tree.root = None;
+            readable = false;
             break;
         }
     }
     Document {
+        empty: readable && tree.root.is_none(),
         root: tree.root,
         unknown: tree.unknown,
     }
@@ -72,6 +78,8 @@ struct Tree<'a> {
     root: Option<Node>,
     unknown: Vec<Place>,
     documents: usize,
+    /// The last line with a `{{` outside of quotes.
+    unquoted: usize,
 }
 
 /// How much of a tree there is below a node.
@@ -148,7 +156,7 @@ impl Tree<'_> {
                 Ok(())
             }
             Event::Scalar(text, style, anchor, tag) => {
-                self.tag(tag.as_deref(), &place);
+                self.tag(tag.as_deref(), &span);
                 let plain = style == ScalarStyle::Plain;
                 if self.expects_key() {
                     return self.key(&text, plain, place);
@@ -166,11 +174,11 @@ impl Tree<'_> {
                 Ok(())
             }
             Event::SequenceStart(_, anchor, tag) => {
-                self.tag(tag.as_deref(), &place);
+                self.tag(tag.as_deref(), &span);
                 self.open(place, anchor, Content::List(Vec::new()))
             }
             Event::MappingStart(style, anchor, tag) => {
-                self.tag(tag.as_deref(), &place);
+                self.tag(tag.as_deref(), &span);
                 let content = Content::Map {
                     entries: Vec::new(),
                     merged: Vec::new(),
@@ -188,10 +196,11 @@ impl Tree<'_> {
         }
     }
 
-    fn tag(&self, tag: Option<&granit_parser::Tag>, place: &Place) {
+    fn tag(&self, tag: Option<&granit_parser::Tag>, span: &Span) {
         if let Some(tag) = tag.filter(|tag| !tag.is_yaml_core_schema() && tag.suffix() != "") {
+            let place = self.place(span.tag_start.as_ref().unwrap_or(&span.start));
             self.problems.error(
-                place,
+                &place,
                 "unknown-tag",
                 format!("the YAML tag '{}' has no meaning here", tag.original()),
                 "leave the tag out",
@@ -253,12 +262,13 @@ impl Tree<'_> {
         };
         let both_flow = matches!(
             (&outer.content, content),
-            (Content::Map { flow: true, .. }, Content::Map { flow: true, .. })
+            (
+                Content::Map { flow: true, .. },
+                Content::Map { flow: true, .. }
+            )
         );
-        if both_flow
-            && outer.place.line == place.line
-            && outer.place.column + 1 == place.column
-        {
+        if both_flow && outer.place.line == place.line && outer.place.column + 1 == place.column {
+            self.unquoted = outer.place.line;
             self.problems.error(
                 &outer.place,
                 "unquoted-expression",
@@ -412,7 +422,9 @@ impl Tree<'_> {
             self.anchors.insert(anchor, (node.clone(), extent));
         }
         let Some(frame) = self.stack.last_mut() else {
-            self.root.get_or_insert(node);
+            if !matches!(node.raw, Raw::Null) {
+                self.root.get_or_insert(node);
+            }
             return;
         };
         frame.extent.hold(extent);
@@ -433,9 +445,17 @@ impl Tree<'_> {
 
     fn syntax(&self, error: &ScanError) -> Reported {
         let place = self.place(error.marker());
+        if place.line == self.unquoted {
+            // It is what follows of the braces, about which all was said.
+            return Reported;
+        }
         let help = self.help(place.line);
-        self.problems
-            .error(&place, "bad-yaml", format!("not YAML: {}", error.kind()), help);
+        self.problems.error(
+            &place,
+            "bad-yaml",
+            format!("not YAML: {}", error.kind()),
+            help,
+        );
         Reported
     }
 

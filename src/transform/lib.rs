@@ -55,7 +55,21 @@ impl Compiler for Engine {
     ) -> Result<Arc<dyn Transform>, CompileError> {
         match source {
             Source::File(path) => self.file(path, scope),
-            Source::Convert { .. } => Err(at_start("not yet".into(), None)),
+            Source::Convert { from, to } if convert::possible(from, to) => {
+                Ok(Arc::new(convert::Convert {
+                    from,
+                    to,
+                    limits: self.scripts.shared().limits.clone(),
+                }))
+            }
+            Source::Convert { from, to } => Err(at_start(
+                format!(
+                    "there is no plain conversion from {} to {}",
+                    from.map_or("the body's format", xbus_core::Format::name),
+                    to.name()
+                ),
+                Some("write a script that makes one of the other".into()),
+            )),
         }
     }
 

@@ -1,8 +1,8 @@
-//! The route language: what is well, and every way in which it is not.
+//! The route language where all is well.
 
 use std::time::Duration;
 
-use super::{Folder, one, well};
+use super::Folder;
 use crate::Mode;
 
 #[test]

@@ -30,6 +30,17 @@ impl Response {
             .unwrap_or_else(|error| panic!("{error} in {:?}", self.text()))
     }
 
+    /// `status` of an acknowledgement, in whichever shape it came.
+    #[track_caller]
+    pub fn json_or_xml_status(&self) -> String {
+        let text = self.text();
+        if text.starts_with('{') {
+            return self.json()["status"].as_str().expect("a status").to_owned();
+        }
+        let (_, rest) = text.split_once("status=\"").expect("a status");
+        rest.split('"').next().expect("an end").to_owned()
+    }
+
     /// The bus's id of the message.
     #[track_caller]
     pub fn id(&self) -> String {
@@ -41,8 +52,14 @@ impl Response {
 
 #[track_caller]
 pub fn post(address: SocketAddr, path: &str, content_type: &str, body: &[u8]) -> Response {
-    request(address, "POST", path, &[("Content-Type", content_type)], body)
-        .unwrap_or_else(|error| panic!("POST {path}: {error}"))
+    request(
+        address,
+        "POST",
+        path,
+        &[("Content-Type", content_type)],
+        body,
+    )
+    .unwrap_or_else(|error| panic!("POST {path}: {error}"))
 }
 
 #[track_caller]
@@ -152,7 +169,8 @@ fn unchunk(mut data: &[u8]) -> Option<Vec<u8>> {
     let mut out = Vec::new();
     loop {
         let end = find(data, b"\r\n")?;
-        let size = usize::from_str_radix(std::str::from_utf8(&data[..end]).ok()?.trim(), 16).ok()?;
+        let size =
+            usize::from_str_radix(std::str::from_utf8(&data[..end]).ok()?.trim(), 16).ok()?;
         data = &data[end + 2..];
         if size == 0 {
             return Some(out);
