@@ -1,7 +1,7 @@
 //! The hub: listeners, their connections, and the routing tables that receivers attach to.
 //!
-//! [`Hub::listen`] binds, [`Hub::start`] accepts, [`Hub::stop`] ends: connections made in between
-//! wait in the system's queue. Absent: HTTP/2, and changing listeners while the bus runs.
+//! [`Hub::listen`] binds, [`Hub::start`] accepts, [`Hub::stop_accepting`] and [`Hub::stop`] end.
+//! Connections made between binding and accepting wait in the system's queue. Absent: HTTP/2, and changing listeners while the bus runs.
 
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
@@ -71,7 +71,15 @@ pub(crate) struct Connection {
     pub(crate) trusted: bool,
     /// Whom the client's certificate names.
     pub(crate) subject: Option<Subject>,
+    all: Arc<Connections>,
     waker: AtomicWaker,
+}
+
+impl Connection {
+    /// Whether the bus is stopping.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.all.stopping.load(Relaxed)
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -157,9 +165,9 @@ impl Hub {
         }
     }
 
-    /// Stops accepting, lets connections finish what they are at, and returns when all have ended.
-    /// The caller bounds it in time: dropping the future leaves them to end by themselves.
-    pub async fn stop(&self) {
+    /// Stops accepting. Open connections finish the request that they are at and then end; one that
+    /// comes over them all the same, for a route that has stopped, is told to come again later (503).
+    pub fn stop_accepting(&self) {
         lock(&self.bound).clear();
         self.accepting.cancel();
         self.connections.stopping.store(true, SeqCst);
@@ -167,6 +175,12 @@ impl Hub {
             connection.waker.wake();
         }
         self.tasks.close();
+    }
+
+    /// Stops accepting and returns when all connections have ended. The caller bounds it in time:
+    /// dropping the future leaves them to end by themselves.
+    pub async fn stop(&self) {
+        self.stop_accepting();
         self.tasks.wait().await;
     }
 
@@ -261,7 +275,7 @@ impl Accepting {
         async move {
             match acceptor {
                 None => {
-                    let connection = connection(listener, limits, peer.ip(), None);
+                    let connection = connection(listener, limits, peer.ip(), None, &connections);
                     connections.run(stream, connection).await;
                 }
                 Some(acceptor) => {
@@ -275,7 +289,7 @@ impl Accepting {
                     let subject = session
                         .peer_certificates()
                         .and_then(|chain| Subject::of(chain.first()?));
-                    let connection = connection(listener, limits, peer.ip(), subject);
+                    let connection = connection(listener, limits, peer.ip(), subject, &connections);
                     connections.run(stream, connection).await;
                 }
             }
@@ -288,6 +302,7 @@ fn connection(
     limits: Limits,
     peer: IpAddr,
     subject: Option<Subject>,
+    all: &Arc<Connections>,
 ) -> Arc<Connection> {
     let trusted = listener
         .settings
@@ -301,6 +316,7 @@ fn connection(
         client: peer.to_canonical().to_string(),
         trusted,
         subject,
+        all: all.clone(),
         waker: AtomicWaker::new(),
     })
 }

@@ -722,7 +722,7 @@ async fn a_stopped_hub_finishes_what_it_is_at() {
     let mut running = open(&bus.hub, door, bus.stop.clone()).unwrap();
     let mut inside = inside;
     let request = bus.ask("POST /slow", "", "x");
-    let idle = TcpStream::connect(bus.address).await.unwrap();
+    let mut idle = TcpStream::connect(bus.address).await.unwrap();
     let stopping = async {
         inside.recv().await.unwrap();
         bus.stop.cancel();
@@ -741,7 +741,11 @@ async fn a_stopped_hub_finishes_what_it_is_at() {
     };
     let (answer, ()) = tokio::join!(request, stopping);
     answer.is(200, "delivered");
-    drop(idle);
+    assert_eq!(
+        read_all(&mut idle).await,
+        "",
+        "idle connections end at once"
+    );
     assert!(TcpStream::connect(bus.address).await.is_err());
 }
 

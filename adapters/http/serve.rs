@@ -86,10 +86,12 @@ async fn take(
 fn doors(connection: &Connection, head: &Parts, shape: &mut Shape) -> Result<Doors, Refusal> {
     let table = connection.listener.table.load();
     let Some(doors) = table.find(head.uri.path()) else {
-        return Err(unread(
-            Refusal::new(Code::NotFound, "there is nothing at this path"),
-            head,
-        ));
+        let refusal = if connection.is_stopping() {
+            Refusal::new(Code::Overloaded, "the bus is stopping")
+        } else {
+            Refusal::new(Code::NotFound, "there is nothing at this path")
+        };
+        return Err(unread(refusal, head));
     };
     let soap = doors.iter().find_map(|door| door.config.soap.as_ref());
     if let Some(soap) = soap
