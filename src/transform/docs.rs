@@ -87,6 +87,12 @@ fn run(name: &str) -> usize {
                         .unwrap_or_else(|fault| panic!("{place}: {fault}"));
                     let shown = match value {
                         xbus_core::transform::Value::Unit => "()".to_owned(),
+                        // Lists and maps are given as their JSON.
+                        xbus_core::transform::Value::Text(text)
+                            if wanted.trim_start().starts_with(['[', '{']) =>
+                        {
+                            text
+                        }
                         xbus_core::transform::Value::Text(text) => format!("\"{text}\""),
                         other => other.into_text(),
                     };

@@ -245,7 +245,7 @@ fn building_functions(engine: &mut rhai::Engine) {
                     }
                     crate::convert::form_escape(&mut out, name);
                     out.push('=');
-                    crate::convert::form_escape(&mut out, &*reading::plain_text(&value)?);
+                    crate::convert::form_escape(&mut out, &reading::plain_text(&value)?);
                 }
             }
             let text: ImmutableString = out.into();
@@ -282,26 +282,25 @@ fn write_json(value: Dynamic) -> R<Dynamic> {
 fn build(name: &str, attributes: Option<Map>, content: Dynamic) -> R<Node> {
     use crate::xml::build::Content;
 
-    fn pieces(value: &Dynamic, out: &mut Vec<Content>, nested: bool) -> Result<(), ScriptError> {
+    // Lists within lists are what `map` makes of several parts: they are flattened.
+    fn pieces(value: &Dynamic, out: &mut Vec<Content>, depth: usize) -> Result<(), ScriptError> {
+        if depth > 8 {
+            return Err(ScriptError::text(
+                "lists of content nested more than 8 deep",
+            ));
+        }
         if let Some(node) = value.read_lock::<Node>() {
             out.push(match &*node {
                 Node::Parsed(node) => Content::Node(node.clone()),
                 Node::Built(element) => Content::Element(element.clone()),
             });
         } else if let Some(list) = value.read_lock::<List>() {
-            if nested {
-                return Err(ScriptError::text("a list of content holds another list"));
-            }
             for at in 0..list.len() {
-                pieces(&list.get(at), out, true)?;
+                pieces(&list.get(at), out, depth + 1)?;
             }
         } else if let Some(array) = value.read_lock::<rhai::Array>() {
             for item in array.iter() {
-                // A list of lists of nodes is what `map` makes: one level is flattened.
-                if nested && item.is_array() {
-                    return Err(ScriptError::text("lists of content nested too deep"));
-                }
-                pieces(item, out, true)?;
+                pieces(item, out, depth + 1)?;
             }
         } else if !value.is_unit() {
             let text = reading::plain_text(value)?;
@@ -314,7 +313,7 @@ fn build(name: &str, attributes: Option<Map>, content: Dynamic) -> R<Node> {
 
     let call = current()?;
     let mut content_pieces = Vec::new();
-    pieces(&content, &mut content_pieces, false)?;
+    pieces(&content, &mut content_pieces, 0)?;
     let mut named = Vec::new();
     for (name, value) in attributes.unwrap_or_default() {
         // An attribute that is nothing is left out.
