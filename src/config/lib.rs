@@ -1,1 +1,197 @@
-//! xbus-config
+//! From an installation folder to a [`Plan`].
+//!
+//! Two phases, because adapters need settings of xbus.yaml before their kinds exist:
+//! [`Installation::read`] reads the files, replaces references to the environment and gives the
+//! bus's settings; [`Installation::plan`] checks everything against the adapters' tables and builds
+//! the routes. Every problem is collected before any is reported. No I/O but reading files.
+//!
+//! Absent: any knowledge of a protocol or a script language; those come in as
+//! [`Kind`]s and a [`Compiler`].
+
+mod bus;
+mod check;
+mod compile;
+mod environment;
+mod files;
+mod receive;
+mod render;
+mod route;
+mod rules;
+mod schema;
+mod step;
+pub mod tables;
+#[cfg(test)]
+mod tests;
+mod yaml;
+
+use std::path::{Path, PathBuf};
+
+use xbus_core::problem::{Place, Problem, Severity};
+use xbus_core::spec::{Args, Field, Node};
+use xbus_core::transform::Scope;
+use xbus_core::{Compiler, Kind, Plan, Problems};
+
+pub use bus::{Admin, AlertMail, BusConfig, Connections, Journal};
+pub use environment::{Lookup, Mode};
+pub use render::{render, to_json};
+pub use schema::{reference, schema_of_bus, schema_of_route};
+
+use check::Checker;
+use files::{Files, Reader};
+
+/// The name of the bus's own file.
+const BUS_FILE: &str = "xbus.yaml";
+
+/// An installation folder as it was read.
+pub struct Installation {
+    root: PathBuf,
+    mode: Mode,
+    files: Files,
+    tree: Option<Node>,
+    routes: Vec<(PathBuf, Option<Node>)>,
+    problems: Problems,
+    /// What xbus.yaml says.
+    pub bus: BusConfig,
+}
+
+/// An installation that can run.
+pub struct Loaded {
+    /// The routes.
+    pub plan: Plan,
+    /// What xbus.yaml says.
+    pub bus: BusConfig,
+    /// What stands under `connections`, built.
+    pub connections: Connections,
+}
+
+impl Installation {
+    /// Reads the folder with the process's environment.
+    pub fn read(root: &Path, mode: Mode) -> Self {
+        Self::read_with(root, mode, &|name| {
+            std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
+        })
+    }
+
+    /// Reads the folder; variables come from `lookup`.
+    pub fn read_with(root: &Path, mode: Mode, lookup: Lookup<'_>) -> Self {
+        let problems = Problems::new();
+        let mut files = Files::default();
+        let reader = Reader {
+            root,
+            mode,
+            lookup,
+            problems: &problems,
+        };
+        let mut tree = None;
+        let mut routes = Vec::new();
+        if root.is_dir() {
+            if root.join(BUS_FILE).exists() {
+                tree = files.read(Path::new(BUS_FILE), &reader);
+            }
+            routes = files::routes(root, &problems)
+                .into_iter()
+                .map(|path| {
+                    let node = files.read(&path, &reader);
+                    (path, node)
+                })
+                .collect();
+        } else {
+            problems.error(
+                &Place::file(root),
+                "no-folder",
+                "there is no such folder",
+                "name an installation folder; 'xbus init DIR' makes one",
+            );
+        }
+        let bus = BusConfig::read(root, tree.as_ref(), &problems);
+        Self {
+            root: root.to_owned(),
+            mode,
+            files,
+            tree,
+            routes,
+            problems,
+            bus,
+        }
+    }
+
+    /// Where problems of settings go that are read with [`Installation::settings`].
+    pub fn problems(&self) -> &Problems {
+        &self.problems
+    }
+
+    /// Reads settings of xbus.yaml that others define (`http`, `limits`, …) with their own table of
+    /// its top-level keys. The same tables go to [`Installation::plan`], which checks them; values
+    /// that do not fit count as not written here.
+    pub fn settings<T>(&self, fields: &'static [Field], read: impl FnOnce(Args<'_>) -> T) -> T {
+        bus::with_args(&self.root, self.tree.as_ref(), &self.problems, fields, read)
+    }
+
+    /// Checks everything and builds the routes. `extra` is the table of the top-level keys of
+    /// xbus.yaml that are not this crate's own. The plan is there when no problem is an error; in
+    /// [`Mode::Check`] it is missing too when a variable that it needs is not set.
+    pub fn plan(
+        self,
+        kinds: &[Kind],
+        extra: &'static [Field],
+        compiler: &dyn Compiler,
+    ) -> (Option<Loaded>, Vec<Problem>) {
+        let memo = compile::Memo::new(compiler);
+        let scope = Scope {
+            namespaces: self.bus.namespaces.clone(),
+        };
+        let connection_kinds = bus::connection_kinds(self.tree.as_ref(), kinds);
+        let checker = Checker {
+            root: &self.root,
+            files: &self.files,
+            compiler: &memo,
+            scope: &scope,
+            connections: &connection_kinds,
+            problems: &self.problems,
+        };
+        let mut connections = Connections::new();
+        if let Some(tree) = &self.tree {
+            bus::check(tree, extra, &self.bus, &checker);
+            connections = bus::connections(tree, kinds, &self.bus, &checker);
+        }
+        let shop = route::Shop {
+            kinds,
+            bus: &self.bus,
+            connections: &connections,
+            checker,
+            lenient: self.mode == Mode::Check,
+        };
+        let drafts: Vec<route::Draft> = self
+            .routes
+            .iter()
+            .filter_map(|(path, node)| shop.route(path, node.as_ref()?))
+            .collect();
+        rules::across(&drafts, &self.problems);
+        if self.routes.is_empty() && self.root.is_dir() {
+            self.problems.warning(
+                &Place::file(Path::new("routes")),
+                "no-routes",
+                "there is no route",
+                "write one into routes/NAME.yaml",
+            );
+        }
+        let complete = drafts.iter().all(|draft| draft.route.is_some());
+        let plan =
+            (complete && !self.problems.has_errors()).then(|| route::plan(drafts, &self.bus));
+        let mut problems = self.problems.into_sorted();
+        problems.dedup_by(|a, b| a.place == b.place && a.code == b.code && a.message == b.message);
+        let loaded = plan.map(|plan| Loaded {
+            plan,
+            bus: self.bus,
+            connections,
+        });
+        (loaded, problems)
+    }
+}
+
+/// Whether there is an error among problems.
+pub fn has_errors(problems: &[Problem]) -> bool {
+    problems
+        .iter()
+        .any(|problem| problem.severity == Severity::Error)
+}

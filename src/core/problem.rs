@@ -126,6 +126,14 @@ impl Problems {
             .push(problem);
     }
 
+    /// Adds what was collected elsewhere.
+    pub fn extend(&self, more: impl IntoIterator<Item = Problem>) {
+        self.0
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .extend(more);
+    }
+
     /// Whether there is an error among them.
     pub fn has_errors(&self) -> bool {
         self.0

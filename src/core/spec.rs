@@ -114,6 +114,8 @@ pub enum Type {
     Bool,
     /// A whole number from the first to the second, both included.
     Count(u64, u64),
+    /// A number, fractions allowed, from the first to the second, both included.
+    Number(f64, f64),
     /// `250ms`, `5s`, `15m`, `2h`, `7d`.
     Duration,
     /// `64KiB`, `10MiB`, `1GiB`, or bytes.
@@ -122,8 +124,10 @@ pub enum Type {
     Rate,
     /// One of these words.
     Choice(&'static [&'static str]),
-    /// A path relative to the installation folder.
+    /// A path relative to the installation folder; what it names need not exist yet.
     Path,
+    /// A file that must exist, relative to the installation folder.
+    File,
     /// A file in `transforms/`, which must exist.
     Asset,
     /// The name of a connection of one of these kinds.
@@ -140,6 +144,8 @@ pub enum Type {
     Either(&'static [Type]),
     /// A transformation: a file, `{ convert: { from, to } }`, or a list of them.
     Transform,
+    /// Anything: whoever reads it checks it.
+    Any,
 }
 
 /// One key that can be written.
@@ -327,6 +333,11 @@ impl<'a> Args<'a> {
 
     /// A whole number.
     pub fn count(&self, name: &str) -> Option<u64> {
+        self.text(name)?.parse().ok()
+    }
+
+    /// A number with a fraction.
+    pub fn number(&self, name: &str) -> Option<f64> {
         self.text(name)?.parse().ok()
     }
 

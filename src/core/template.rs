@@ -1,6 +1,7 @@
 //! Texts with `{{ expression }}` in them.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::problem::Place;
@@ -31,42 +32,60 @@ impl Template {
         }
     }
 
+    /// Where the expressions of a text stand: byte ranges between the braces, blanks around them
+    /// left out. Braces that came from the environment are text. The error is the byte at which an
+    /// expression begins that does not end.
+    pub fn expressions(scalar: &Scalar) -> Result<Vec<Range<usize>>, usize> {
+        let text = scalar.text.as_str();
+        let mut found = Vec::new();
+        let mut at = 0;
+        while let Some(braces) = text[at..].find("{{").map(|offset| at + offset) {
+            if scalar.literal.iter().any(|range| range.contains(&braces)) {
+                // One byte on: the second brace may begin an expression of the file's own.
+                at = braces + 1;
+                continue;
+            }
+            let start = braces + 2;
+            let end = start + end_of_expression(&text[start..]).ok_or(braces)?;
+            let inner = &text[start..end];
+            let blanks = inner.len() - inner.trim_start().len();
+            let from = start + blanks;
+            found.push(from..from + inner.trim().len());
+            at = end + 2;
+        }
+        Ok(found)
+    }
+
     /// Compiles what the user wrote; problems are reported through `build`.
     pub fn parse(scalar: &Scalar, place: &Place, build: &Build<'_>) -> Option<Self> {
-        let text = &scalar.text;
-        let in_literal = |at: usize| scalar.literal.iter().any(|range| range.contains(&at));
+        let text = scalar.text.as_str();
+        let Ok(expressions) = Self::expressions(scalar) else {
+            build.problems.error(
+                place,
+                "bad-expression",
+                "'{{' without its '}}'",
+                "close the expression with '}}'",
+            );
+            return None;
+        };
         let mut parts = Vec::new();
-        let mut plain = String::new();
         let mut good = true;
         let mut at = 0;
-        while at < text.len() {
-            let rest = &text[at..];
-            if rest.starts_with("{{") && !in_literal(at) {
-                let Some(length) = end_of_expression(&rest[2..]) else {
-                    build.problems.error(
-                        place,
-                        "bad-expression",
-                        "'{{' without its '}}'",
-                        "close the expression with '}}'",
-                    );
-                    return None;
-                };
-                if !plain.is_empty() {
-                    parts.push(Part::Text(std::mem::take(&mut plain)));
-                }
-                match build.expression(rest[2..2 + length].trim(), place) {
-                    Some(expression) => parts.push(Part::Expression(expression)),
-                    None => good = false,
-                }
-                at += length + 4;
-            } else {
-                let step = rest.chars().next().map_or(1, char::len_utf8);
-                plain.push_str(&rest[..step]);
-                at += step;
+        for range in expressions {
+            let braces = text[..range.start].rfind("{{").unwrap_or(range.start);
+            if braces > at {
+                parts.push(Part::Text(text[at..braces].to_owned()));
             }
+            match build.expression(&text[range.clone()], place) {
+                Some(expression) => parts.push(Part::Expression(expression)),
+                None => good = false,
+            }
+            at = text[range.end..]
+                .find("}}")
+                .map_or(text.len(), |end| range.end + end + 2);
         }
-        if !plain.is_empty() || parts.is_empty() {
-            parts.push(Part::Text(plain));
+        if at < text.len() || parts.is_empty() {
+            parts.push(Part::Text(text[at..].to_owned()));
         }
         good.then_some(Self { parts })
     }

@@ -1,1 +1,112 @@
-//! xbus-transform
+//! xbus-transform: scripts, expressions, XPath, formats and charsets.
+//!
+//! The only crate that knows rhai. Absent: I/O while a message is under way (lookup tables are read
+//! at load), DTDs, and anything that could keep a thread waiting.
+
+mod charset;
+mod convert;
+mod json;
+mod limits;
+mod script;
+mod table;
+mod time;
+mod xml;
+mod xpath;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use xbus_core::transform::{CompileError, Scope, Source};
+use xbus_core::{Compiler, Expression, Transform};
+
+pub use limits::Limits;
+
+/// Compiles the transformations and expressions of an installation. Make one for each load: lookup
+/// tables are read once for each.
+pub struct Engine {
+    folder: PathBuf,
+    scripts: script::Scripts,
+}
+
+impl Engine {
+    /// An engine for the scripts and tables in `transforms_dir`. Does no I/O.
+    pub fn new(transforms_dir: PathBuf, limits: Limits) -> Self {
+        Self {
+            scripts: script::Scripts::new(transforms_dir.clone(), limits),
+            folder: transforms_dir,
+        }
+    }
+}
+
+fn at_start(message: String, help: Option<String>) -> CompileError {
+    CompileError {
+        message,
+        line: 1,
+        column: 1,
+        help,
+    }
+}
+
+impl Compiler for Engine {
+    fn transform(
+        &self,
+        source: Source<'_>,
+        scope: &Scope,
+    ) -> Result<Arc<dyn Transform>, CompileError> {
+        match source {
+            Source::File(path) => self.file(path, scope),
+            Source::Convert { from, to } if convert::possible(from, to) => {
+                Ok(Arc::new(convert::Convert {
+                    from,
+                    to,
+                    limits: self.scripts.shared().limits.clone(),
+                }))
+            }
+            Source::Convert { from, to } => Err(at_start(
+                format!(
+                    "there is no plain conversion from {} to {}",
+                    from.map_or("the body's format", xbus_core::Format::name),
+                    to.name()
+                ),
+                Some("write a script that makes one of the other".into()),
+            )),
+        }
+    }
+
+    fn expression(&self, text: &str, scope: &Scope) -> Result<Arc<dyn Expression>, CompileError> {
+        self.scripts.expression(text, &scope.namespaces)
+    }
+}
+
+impl Engine {
+    fn file(&self, path: &Path, scope: &Scope) -> Result<Arc<dyn Transform>, CompileError> {
+        let inside = path
+            .components()
+            .all(|part| matches!(part, std::path::Component::Normal(_)));
+        if !inside {
+            return Err(at_start(
+                format!("{} does not lie within transforms/", path.display()),
+                None,
+            ));
+        }
+        match path.extension().and_then(|extension| extension.to_str()) {
+            Some("rhai") => {}
+            _ => {
+                return Err(at_start(
+                    format!(
+                        "{}: the extension says no known kind of transformation",
+                        path.display()
+                    ),
+                    Some("scripts end in .rhai".into()),
+                ));
+            }
+        }
+        let text = std::fs::read_to_string(self.folder.join(path))
+            .map_err(|error| at_start(format!("{}: {error}", path.display()), None))?;
+        self.scripts.script(
+            format!("transforms/{}", path.display()),
+            &text,
+            &scope.namespaces,
+        )
+    }
+}

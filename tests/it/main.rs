@@ -1,1 +1,18 @@
-fn main() {}
+//! The one integration binary: black box, the real command and real servers, over loopback only.
+//!
+//! Each test starts its own bus on free ports in a folder of its own. Tests wait for conditions,
+//! with a bound, never for time to pass.
+
+mod support;
+
+mod command;
+mod crash;
+mod example;
+mod faults;
+mod files;
+mod flows;
+mod hostile;
+mod journal;
+mod lanes;
+mod mail;
+mod rollback;

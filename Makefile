@@ -1,0 +1,48 @@
+# The two commands that matter: `make run` and `make test`.
+CARGO ?= cargo
+VENV := .venv
+
+.PHONY: run build test check fmt tools docs bench clean
+
+## Build the release binary and run the example installation (this folder).
+run: build
+	@echo
+	@echo "Try it from another terminal:"
+	@echo "  curl -s -H 'Content-Type: text/xml; charset=utf-8' --data-binary @tests/samples/order.xml http://127.0.0.1:$${HTTP_PORT:-8080}/orders"
+	@echo "  cp tests/samples/invoice.xml inbox/invoices/"
+	@echo "  target/release/xbus queues"
+	@echo "  target/release/xbus messages"
+	@echo
+	target/release/xbus run .
+
+build:
+	$(CARGO) build --release --locked
+
+## What the tests need beside Rust: Debian's and PyPI's packages.
+tools: $(VENV)/.ready
+
+$(VENV)/.ready: tests/requirements.txt
+	command -v python3 >/dev/null && python3 -m venv --help >/dev/null 2>&1 || (apt-get update -qq && apt-get install -y -qq python3 python3-venv)
+	python3 -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	touch $@
+
+## Every test, with real servers on free ports; nothing is left running.
+test: tools
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(CARGO) test --workspace --locked --quiet
+
+## The quick ones, before a commit.
+check:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(CARGO) test --workspace --lib --bins --locked --quiet
+
+## The reference page, from the tables that the bus itself reads.
+docs:
+	$(CARGO) run --quiet --locked -- schema reference > docs/reference.md
+
+clean:
+	$(CARGO) clean
+	rm -rf $(VENV) data inbox outbox

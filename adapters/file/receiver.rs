@@ -1,0 +1,590 @@
+//! The receiver: watches a folder and hands each complete file to its route.
+//!
+//! Flow: scan → ripen → claim (one at a time, when there is a free place) → take. Nothing is
+//! claimed ahead of its turn, so that what a stop or a crash leaves behind is what was running.
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::future::BoxFuture;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use xbus_core::adapter::OpenError;
+use xbus_core::spec::{Args, Field, Type};
+use xbus_core::{Format, Inbox, Receiver, Stop};
+
+use crate::claim::{BEAT, Busy, CLAIMS, Lease, Refusal};
+use crate::disk::{self, Stamp};
+use crate::events::Events;
+use crate::folders::Done;
+use crate::scan::{Order, Ready, Ripening, Watch, files_beneath};
+use crate::take::{self, Claimed, Door, Rules, blocking};
+
+/// What can stand under `receive: { file: … }`.
+pub(crate) const FIELDS: &[Field] = &[
+    Field::new("dir", Type::Path, "The watched folder; made when it is missing at start.").required(),
+    Field::new(
+        "pattern",
+        Type::Text,
+        "Which names are taken: `*`, `?`, `[a-z]`, `{a,b}`. With a `/` it is held against the path \
+         beneath `dir`. Names that begin with `.xbus-` are never taken.",
+    )
+    .default("*"),
+    Field::new(
+        "ready",
+        Type::Object(READY),
+        "When a file is complete. One of `stable`, `marker`, `rename`.",
+    ),
+    Field::new(
+        "done",
+        Type::Text,
+        "Folder for accepted files, relative to `dir`; or `delete`. A name that is taken there gets \
+         `-1`, `-2`, …",
+    )
+    .default(".done/"),
+    Field::new(
+        "failed",
+        Type::Text,
+        "Folder for files that are rejected, whose transformation fails, or whose outcome is in \
+         doubt, relative to `dir`; each with `NAME.error.json` beside it.",
+    )
+    .default(".failed/"),
+    Field::new(
+        "order",
+        Type::Choice(&["name", "mtime"]),
+        "Takes files strictly one after the other, by name or by the time of their last change. \
+         Left out: by name, several at once (see `concurrency`).",
+    ),
+    Field::new("poll", Type::Duration, "How often the folder is looked through.").default("2s"),
+    Field::new(
+        "charset",
+        Type::Text,
+        "The charset of the files, by its IANA label. Left out: as the file itself says (XML), else UTF-8.",
+    ),
+    Field::new("recursive", Type::Bool, "Takes files from sub-folders too, except those that begin with a dot.")
+        .default("false"),
+    Field::new(
+        "format",
+        Type::Choice(&["xml", "json", "csv", "form", "text", "bytes"]),
+        "How the files are read. Left out: by extension.",
+    ),
+    Field::new(
+        "concurrency",
+        Type::Count(1, 256),
+        "How many files are worked on at once; 1 with `order`, else 8.",
+    ),
+    Field::new(
+        "max_body",
+        Type::Size,
+        "Larger files fail with `too-large`. Left out: `max_body` of the bus's defaults.",
+    ),
+];
+
+/// What can stand under `ready`.
+const READY: &[Field] = &[
+    Field::new(
+        "stable",
+        Type::Duration,
+        "Complete when size and time have not changed for so long (2s unless said otherwise).",
+    ),
+    Field::new(
+        "marker",
+        Type::Text,
+        "Complete when a file of the whole name plus this suffix lies beside it, such as `.done`. The \
+         marker goes when the file is claimed.",
+    ),
+    Field::new(
+        "rename",
+        Type::Bool,
+        "Complete as soon as it has its name: for senders that rename into place.",
+    ),
+];
+
+/// One watched folder.
+pub(crate) struct FileReceiver {
+    watch: Watch,
+    rules: Arc<Rules>,
+    pattern: String,
+    node: Arc<str>,
+    poll: Duration,
+    concurrency: usize,
+}
+
+/// Builds a receiver from what the route says.
+pub(crate) fn build(args: Args<'_>) -> Option<Arc<dyn Receiver>> {
+    Some(Arc::new(build_receiver(&args)?))
+}
+
+pub(crate) fn build_receiver(args: &Args<'_>) -> Option<FileReceiver> {
+    let dir = args.path("dir")?;
+    let problems = args.build.problems;
+    let pattern = args.text("pattern")?;
+    let glob = match globset::GlobBuilder::new(&pattern)
+        .literal_separator(pattern.contains('/'))
+        .build()
+    {
+        Ok(glob) => Some(glob.compile_matcher()),
+        Err(error) => {
+            problems.error(
+                &args.place("pattern"),
+                "bad-pattern",
+                format!("the pattern '{pattern}' is wrong: {}", error.kind()),
+                "write a glob such as '*.xml' or 'order-[0-9]*.{xml,json}'",
+            );
+            None
+        }
+    };
+    let ready = ready(args);
+    let charset = match args.text("charset") {
+        Some(label) if !crate::charset::is_known(&label) => {
+            problems.error(
+                &args.place("charset"),
+                "unknown-charset",
+                format!("no charset has the label '{label}'"),
+                "write an IANA label such as utf-8, iso-8859-1, windows-1252 or utf-16le",
+            );
+            return None;
+        }
+        charset => charset,
+    };
+    let done = match args.text("done")?.as_str() {
+        "delete" => Done::Delete,
+        folder => Done::Move(dir.join(folder.trim_end_matches('/'))),
+    };
+    let failed = dir.join(args.text("failed")?.trim_end_matches('/'));
+    let mut good = true;
+    let mut within = |name: &str, folder: &Path| {
+        if folder == dir || folder.starts_with(dir.join(CLAIMS)) {
+            good = false;
+            problems.error(
+                &args.place(name),
+                "bad-folder",
+                format!("'{name}' is a folder that the receiver itself uses"),
+                format!("name another folder, such as '.{name}/'"),
+            );
+        }
+    };
+    within("failed", &failed);
+    let mut skip = vec![failed.clone()];
+    if let Done::Move(folder) = &done {
+        within("done", folder);
+        skip.push(folder.clone());
+    }
+    let order = args.text("order");
+    let concurrency = args
+        .count("concurrency")
+        .unwrap_or(if order.is_some() { 1 } else { 8 });
+    let (ready, glob) = (ready?, glob?);
+    let quiet = match ready {
+        Ready::Stable(time) => time.max(Duration::from_millis(100)),
+        _ => Duration::from_secs(2),
+    };
+    good.then(|| FileReceiver {
+        rules: Arc::new(Rules {
+            dir: dir.clone(),
+            done,
+            failed,
+            charset,
+            format: args.text("format").as_deref().and_then(Format::from_name),
+            max_body: args.size("max_body").unwrap_or(args.build.max_body),
+            quiet,
+        }),
+        watch: Watch {
+            dir,
+            whole_path: pattern.contains('/'),
+            pattern: glob,
+            recursive: args.boolean("recursive"),
+            ready,
+            order: match order.as_deref() {
+                Some("mtime") => Order::Modified,
+                _ => Order::Name,
+            },
+            skip,
+        },
+        pattern,
+        node: args.build.node.clone(),
+        poll: args
+            .duration("poll")
+            .unwrap_or(Duration::from_secs(2))
+            .max(Duration::from_millis(50)),
+        concurrency: concurrency as usize,
+    })
+}
+
+fn ready(args: &Args<'_>) -> Option<Ready> {
+    let ready = args.object("ready", READY);
+    let written = ["stable", "marker", "rename"]
+        .into_iter()
+        .filter(|name| ready.has(name))
+        .count();
+    let wrong = |message: &str, help: &str| {
+        args.build
+            .problems
+            .error(&args.place("ready"), "bad-ready", message, help);
+        None
+    };
+    if written > 1 {
+        return wrong(
+            "'ready' says more than one thing",
+            "keep one of stable, marker and rename",
+        );
+    }
+    if let Some(suffix) = ready.text("marker") {
+        if suffix.is_empty() || suffix.contains('/') {
+            return wrong(
+                "'marker' is no suffix of a file name",
+                "write a suffix such as '.done'",
+            );
+        }
+        return Some(Ready::Marker(suffix));
+    }
+    if ready.boolean("rename") {
+        return Some(Ready::Named);
+    }
+    Some(Ready::Stable(
+        ready.duration("stable").unwrap_or(Duration::from_secs(2)),
+    ))
+}
+
+impl Receiver for FileReceiver {
+    fn claim(&self) -> Option<String> {
+        Some(format!("{} in {}", self.pattern, self.watch.dir.display()))
+    }
+
+    fn open(
+        self: Arc<Self>,
+        inbox: Inbox,
+        stop: Stop,
+    ) -> BoxFuture<'static, Result<BoxFuture<'static, ()>, OpenError>> {
+        self.open_door(Arc::new(inbox), stop)
+    }
+}
+
+/// What is to be taken next.
+enum Next {
+    /// In the claim folder since an earlier run, or taken over.
+    Leftover(PathBuf),
+    /// In the watched folder, complete.
+    Fresh(PathBuf, Stamp),
+}
+
+/// What one look at the folders gave.
+#[derive(Default)]
+struct Look {
+    next: VecDeque<Next>,
+    /// When another file will be complete.
+    ripe_at: Option<Instant>,
+    /// There was more than one look keeps.
+    more: bool,
+}
+
+impl FileReceiver {
+    pub(crate) fn open_door(
+        self: Arc<Self>,
+        door: Arc<dyn Door>,
+        stop: Stop,
+    ) -> BoxFuture<'static, Result<BoxFuture<'static, ()>, OpenError>> {
+        Box::pin(async move {
+            let receiver = self.clone();
+            let lease = blocking(move || receiver.prepare())
+                .await
+                .unwrap_or_else(|error| Err(self.trouble(&error)))?;
+            let run: BoxFuture<'static, ()> = Box::pin(async move {
+                Running::new(self, door, lease, stop).run().await;
+            });
+            Ok(run)
+        })
+    }
+
+    /// Makes the folder and takes the lease. Blocks.
+    fn prepare(&self) -> Result<Arc<Lease>, OpenError> {
+        let dir = &self.watch.dir;
+        if disk::create_dirs(dir).map_err(|error| self.trouble(&error))? {
+            tracing::info!(dir = %dir.display(), "the watched folder was missing and has been made");
+        }
+        let lease = Lease::acquire(dir, &self.node).map_err(|refusal| match refusal {
+            Refusal::Live => OpenError {
+                message: format!(
+                    "another bus that runs as node '{}' watches {}",
+                    self.node,
+                    dir.display()
+                ),
+                help: String::from("give each bus a 'node' name of its own in xbus.yaml"),
+            },
+            Refusal::Disk(error) => self.trouble(&error),
+        })?;
+        take::resume_marked(dir, &lease.folder()).map_err(|error| self.trouble(&error))?;
+        Ok(lease)
+    }
+
+    fn trouble(&self, error: &io::Error) -> OpenError {
+        OpenError {
+            message: format!(
+                "cannot use the folder {}: {error}",
+                self.watch.dir.display()
+            ),
+            help: String::from("the bus needs to read, write and make folders in it"),
+        }
+    }
+
+    /// Looks at the claim folder and at the watched folder. Blocks.
+    fn look(
+        &self,
+        lease: &Arc<Lease>,
+        ripening: &mut Ripening,
+        take_over: bool,
+    ) -> io::Result<Look> {
+        if take_over {
+            let taken = lease.take_over(&|path| self.watch.wants(path))?;
+            if taken > 0 {
+                tracing::info!(dir = %self.watch.dir.display(), taken, "files of a node that is gone were taken over");
+            }
+        }
+        let mut next = VecDeque::new();
+        for path in files_beneath(&lease.folder())? {
+            if self.watch.wants(&path) {
+                next.push_back(Next::Leftover(path));
+            }
+        }
+        let seen = self.watch.scan()?;
+        let (ripe, ripe_at) = ripening.sort(seen.found, &self.watch.ready, Instant::now());
+        next.extend(
+            ripe.into_iter()
+                .map(|(path, stamp)| Next::Fresh(path, stamp)),
+        );
+        Ok(Look {
+            next,
+            ripe_at,
+            more: seen.more,
+        })
+    }
+
+    /// Claims a file, unless somebody works on it or it is gone. Blocks.
+    fn claim_next(&self, lease: &Arc<Lease>, next: &Next) -> io::Result<Option<(Claimed, Busy)>> {
+        let folder = lease.folder();
+        let path = match next {
+            Next::Leftover(path) | Next::Fresh(path, _) => path,
+        };
+        let at = folder.join(path);
+        let Some(busy) = lease.busy(&at) else {
+            return Ok(None);
+        };
+        let (there, stamp) = match next {
+            Next::Leftover(_) => (disk::is_there(&at), None),
+            Next::Fresh(_, stamp) => {
+                if !lease.is_held() {
+                    return Err(io::Error::other("the claim folder is gone"));
+                }
+                let marker = match &self.watch.ready {
+                    Ready::Marker(suffix) => Some(suffix.as_str()),
+                    _ => None,
+                };
+                let claimed = take::claim(&self.watch.dir, &folder, path, marker)?;
+                let watched = matches!(self.watch.ready, Ready::Stable(_));
+                (claimed, watched.then_some(*stamp))
+            }
+        };
+        let path = path.clone();
+        Ok(there.then_some((Claimed { at, path, stamp }, busy)))
+    }
+}
+
+/// A receiver at work.
+struct Running {
+    receiver: Arc<FileReceiver>,
+    door: Arc<dyn Door>,
+    lease: Arc<Lease>,
+    stop: Stop,
+    hint: Arc<Notify>,
+    events: Option<Events>,
+    ripening: Option<Ripening>,
+    next: VecDeque<Next>,
+    /// The last look did not keep all that there is.
+    more: bool,
+    running: JoinSet<()>,
+    scan_at: Instant,
+    /// No scan comes sooner, whatever events say.
+    not_before: Instant,
+    taken_over: Instant,
+    /// The last look failed; nothing at first, so that an old incident is ended.
+    trouble: Option<bool>,
+}
+
+impl Running {
+    fn new(
+        receiver: Arc<FileReceiver>,
+        door: Arc<dyn Door>,
+        lease: Arc<Lease>,
+        stop: Stop,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            receiver,
+            door,
+            lease,
+            stop,
+            hint: Arc::default(),
+            events: None,
+            ripening: Some(Ripening::default()),
+            next: VecDeque::new(),
+            more: false,
+            running: JoinSet::new(),
+            scan_at: now,
+            not_before: now,
+            taken_over: now,
+            trouble: None,
+        }
+    }
+
+    async fn run(mut self) {
+        let mut beat = tokio::time::interval(BEAT);
+        beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        while !self.stop.is_cancelled() {
+            self.fill().await;
+            let scan_at = tokio::time::Instant::from_std(self.scan_at);
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => break,
+                _ = beat.tick() => self.beat().await,
+                Some(ended) = self.running.join_next(), if !self.running.is_empty() => report(ended),
+                () = tokio::time::sleep_until(scan_at) => self.scan().await,
+                () = self.hint.notified() => self.scan_at = self.scan_at.min(self.not_before),
+            }
+        }
+        // What runs ends; the lease is kept alive meanwhile.
+        loop {
+            tokio::select! {
+                ended = self.running.join_next() => match ended {
+                    Some(ended) => report(ended),
+                    None => break,
+                },
+                _ = beat.tick() => self.beat().await,
+            }
+        }
+    }
+
+    /// Claims and starts files while there are places and files.
+    async fn fill(&mut self) {
+        while self.running.len() < self.receiver.concurrency && !self.stop.is_cancelled() {
+            let Some(next) = self.next.pop_front() else {
+                if std::mem::take(&mut self.more) {
+                    self.scan_at = self.scan_at.min(self.not_before);
+                }
+                return;
+            };
+            let (receiver, lease) = (self.receiver.clone(), self.lease.clone());
+            let claimed = blocking(move || receiver.claim_next(&lease, &next)).await;
+            match claimed.and_then(|claimed| claimed) {
+                Ok(None) => {}
+                Ok(Some((file, busy))) => {
+                    self.works();
+                    let (door, rules) = (self.door.clone(), self.receiver.rules.clone());
+                    let stop = self.stop.clone();
+                    self.running.spawn(async move {
+                        take::take(&*door, &rules, file, &stop).await;
+                        drop(busy);
+                    });
+                }
+                Err(error) => {
+                    self.failed(&error);
+                    self.next.clear();
+                }
+            }
+        }
+    }
+
+    async fn scan(&mut self) {
+        let started = Instant::now();
+        let take_over = started >= self.taken_over;
+        if take_over {
+            self.taken_over = started + BEAT;
+        }
+        let mut ripening = self.ripening.take().unwrap_or_default();
+        let (receiver, lease) = (self.receiver.clone(), self.lease.clone());
+        let looked = blocking(move || {
+            let look = receiver.look(&lease, &mut ripening, take_over);
+            (look, ripening)
+        })
+        .await;
+        let look = match looked {
+            Ok((look, ripening)) => {
+                self.ripening = Some(ripening);
+                look
+            }
+            Err(error) => Err(error),
+        };
+        let now = Instant::now();
+        let took = now - started;
+        self.not_before = now + (took * 2).max(Duration::from_millis(20));
+        self.scan_at = now + self.receiver.poll.max(took * 4);
+        match look {
+            Ok(look) => {
+                if self.events.is_none() {
+                    let watch = &self.receiver.watch;
+                    self.events = Events::of(&watch.dir, watch.recursive, self.hint.clone());
+                }
+                let soonest = look.ripe_at.map(|at| at.max(self.not_before));
+                self.scan_at = soonest.map_or(self.scan_at, |at| at.min(self.scan_at));
+                self.next = look.next;
+                self.more = look.more;
+                // With files to claim it is the claim that shows whether the folder can be used.
+                if self.next.is_empty() {
+                    self.works();
+                }
+            }
+            Err(error) => self.failed(&error),
+        }
+    }
+
+    fn works(&mut self) {
+        if self.trouble.replace(false) != Some(false) {
+            self.door.works();
+        }
+    }
+
+    fn failed(&mut self, error: &io::Error) {
+        let dir = self.receiver.watch.dir.display();
+        if self.trouble.replace(true) != Some(true) {
+            tracing::warn!(%dir, %error, "the watched folder cannot be used");
+        }
+        self.door
+            .fails(&format!("cannot use the folder {dir}: {error}"));
+        // A folder that comes back is another one: its events have to be asked for again.
+        self.events = None;
+    }
+
+    /// Keeps the lease, or takes it again when the folder has come back.
+    async fn beat(&mut self) {
+        let (receiver, lease) = (self.receiver.clone(), self.lease.clone());
+        let kept = blocking(move || {
+            if lease.is_held() {
+                return lease.beat().map(|()| None).map_err(Refusal::Disk);
+            }
+            Lease::acquire(&receiver.watch.dir, &receiver.node).map(Some)
+        })
+        .await
+        .unwrap_or_else(|error| Err(Refusal::Disk(error)));
+        match kept {
+            Ok(None) => {}
+            Ok(Some(lease)) => {
+                tracing::info!(dir = %self.receiver.watch.dir.display(), "the watched folder is back");
+                self.lease = lease;
+                self.scan_at = Instant::now();
+            }
+            Err(Refusal::Live) => self.failed(&io::Error::other(format!(
+                "another bus runs as node '{}'",
+                self.receiver.node
+            ))),
+            Err(Refusal::Disk(error)) => self.failed(&error),
+        }
+    }
+}
+
+fn report(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended {
+        tracing::error!(%error, "taking a file ended by a defect of the bus");
+    }
+}

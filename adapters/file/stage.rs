@@ -1,0 +1,599 @@
+//! A file on its way to its name: written under a temporary name in its own folder, synced, and
+//! renamed when the decision has fallen.
+//!
+//! Folders beneath `dir` are opened one by one and never through a symbolic link, and everything
+//! then happens relative to the opened folder, so that no name leads out of `dir`.
+//!
+//! The written file carries the extended attribute `user.xbus` with message id and target. By it
+//! a file that is already there is known as this message's own. On a file system without such
+//! attributes a file of the same name and content counts as that.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, XattrFlags};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+use xbus_core::Message;
+use xbus_core::adapter::{Call, SendError, Stage};
+
+use crate::disk;
+use crate::names::{TEMPORARY, first_free, numbered, safe_piece};
+
+/// The extended attribute that says which message and target a file is of.
+const MARK: &str = "user.xbus";
+
+/// What is done when the name is taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Exists {
+    Fail,
+    Replace,
+    Append,
+    Number,
+}
+
+/// All that is needed to go on after a crash.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Token {
+    pub(crate) dir: PathBuf,
+    /// Folders beneath `dir`.
+    pub(crate) folders: Vec<String>,
+    pub(crate) name: String,
+    pub(crate) exists: Exists,
+    pub(crate) mode: Option<u32>,
+    /// The message.
+    pub(crate) id: String,
+    /// The target's name.
+    pub(crate) target: String,
+}
+
+impl Token {
+    fn temporary(&self) -> String {
+        // Room for what a target's name may be; ids tell messages apart.
+        let target: String = safe_piece(&self.target).chars().take(40).collect();
+        format!("{TEMPORARY}{}-{target}", self.id)
+    }
+
+    fn mark(&self) -> String {
+        format!("{}/{}", self.id, self.target)
+    }
+
+    fn shown(&self) -> String {
+        shown(&self.dir, &self.folders, &self.name)
+    }
+}
+
+fn shown(dir: &Path, folders: &[String], name: &str) -> String {
+    let mut path = dir.to_owned();
+    path.extend(folders);
+    path.push(name);
+    path.display().to_string()
+}
+
+/// One file to be written.
+pub(crate) struct StagedFile {
+    token: Arc<Token>,
+    /// Nothing when it was staged by an earlier process.
+    body: Option<Bytes>,
+}
+
+impl StagedFile {
+    pub(crate) fn new(token: Token, body: Option<Bytes>) -> Self {
+        Self {
+            token: Arc::new(token),
+            body,
+        }
+    }
+
+    fn blocking(
+        &self,
+        act: impl FnOnce(&Token) -> Result<(), SendError> + Send + 'static,
+    ) -> BoxFuture<'_, Result<(), SendError>> {
+        let token = self.token.clone();
+        Box::pin(async move {
+            crate::take::blocking(move || act(&token))
+                .await
+                .unwrap_or_else(|error| Err(SendError::outage(error.to_string())))
+        })
+    }
+}
+
+impl Stage for StagedFile {
+    fn token(&self) -> Bytes {
+        serde_json::to_vec(&*self.token).unwrap_or_default().into()
+    }
+
+    fn stage(&self) -> BoxFuture<'_, Result<(), SendError>> {
+        let body = self.body.clone();
+        self.blocking(move |token| match body {
+            Some(body) => stage(token, &body),
+            None => Err(SendError::outage(
+                "the file was staged by an earlier process and cannot be staged again",
+            )),
+        })
+    }
+
+    fn commit(&self) -> BoxFuture<'_, Result<(), SendError>> {
+        self.blocking(|token| commit(token).map_err(|error| failure(&error, &token.shown())))
+    }
+
+    fn undo(&self) -> BoxFuture<'_, Result<(), SendError>> {
+        self.blocking(|token| undo(token).map_err(|error| failure(&error, &token.shown())))
+    }
+}
+
+/// What a failure of the disk means for the message.
+fn failure(error: &io::Error, what: &str) -> SendError {
+    let detail = format!("cannot write {what}: {error}");
+    match Errno::from_io_error(error) {
+        Some(Errno::NAMETOOLONG | Errno::ISDIR) => SendError::rejected(detail),
+        _ => SendError::outage(detail),
+    }
+}
+
+fn stage(token: &Token, body: &[u8]) -> Result<(), SendError> {
+    let failed = |error: io::Error| failure(&error, &token.shown());
+    let folder = open_folder(&token.dir, &token.folders, true).map_err(failed)?;
+    if token.exists == Exists::Fail
+        && let Some(there) = status(&folder, &token.name).map_err(failed)?
+    {
+        if is_own(&folder, token, there, body).map_err(failed)? {
+            return Ok(());
+        }
+        return Err(SendError::rejected(format!(
+            "{} is there already",
+            token.shown()
+        )));
+    }
+    let written = write_temporary(&folder, token, body);
+    if written.is_err() {
+        // Room on a full disk matters more than what the failed attempt left.
+        let _ = remove(&folder, &token.temporary());
+    }
+    written.map_err(failed)
+}
+
+fn write_temporary(folder: &OwnedFd, token: &Token, body: &[u8]) -> io::Result<()> {
+    let temporary = token.temporary();
+    remove(folder, &temporary)?;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let first = if token.mode.is_some() { 0o600 } else { 0o666 };
+    let file = rustix::fs::openat(folder, &temporary, flags, Mode::from_raw_mode(first))?;
+    let mut file = File::from(file);
+    file.write_all(body)?;
+    if let Some(mode) = token.mode {
+        rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?;
+    }
+    // Not every file system can: then content tells (see `is_own`).
+    let _ = rustix::fs::fsetxattr(&file, MARK, token.mark().as_bytes(), XattrFlags::empty());
+    file.sync_all()?;
+    sync(token)
+}
+
+fn commit(token: &Token) -> io::Result<()> {
+    let folder = match open_folder(&token.dir, &token.folders, false) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    let temporary = token.temporary();
+    // What was staged and is gone has been committed: nothing else takes it away.
+    let Some(staged) = status(&folder, &temporary)? else {
+        return sync(token);
+    };
+    match token.exists {
+        // Linked to its name already, by a file system without renames that replace nothing.
+        _ if staged.linked => remove(&folder, &temporary)?,
+        Exists::Replace | Exists::Append => {
+            rustix::fs::renameat(&folder, &temporary, &folder, &token.name)?;
+        }
+        Exists::Fail => match rename_new(&folder, &temporary, &token.name) {
+            // Somebody put a file there after staging. The decision has fallen: nobody's file is
+            // replaced and this one gets a number.
+            Err(error) if disk::is_taken(&error) => {
+                let name = rename_numbered(&folder, token, &temporary)?;
+                tracing::warn!(file = %token.shown(), written_as = %name, "the name was taken after the message was accepted");
+            }
+            other => other?,
+        },
+        Exists::Number => {
+            rename_numbered(&folder, token, &temporary)?;
+        }
+    }
+    sync(token)
+}
+
+fn undo(token: &Token) -> io::Result<()> {
+    let folder = match open_folder(&token.dir, &token.folders, false) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    remove(&folder, &token.temporary())?;
+    sync(token)
+}
+
+fn rename_numbered(folder: &OwnedFd, token: &Token, temporary: &str) -> io::Result<String> {
+    first_free(
+        |number| matches!(status(folder, &numbered_name(token, number)), Ok(Some(_))),
+        |number| {
+            let name = numbered_name(token, number);
+            // A repeat after a crash finds the file that it wrote before.
+            let last = numbered_name(token, number.saturating_sub(1));
+            if number > 0 && marked(folder, &last, token) {
+                remove(folder, temporary)?;
+                return Ok(last);
+            }
+            rename_new(folder, temporary, &name)?;
+            Ok(name)
+        },
+    )
+}
+
+fn numbered_name(token: &Token, number: u64) -> String {
+    numbered(token.name.as_ref(), number, 0)
+        .to_string_lossy()
+        .into_owned()
+}
+
+/// Renames within a folder and replaces nothing.
+fn rename_new(folder: &OwnedFd, from: &str, to: &str) -> io::Result<()> {
+    match rustix::fs::renameat_with(folder, from, folder, to, RenameFlags::NOREPLACE) {
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+            rustix::fs::linkat(folder, from, folder, to, AtFlags::empty())?;
+            remove(folder, from)
+        }
+        other => Ok(other?),
+    }
+}
+
+fn remove(folder: &OwnedFd, name: &str) -> io::Result<()> {
+    match rustix::fs::unlinkat(folder, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn sync(token: &Token) -> io::Result<()> {
+    let mut path = token.dir.clone();
+    path.extend(&token.folders);
+    disk::sync_dir(&path)
+}
+
+/// What `stat` says of a name, as far as it matters here.
+struct There {
+    /// It has another name, too.
+    linked: bool,
+    regular: bool,
+    size: u64,
+}
+
+fn status(folder: &OwnedFd, name: &str) -> io::Result<Option<There>> {
+    match rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(Some(There {
+            linked: stat.st_nlink > 1,
+            regular: rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file(),
+            size: stat.st_size as u64,
+        })),
+        Err(Errno::NOENT) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether a file carries this message's mark.
+fn marked(folder: &OwnedFd, name: &str, token: &Token) -> bool {
+    matches!(mark(folder, name), Ok(Some(mark)) if mark == token.mark().as_bytes())
+}
+
+/// A file's mark; an error where there is none to be had.
+fn mark(folder: &OwnedFd, name: &str) -> io::Result<Option<Vec<u8>>> {
+    let file = open_existing(folder, name)?;
+    let mut buffer = vec![0; 1024];
+    match rustix::fs::fgetxattr(&file, MARK, &mut buffer) {
+        Ok(length) => {
+            buffer.truncate(length);
+            Ok(Some(buffer))
+        }
+        Err(Errno::NODATA) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn open_existing(folder: &OwnedFd, name: &str) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    Ok(File::from(rustix::fs::openat(
+        folder,
+        name,
+        flags,
+        Mode::empty(),
+    )?))
+}
+
+/// Whether the file that is there is this message's own.
+fn is_own(folder: &OwnedFd, token: &Token, there: There, body: &[u8]) -> io::Result<bool> {
+    if !there.regular {
+        return Ok(false);
+    }
+    match mark(folder, &token.name) {
+        Ok(mark) => Ok(mark.is_some_and(|mark| mark == token.mark().as_bytes())),
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::OPNOTSUPP) => {
+            if there.size != body.len() as u64 {
+                return Ok(false);
+            }
+            let mut content = Vec::with_capacity(body.len());
+            open_existing(folder, &token.name)?
+                .take(body.len() as u64 + 1)
+                .read_to_end(&mut content)?;
+            Ok(content == body)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Opens `dir` and the folders beneath it, none of them through a symbolic link; makes what is
+/// missing when `create`.
+fn open_folder(dir: &Path, folders: &[String], create: bool) -> io::Result<OwnedFd> {
+    if create {
+        disk::create_dirs(dir)?;
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let mut folder = rustix::fs::openat(CWD, dir, flags, Mode::empty())?;
+    for name in folders {
+        let below = flags | OFlags::NOFOLLOW;
+        let next = match rustix::fs::openat(&folder, name, below, Mode::empty()) {
+            Err(Errno::NOENT) if create => {
+                match rustix::fs::mkdirat(&folder, name, Mode::from_raw_mode(0o777)) {
+                    Ok(()) | Err(Errno::EXIST) => {}
+                    Err(error) => return Err(error.into()),
+                }
+                rustix::fs::fsync(&folder)?;
+                rustix::fs::openat(&folder, name, below, Mode::empty())
+            }
+            other => other,
+        };
+        folder = next.map_err(|error| match error {
+            Errno::LOOP | Errno::NOTDIR => io::Error::new(
+                io::ErrorKind::NotADirectory,
+                format!("'{name}' is a symbolic link or no folder"),
+            ),
+            error => error.into(),
+        })?;
+    }
+    Ok(folder)
+}
+
+/// A file that is appended to: it cannot be taken back.
+pub(crate) struct Append {
+    pub(crate) dir: PathBuf,
+    pub(crate) folders: Vec<String>,
+    pub(crate) name: String,
+    pub(crate) mode: Option<u32>,
+    pub(crate) body: Bytes,
+    pub(crate) message: Arc<Message>,
+}
+
+impl Call for Append {
+    fn run(&self, deadline: Instant) -> BoxFuture<'_, Result<Message, SendError>> {
+        let what = shown(&self.dir, &self.folders, &self.name);
+        let (dir, folders, name) = (self.dir.clone(), self.folders.clone(), self.name.clone());
+        let (mode, body) = (self.mode, self.body.clone());
+        Box::pin(async move {
+            let act = move || append(&dir, &folders, &name, mode, &body);
+            match tokio::time::timeout_at(deadline, crate::take::blocking(act)).await {
+                Ok(Ok(Ok(()))) => Ok(self.message.with_body("")),
+                Ok(Ok(Err(error))) | Ok(Err(error)) => Err(failure(&error, &what)),
+                Err(_) => Err(SendError::unknown(format!(
+                    "appending to {what} did not end in time"
+                ))
+                .timed_out()),
+            }
+        })
+    }
+}
+
+/// Appends durably; an error takes back what was written of it.
+fn append(
+    dir: &Path,
+    folders: &[String],
+    name: &str,
+    mode: Option<u32>,
+    body: &[u8],
+) -> io::Result<()> {
+    let folder = open_folder(dir, folders, true)?;
+    let new = status(&folder, name)?.is_none();
+    let flags =
+        OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let first = Mode::from_raw_mode(mode.unwrap_or(0o666));
+    let mut file = File::from(rustix::fs::openat(&folder, name, flags, first)?);
+    file.lock()?;
+    if let (Some(mode), true) = (mode, new) {
+        rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?;
+    }
+    let before = file.metadata()?.len();
+    let written = file.write_all(body).and_then(|()| file.sync_all());
+    if let Err(error) = written {
+        file.set_len(before)?;
+        return Err(error);
+    }
+    if new {
+        rustix::fs::fsync(&folder)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use xbus_core::adapter::Class;
+
+    fn token(dir: &Path, name: &str, exists: Exists) -> Token {
+        Token {
+            dir: dir.to_owned(),
+            folders: Vec::new(),
+            name: name.to_owned(),
+            exists,
+            mode: None,
+            id: xbus_core::MessageId::new().to_string(),
+            target: String::from("archive"),
+        }
+    }
+
+    fn names(dir: &Path) -> Vec<String> {
+        let mut names: Vec<String> = fs::read_dir(dir)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    async fn write(token: &Token, body: &'static str) -> Result<(), SendError> {
+        let staged = StagedFile::new(token.clone(), Some(Bytes::from(body)));
+        staged.stage().await?;
+        staged.commit().await
+    }
+
+    #[tokio::test]
+    async fn nothing_is_visible_before_the_commit_and_nothing_stays_after_undo() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("made/on/the/way");
+        let mut token = token(&out, "x.xml", Exists::Fail);
+        token.mode = Some(0o640);
+        let staged = StagedFile::new(token.clone(), Some(Bytes::from("body")));
+        staged.stage().await.unwrap();
+        assert_eq!(names(&out), [token.temporary()]);
+        staged.undo().await.unwrap();
+        staged.undo().await.unwrap();
+        assert!(names(&out).is_empty());
+        staged.stage().await.unwrap();
+        staged.stage().await.unwrap();
+        staged.commit().await.unwrap();
+        staged.commit().await.unwrap();
+        assert_eq!(names(&out), ["x.xml"]);
+        assert_eq!(fs::read(out.join("x.xml")).unwrap(), b"body");
+        let mode = fs::metadata(out.join("x.xml"))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o7777, 0o640);
+    }
+
+    #[tokio::test]
+    async fn a_token_is_enough_to_go_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let token = token(dir.path(), "x", Exists::Replace);
+        let staged = StagedFile::new(token, Some(Bytes::from("body")));
+        staged.stage().await.unwrap();
+        let token: Token = serde_json::from_slice(&staged.token()).unwrap();
+        let resumed = StagedFile::new(token, None);
+        assert!(resumed.stage().await.is_err());
+        resumed.commit().await.unwrap();
+        assert_eq!(names(dir.path()), ["x"]);
+        resumed.commit().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_foreign_file_rejects_and_an_own_one_counts_as_done() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = token(dir.path(), "x", Exists::Fail);
+        write(&first, "body").await.unwrap();
+        // The same message and target again, as after a crash before the lane heard of it.
+        write(&first, "body").await.unwrap();
+        assert_eq!(names(dir.path()), ["x"]);
+        let other = token(dir.path(), "x", Exists::Fail);
+        let error = write(&other, "other").await.unwrap_err();
+        assert_eq!(error.class, Class::Rejected);
+        assert_eq!(names(dir.path()), ["x"]);
+        assert_eq!(fs::read(dir.path().join("x")).unwrap(), b"body");
+        fs::create_dir(dir.path().join("folder")).unwrap();
+        let error = write(&token(dir.path(), "folder", Exists::Fail), "x")
+            .await
+            .unwrap_err();
+        assert_eq!(error.class, Class::Rejected);
+    }
+
+    #[tokio::test]
+    async fn a_name_taken_after_the_decision_replaces_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let token = token(dir.path(), "x.xml", Exists::Fail);
+        let staged = StagedFile::new(token, Some(Bytes::from("body")));
+        staged.stage().await.unwrap();
+        fs::write(dir.path().join("x.xml"), "foreign").unwrap();
+        staged.commit().await.unwrap();
+        assert_eq!(names(dir.path()), ["x-1.xml", "x.xml"]);
+        assert_eq!(fs::read(dir.path().join("x.xml")).unwrap(), b"foreign");
+    }
+
+    #[tokio::test]
+    async fn replace_and_number_do_as_they_say() {
+        let dir = tempfile::tempdir().unwrap();
+        for body in ["one", "two"] {
+            write(&token(dir.path(), "r.txt", Exists::Replace), body)
+                .await
+                .unwrap();
+            let numbered = token(dir.path(), "n.txt", Exists::Number);
+            write(&numbered, body).await.unwrap();
+            // A repeat of the last one after a crash writes no further file.
+            write(&numbered, body).await.unwrap();
+        }
+        assert_eq!(names(dir.path()), ["n-1.txt", "n.txt", "r.txt"]);
+        assert_eq!(fs::read(dir.path().join("r.txt")).unwrap(), b"two");
+        assert_eq!(fs::read(dir.path().join("n-1.txt")).unwrap(), b"two");
+    }
+
+    #[tokio::test]
+    async fn no_symbolic_link_leads_out_of_the_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let (out, elsewhere) = (dir.path().join("out"), dir.path().join("elsewhere"));
+        fs::create_dir_all(&out).unwrap();
+        fs::create_dir_all(&elsewhere).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, out.join("sub")).unwrap();
+        let mut below = token(&out, "x", Exists::Fail);
+        below.folders = vec![String::from("sub")];
+        let error = write(&below, "x").await.unwrap_err();
+        assert_eq!(error.class, Class::Outage);
+        assert!(error.detail.contains("symbolic link"), "{}", error.detail);
+        assert!(names(&elsewhere).is_empty());
+        // A link in place of the file itself is replaced or refused, never written through.
+        let secret = elsewhere.join("secret");
+        fs::write(&secret, "secret").unwrap();
+        std::os::unix::fs::symlink(&secret, out.join("y")).unwrap();
+        assert!(write(&token(&out, "y", Exists::Fail), "x").await.is_err());
+        write(&token(&out, "y", Exists::Replace), "x")
+            .await
+            .unwrap();
+        assert_eq!(fs::read(&secret).unwrap(), b"secret");
+        std::os::unix::fs::symlink(&secret, out.join("z")).unwrap();
+        assert!(append(&out, &[], "z", None, b"x").is_err());
+        assert_eq!(fs::read(&secret).unwrap(), b"secret");
+    }
+
+    #[tokio::test]
+    async fn appending_adds_to_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        for body in ["one\n", "two\n"] {
+            let call = Append {
+                dir: dir.path().join("log"),
+                folders: vec![],
+                name: String::from("all.txt"),
+                mode: None,
+                body: Bytes::from(body),
+                message: Arc::new(Message::new(body)),
+            };
+            let deadline = Instant::now() + std::time::Duration::from_secs(60);
+            call.run(deadline).await.unwrap();
+        }
+        let content = fs::read(dir.path().join("log/all.txt")).unwrap();
+        assert_eq!(content, b"one\ntwo\n");
+    }
+}

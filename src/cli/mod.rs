@@ -1,0 +1,79 @@
+//! The command's subcommands, one file each, and how they end.
+//!
+//! Exit codes: 0 done, 1 the thing asked about failed, 2 wrong use, 3 no bus reachable.
+
+mod check;
+mod client;
+mod init;
+mod messages;
+mod output;
+mod queues;
+mod run;
+mod schema;
+mod send;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use output::Failure;
+
+/// An integration bus: receives, routes, transforms and delivers messages between systems that
+/// cannot talk to each other.
+#[derive(Parser)]
+#[command(
+    name = "xbus",
+    version,
+    propagate_version = true,
+    after_help = "Examples:\n  xbus init shop          make a small installation\n  xbus check shop         say everything that is wrong with it\n  xbus run shop           run it\n  xbus queues --dir shop  what waits, and why\n\nExit codes: 0 done, 1 the thing asked about failed, 2 wrong use, 3 no bus reachable."
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make a small installation that runs at once
+    Init(init::Args),
+    /// Say everything that is wrong with an installation, and how to mend it
+    Check(check::Args),
+    /// Run an installation until SIGTERM
+    Run(run::Args),
+    /// Hand a message to a route of the running bus, and show what happened
+    Send(send::Args),
+    /// Show what waits for delivery; retry, park, release or drop it
+    Queues(queues::Args),
+    /// Find messages, show one, replay one, decide one that is in doubt
+    Messages(messages::Args),
+    /// Print the JSON Schema of route files or xbus.yaml, or the reference page
+    Schema(schema::Args),
+}
+
+impl Cli {
+    /// Runs the command to its end.
+    pub fn run(self) -> ExitCode {
+        let result = match self.command {
+            Command::Init(args) => init::run(&args),
+            Command::Check(args) => check::run(&args),
+            Command::Run(args) => run::run(&args),
+            Command::Send(args) => client_runtime(send::run(args)),
+            Command::Queues(args) => client_runtime(queues::run(args)),
+            Command::Messages(args) => client_runtime(messages::run(args)),
+            Command::Schema(args) => schema::run(&args),
+        };
+        match result {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(failure) => failure.report(),
+        }
+    }
+}
+
+/// Runs a client command; it waits for one answer and needs no more than one thread.
+fn client_runtime(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::failed(format!("no runtime: {error}")))?;
+    runtime.block_on(work)
+}

@@ -1,0 +1,261 @@
+//! `xbus run`: the bus itself, from start to a clean stop.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+use xbus_config::{BusConfig, Mode};
+use xbus_core::bus::Bus;
+use xbus_core::incident::Incidents;
+use xbus_core::store::Retention;
+use xbus_core::{Stop, Store};
+
+use super::output::Failure;
+use crate::wiring::{self, Wired};
+
+/// Enough for the deepest script and document within their limits.
+const STACK: usize = 16 * 1024 * 1024;
+
+/// What `run` takes.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Signals:\n  SIGTERM, SIGINT  stop: receivers first, then what is in flight, then the lanes; a second one ends at once\n  SIGHUP           read the folder again; with an error in it the old routes go on\n\nExamples:\n  xbus run\n  xbus run /srv/bus --log json"
+)]
+pub struct Args {
+    /// The installation folder
+    #[arg(default_value = ".")]
+    dir: PathBuf,
+    /// How to log, on standard error (left out: as xbus.yaml says)
+    #[arg(long, value_enum)]
+    log: Option<LogFormat>,
+    /// How long a stop may take for what is in flight, in seconds
+    #[arg(long, default_value_t = 30, value_name = "SECONDS")]
+    grace: u64,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum, PartialEq)]
+enum LogFormat {
+    Human,
+    Json,
+}
+
+pub fn run(args: &Args) -> Result<(), Failure> {
+    let (wired, problems) = wiring::load(&args.dir, Mode::Run);
+    let Some(wired) = wired else {
+        use std::io::IsTerminal;
+        let colour = std::io::stderr().is_terminal();
+        eprint!("{}", xbus_config::render(&problems, &args.dir, colour));
+        return Err(Failure::silent());
+    };
+    start_log(args, &wired.bus);
+    for problem in &problems {
+        tracing::warn!(place = %problem.place, code = problem.code, "{}", problem.message);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("xbus")
+        .thread_stack_size(STACK)
+        .build()
+        .map_err(|error| Failure::failed(format!("no runtime: {error}")))?;
+    let result = runtime.block_on(serve(args, wired));
+    // What does not end by itself (a hanging file system) must not keep the process.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    result
+}
+
+fn start_log(args: &Args, bus: &BusConfig) {
+    let level = EnvFilter::try_from_env("XBUS_LOG")
+        .unwrap_or_else(|_| EnvFilter::new(bus.log_level.clone()));
+    let json = args
+        .log
+        .map_or(bus.log_json, |format| format == LogFormat::Json);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(level)
+        .with_writer(std::io::stderr);
+    if json {
+        builder.json().flatten_event(true).init();
+    } else {
+        use std::io::IsTerminal;
+        builder
+            .with_target(false)
+            .with_ansi(std::io::stderr().is_terminal())
+            .init();
+    }
+}
+
+async fn serve(args: &Args, wired: Wired) -> Result<(), Failure> {
+    let settings = wired.bus.clone();
+    let store = open_store(&settings)?;
+    let incidents = Arc::new(Incidents::new(
+        store.clone(),
+        wiring::alert_settings(&settings, &args.dir),
+    ));
+    let background = Stop::new();
+    let mut tasks = tokio::task::JoinSet::new();
+    if let Some(notifier) = wired.notifier.clone() {
+        let (incidents, stop) = (incidents.clone(), background.clone());
+        tasks.spawn(async move { incidents.outbox().run(notifier, stop).await });
+    }
+    {
+        let (incidents, stop) = (incidents.clone(), background.clone());
+        tasks.spawn(async move { incidents.run(stop).await });
+    }
+    let hub = wired.hub;
+    let http = hub.listen().await.map_err(Failure::open)?;
+    let bus = Bus::new(store.clone(), wired.plan, incidents.clone());
+    let ready = Arc::new(AtomicBool::new(false));
+    let (admin, serving) = xbus_admin::serve(
+        &settings.admin.listen,
+        settings.admin.token.clone(),
+        bus.clone(),
+        ready.clone(),
+        background.clone(),
+    )
+    .await
+    .map_err(Failure::open)?;
+    tasks.spawn(serving);
+    if let Err(errors) = bus.start().await {
+        for error in &errors {
+            tracing::error!("{error}");
+        }
+        bus.stop(Duration::from_secs(1)).await;
+        return Err(Failure::failed(format!(
+            "the bus did not start: {}",
+            errors
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join("; ")
+        )));
+    }
+    ready.store(true, SeqCst);
+    announce(&settings, admin, &http)?;
+    let mut in_time = wait_for_end(args, &bus, &hub).await?;
+    ready.store(false, SeqCst);
+    tracing::info!("stopping: receivers first, then what is in flight");
+    let grace = Duration::from_secs(args.grace);
+    in_time &= tokio::select! {
+        ended = stop(&bus, &hub, grace) => ended,
+        () = second_signal() => false,
+    };
+    background.cancel();
+    let _ = tokio::time::timeout(Duration::from_secs(2), async {
+        while tasks.join_next().await.is_some() {}
+    })
+    .await;
+    let _ = std::fs::remove_file(listening_file(&settings));
+    if in_time {
+        tracing::info!("stopped");
+        Ok(())
+    } else {
+        Err(Failure::failed(
+            "stopped before everything in flight had ended; what was accepted is kept and goes on at the next start".to_owned(),
+        ))
+    }
+}
+
+async fn stop(bus: &Bus, hub: &xbus_http::Hub, grace: Duration) -> bool {
+    hub.stop_accepting();
+    bus.stop(grace).await
+}
+
+fn open_store(settings: &BusConfig) -> Result<Arc<dyn Store>, Failure> {
+    let options = xbus_store::Options {
+        retention: Retention {
+            keep: settings.journal.keep,
+            max_size: settings.journal.max_size,
+        },
+        ..xbus_store::Options::default()
+    };
+    let store = xbus_store::LogStore::open(&settings.store, options)
+        .map_err(|error| Failure::failed(format!("{}: {error}", settings.store.display())))?;
+    Ok(store)
+}
+
+/// Where a running bus says on which addresses it listens, and under which process id.
+pub fn listening_file(settings: &BusConfig) -> PathBuf {
+    settings.store.join("listening.json")
+}
+
+fn announce(
+    settings: &BusConfig,
+    admin: std::net::SocketAddr,
+    http: &[(String, std::net::SocketAddr)],
+) -> Result<(), Failure> {
+    let listeners: serde_json::Map<String, serde_json::Value> = http
+        .iter()
+        .map(|(name, address)| (name.clone(), address.to_string().into()))
+        .collect();
+    let listening = serde_json::json!({
+        "pid": std::process::id(),
+        "admin": admin.to_string(),
+        "http": listeners,
+    });
+    let file = listening_file(settings);
+    write_whole(&file, &listening.to_string())
+        .map_err(|error| Failure::failed(format!("{}: {error}", file.display())))?;
+    for (name, address) in http {
+        tracing::info!(listener = %name, %address, "listening");
+    }
+    tracing::info!(bus = %settings.name, %admin, "running");
+    Ok(())
+}
+
+/// Writes a file so that nobody reads half of it.
+fn write_whole(path: &Path, text: &str) -> std::io::Result<()> {
+    let new = path.with_extension("new");
+    std::fs::write(&new, text)?;
+    std::fs::rename(new, path)
+}
+
+/// Waits for a signal to stop; reads the folder again on SIGHUP.
+async fn wait_for_end(args: &Args, bus: &Arc<Bus>, hub: &Arc<xbus_http::Hub>) -> Result<bool, Failure> {
+    let no_signal = |error: std::io::Error| Failure::failed(format!("no signals: {error}"));
+    let mut terminate = signal(SignalKind::terminate()).map_err(no_signal)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signal)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(no_signal)?;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => return Ok(true),
+            _ = interrupt.recv() => return Ok(true),
+            _ = hangup.recv() => reload(args, bus, hub).await,
+        }
+    }
+}
+
+async fn second_signal() {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::warn!("a second signal: ending at once");
+}
+
+/// Runs the folder as it is now; with an error in it the old routes go on.
+async fn reload(args: &Args, bus: &Arc<Bus>, hub: &Arc<xbus_http::Hub>) {
+    let (wired, problems) = wiring::load_with(&args.dir, Mode::Run, Some(hub.clone()));
+    for problem in &problems {
+        tracing::warn!(place = %problem.place, code = problem.code, "{}", problem.message);
+    }
+    let Some(wired) = wired else {
+        tracing::error!("not reloaded: the folder has errors; the old routes go on");
+        return;
+    };
+    match bus.reload(wired.plan).await {
+        Ok(()) => tracing::info!("reloaded"),
+        Err(errors) => {
+            for error in errors {
+                tracing::error!("not reloaded: {error}; the old routes go on");
+            }
+        }
+    }
+}

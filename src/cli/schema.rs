@@ -1,0 +1,35 @@
+//! `xbus schema`: what can be written, for editors and for people.
+
+use super::output::Failure;
+use crate::wiring;
+
+/// What `schema` takes.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  xbus schema route > route.schema.json\n  xbus schema bus > xbus.schema.json"
+)]
+pub struct Args {
+    /// Of what
+    #[arg(value_enum, default_value = "route")]
+    what: What,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum What {
+    /// JSON Schema of a file in routes/
+    Route,
+    /// JSON Schema of xbus.yaml
+    Bus,
+    /// The reference page of both, in Markdown
+    Reference,
+}
+
+pub fn run(args: &Args) -> Result<(), Failure> {
+    let kinds = wiring::kinds_for_reference();
+    match args.what {
+        What::Route => println!("{:#}", xbus_config::schema_of_route(&kinds)),
+        What::Bus => println!("{:#}", xbus_config::schema_of_bus(&kinds, wiring::EXTRA)),
+        What::Reference => print!("{}", xbus_config::reference(&kinds, wiring::EXTRA)),
+    }
+    Ok(())
+}

@@ -1,0 +1,70 @@
+//! A compiler that compiles each text once, however many routes use it, and remembers what is wrong
+//! with it. What it gives is shared: compiled texts keep no state between messages.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use xbus_core::transform::{CompileError, Scope, Source};
+use xbus_core::{Compiler, Expression, Format, Transform};
+
+/// Remembers what another compiler gave.
+pub(crate) struct Memo<'a> {
+    inner: &'a dyn Compiler,
+    expressions: Store<String, dyn Expression>,
+    transforms: Store<SourceKey, dyn Transform>,
+}
+
+type Store<K, T> = Mutex<HashMap<(BTreeMap<String, String>, K), Result<Arc<T>, CompileError>>>;
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum SourceKey {
+    File(Box<Path>),
+    Convert(Option<Format>, Format),
+}
+
+impl<'a> Memo<'a> {
+    pub(crate) fn new(inner: &'a dyn Compiler) -> Self {
+        Self {
+            inner,
+            expressions: Mutex::default(),
+            transforms: Mutex::default(),
+        }
+    }
+}
+
+fn remembered<K: Eq + std::hash::Hash, T: ?Sized>(
+    store: &Store<K, T>,
+    scope: &Scope,
+    key: K,
+    make: impl FnOnce() -> Result<Arc<T>, CompileError>,
+) -> Result<Arc<T>, CompileError> {
+    store
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .entry((scope.namespaces.clone(), key))
+        .or_insert_with(make)
+        .clone()
+}
+
+impl Compiler for Memo<'_> {
+    fn transform(
+        &self,
+        source: Source<'_>,
+        scope: &Scope,
+    ) -> Result<Arc<dyn Transform>, CompileError> {
+        let key = match &source {
+            Source::File(path) => SourceKey::File(Box::from(*path)),
+            Source::Convert { from, to } => SourceKey::Convert(*from, *to),
+        };
+        remembered(&self.transforms, scope, key, || {
+            self.inner.transform(source, scope)
+        })
+    }
+
+    fn expression(&self, text: &str, scope: &Scope) -> Result<Arc<dyn Expression>, CompileError> {
+        remembered(&self.expressions, scope, text.to_owned(), || {
+            self.inner.expression(text, scope)
+        })
+    }
+}

@@ -1,0 +1,132 @@
+//! `receive`: exactly one receiver, and how it works off what nobody waits for.
+
+use std::sync::Arc;
+
+use xbus_core::Receiver;
+use xbus_core::plan::{LanePolicy, QueueReader};
+use xbus_core::problem::Place;
+use xbus_core::spec::{Args, Field, Key, Node, Raw};
+
+use crate::step::{InRoute, Side, constant_name, policy};
+use crate::tables::LANE;
+
+/// How many messages a receiver works on at once that keeps no order.
+const SIDE_BY_SIDE: usize = 8;
+
+/// A receiver as far as it could be made.
+#[derive(Default)]
+pub(crate) struct Received {
+    /// What it takes for itself, and where that is said.
+    pub(crate) claim: Option<(String, Place)>,
+    /// The embedded queue that it reads.
+    pub(crate) queue: Option<(Arc<str>, Place, QueueReader)>,
+    pub(crate) made: Option<Arc<dyn Receiver>>,
+    pub(crate) answers: bool,
+    pub(crate) lane: LanePolicy,
+}
+
+impl InRoute<'_> {
+    /// Makes the receiver.
+    pub(crate) fn receive(&self, node: &Node) -> Received {
+        let mut received = Received::default();
+        if self.checker.files.is_unknown(node) {
+            return received;
+        }
+        let (found, mut good) = self.adapter(node, LANE, Side::Receiver, "'receive'");
+        let Some((kind, key, value)) = found else {
+            return received;
+        };
+        let Some(receiver) = &kind.receiver else {
+            return received;
+        };
+        received.answers = receiver.answers;
+        let what = format!("'{}'", kind.name);
+        let tables: &[&'static [Field]] = match receiver.answers {
+            true => &[receiver.fields],
+            // The keys of the queue may stand in the adapter's own map.
+            false => &[receiver.fields, LANE],
+        };
+        good &= self.checker.fields(value, tables, &what);
+        if receiver.answers {
+            good &= self.no_lane(node, kind.name);
+        }
+        if !good || self.checker.files.has_unknown(node) {
+            return received;
+        }
+        received.made = self.built(value, |problems| {
+            let step = Arc::from("receive");
+            let build = self.build(step, self.shop.bus.timeout, problems);
+            (receiver.build)(Args::new(Some(value), receiver.fields, &build))
+        });
+        if receiver.answers {
+            received.claim = claim(received.made.as_ref(), key);
+            return received;
+        }
+        let merged = merged(node, value);
+        let build = self.build(Arc::from("receive"), self.shop.bus.timeout, self.problems);
+        let args = Args::new(Some(&merged), LANE, &build);
+        let order_by = self.optional(&args, "order_by").flatten();
+        let in_order = receiver.fields.iter().all(|field| field.name != "order")
+            || value.get("order").is_some();
+        received.lane = policy(
+            &args,
+            match order_by.is_none() && in_order {
+                true => 1,
+                false => SIDE_BY_SIDE,
+            },
+        );
+        match constant_name(value).filter(|_| kind.name == "queue") {
+            Some((name, place)) => {
+                let spread = match order_by {
+                    Some(_) => 1,
+                    None => received.lane.concurrency,
+                };
+                let reader = QueueReader { order_by, spread };
+                received.queue = Some((Arc::from(name), place, reader));
+            }
+            None => received.claim = claim(received.made.as_ref(), key),
+        }
+        received
+    }
+
+    /// Keys of a queue make no sense where somebody waits for the answer.
+    fn no_lane(&self, node: &Node, kind: &str) -> bool {
+        let mut good = true;
+        for (key, _) in node.entries() {
+            if LANE.iter().any(|field| field.name == key.name) {
+                good = false;
+                self.problems.error(
+                    &key.place,
+                    "useless-key",
+                    format!(
+                        "'{}' has no meaning beside '{kind}', whose sender waits for the answer",
+                        key.name
+                    ),
+                    "take it away; `concurrency` and `rate` of the route bound what runs at once",
+                );
+            }
+        }
+        good
+    }
+}
+
+/// The keys of a queue, wherever of the two places they stand; the adapter's own map wins.
+fn merged(outer: &Node, inner: &Node) -> Node {
+    let lane = |(key, _): &&(Key, Node)| LANE.iter().any(|field| field.name == key.name);
+    Node {
+        place: inner.place.clone(),
+        raw: Raw::Map(
+            inner
+                .entries()
+                .iter()
+                .chain(outer.entries())
+                .filter(lane)
+                .cloned()
+                .collect(),
+        ),
+    }
+}
+
+fn claim(receiver: Option<&Arc<dyn Receiver>>, key: &Key) -> Option<(String, Place)> {
+    Some((receiver?.claim()?, key.place.clone()))
+}

@@ -1,0 +1,351 @@
+//! One route file to one route.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use xbus_core::plan::{Once, Plan, QueueReader, ReplyPlan, Route};
+use xbus_core::problem::Place;
+use xbus_core::spec::{Args, Node, Raw};
+use xbus_core::stats::RouteStats;
+use xbus_core::{Expression, Kind};
+
+use crate::bus::{BusConfig, Connections, texts};
+use crate::check::Checker;
+use crate::rules;
+use crate::step::{InRoute, Made, Role, flow};
+use crate::tables::{REPLY, ROUTE};
+
+/// A business key's name and where its value comes from.
+type BusinessKey = (Arc<str>, Arc<dyn Expression>);
+
+/// What all routes are made with.
+pub(crate) struct Shop<'a> {
+    pub(crate) kinds: &'a [Kind],
+    pub(crate) bus: &'a BusConfig,
+    pub(crate) connections: &'a Connections,
+    pub(crate) checker: Checker<'a>,
+    /// Values may be unknown without that being an error.
+    pub(crate) lenient: bool,
+}
+
+/// A route as far as it could be made, and what rules across routes want to know of it.
+pub(crate) struct Draft {
+    pub(crate) name: Arc<str>,
+    /// Where the name stands; the whole file when it is the file's stem.
+    pub(crate) place: Place,
+    pub(crate) enabled: bool,
+    pub(crate) claim: Option<(String, Place)>,
+    pub(crate) reads: Option<(Arc<str>, Place, QueueReader)>,
+    /// Queues of async targets: queue, place, target.
+    pub(crate) lanes: Vec<(Arc<str>, Place, Arc<str>)>,
+    /// Embedded queues that it writes to.
+    pub(crate) puts: Vec<(String, Place)>,
+    /// Nothing when something is wrong or not known.
+    pub(crate) route: Option<Route>,
+}
+
+/// Makes the plan of complete drafts.
+pub(crate) fn plan(drafts: Vec<Draft>, bus: &BusConfig) -> Plan {
+    let mut plan = Plan::default();
+    plan.bus = bus.name.clone();
+    plan.node = bus.node.clone();
+    for draft in drafts {
+        if let Some((queue, _, reader)) = draft.reads.filter(|_| draft.enabled) {
+            plan.readers.insert(queue, reader);
+        }
+        if let Some(route) = draft.route {
+            plan.routes.insert(draft.name, Arc::new(route));
+        }
+    }
+    plan
+}
+
+impl Shop<'_> {
+    /// Reads one route; nothing when the file holds no map.
+    pub(crate) fn route(&self, path: &Path, node: &Node) -> Option<Draft> {
+        let problems = self.checker.problems;
+        if !matches!(node.raw, Raw::Map(_)) {
+            problems.error(
+                &node.place,
+                "wrong-type",
+                "a route file holds a map of keys",
+                "begin with route: NAME",
+            );
+            return None;
+        }
+        let written = node
+            .get("route")
+            .and_then(|name| Some((name.text()?, name.place.clone())));
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+        let (name, place) = match written {
+            Some((name, place)) => (name, place),
+            None => (&*stem, Place::file(path)),
+        };
+        rules::name(name, &place, "route", problems);
+        let mut scope = self.checker.scope.clone();
+        if let Some(own) = node.get("namespaces") {
+            scope.namespaces.extend(texts(own.entries()));
+        }
+        let checker = Checker {
+            scope: &scope,
+            ..self.checker
+        };
+        let this = InRoute {
+            shop: self,
+            route: Arc::from(name),
+            scope: &scope,
+            checker,
+            problems,
+        };
+        Some(this.draft(node, place))
+    }
+}
+
+impl InRoute<'_> {
+    fn draft(&self, node: &Node, place: Place) -> Draft {
+        let reported: &[&str] = match node.entries().iter().find(|(key, _)| key.name == "split") {
+            Some((key, _)) => {
+                self.problems.error(
+                    &key.place,
+                    "not-supported",
+                    "this build cannot split messages",
+                    "take 'split' away, or split in a script",
+                );
+                &["split"]
+            }
+            None => &[],
+        };
+        let good = self
+            .checker
+            .fields_beside(node, &[ROUTE], &[], reported, "the route");
+        let received = node
+            .get("receive")
+            .filter(|node| written(node))
+            .map(|node| self.receive(node));
+        let received = received.unwrap_or_default();
+        let mut names = Names::default();
+        for key in ["invoke", "distribute", "on_fault"] {
+            let items = node.get(key).map_or(&[][..], Node::items);
+            names.written.extend(
+                items
+                    .iter()
+                    .filter_map(|item| Some(item.get("name")?.text()?.to_owned())),
+            );
+        }
+        let steps = self.list(node, "invoke", Role::Invoke, &mut names);
+        let targets = self.list(node, "distribute", Role::Target, &mut names);
+        let on_fault = self.list(node, "on_fault", Role::Target, &mut names);
+        rules::within(node, &targets, self.problems);
+        if !self.checker.files.is_unknown(node) {
+            self.not_empty(node);
+        }
+
+        let build = self.build(Arc::from(""), self.shop.bus.timeout, self.problems);
+        let args = Args::new(Some(node), ROUTE, &build);
+        let enabled = args.boolean("enabled");
+        let made = || targets.iter().chain(&on_fault).flatten();
+        let mut draft = Draft {
+            name: self.route.clone(),
+            place,
+            enabled,
+            claim: received.claim.clone(),
+            reads: received.queue.clone(),
+            lanes: made()
+                .filter_map(|made| {
+                    let (queue, place) = made.queue.clone()?;
+                    Some((queue, place, made.name.clone()))
+                })
+                .collect(),
+            puts: made().filter_map(|made| made.puts.clone()).collect(),
+            route: None,
+        };
+        if !good || self.checker.files.has_unknown(node) || received.made.is_none() {
+            return draft;
+        }
+        draft.route = self.assemble_route(&args, received, steps, targets, on_fault);
+        draft
+    }
+
+    fn assemble_route(
+        &self,
+        args: &Args<'_>,
+        received: crate::receive::Received,
+        steps: Vec<Option<Made>>,
+        targets: Vec<Option<Made>>,
+        on_fault: Vec<Option<Made>>,
+    ) -> Option<Route> {
+        let complete = |made: Vec<Option<Made>>| -> Option<Vec<_>> {
+            made.into_iter().map(|made| made?.target).collect()
+        };
+        let (gate, pace) = flow(args);
+        Some(Route {
+            name: self.route.clone(),
+            description: args.text("description").unwrap_or_default(),
+            receiver: received.made,
+            answers: received.answers,
+            when: self.optional(args, "when")?,
+            once: self.once(args)?,
+            keys: self.keys(args)?,
+            steps: complete(steps)?
+                .into_iter()
+                .map(|target| target.step)
+                .collect(),
+            targets: complete(targets)?,
+            drop_unmatched: args.has("unmatched"),
+            no_rollback: args.has("rollback"),
+            reply: self.reply(args)?,
+            on_fault: complete(on_fault)?,
+            gate,
+            pace,
+            payloads: self.shop.bus.journal.payloads,
+            lane: received.lane,
+            enabled: args.boolean("enabled"),
+            stats: Arc::new(RouteStats::default()),
+        })
+    }
+
+    fn once(&self, args: &Args<'_>) -> Option<Option<Once>> {
+        let Some(node) = args.node("once") else {
+            return Some(None);
+        };
+        let key = node.get("key")?;
+        let keep = node
+            .get("keep")
+            .and_then(|node| xbus_core::spec::parse_duration(node.text()?).ok())
+            .unwrap_or(std::time::Duration::from_secs(86_400));
+        let key = args.build.expression(key.text()?, &key.place)?;
+        Some(Some(Once { key, keep }))
+    }
+
+    fn keys(&self, args: &Args<'_>) -> Option<Vec<BusinessKey>> {
+        args.entries("keys")
+            .iter()
+            .map(|(key, node)| {
+                let expression = args.build.expression(node.text()?, &node.place)?;
+                Some((Arc::from(key.name.as_str()), expression))
+            })
+            .collect()
+    }
+
+    fn reply(&self, args: &Args<'_>) -> Option<Option<ReplyPlan>> {
+        if !args.has("reply") {
+            return Some(None);
+        }
+        let reply = args.object("reply", REPLY);
+        let headers: Option<Vec<_>> = reply
+            .entries("headers")
+            .iter()
+            .map(|(key, node)| Some((key.name.clone(), args.build.template(node)?)))
+            .collect();
+        Some(Some(ReplyPlan {
+            transforms: self.transforms(reply.node("transform"))?,
+            status: reply.count("status").map(|status| status as u16),
+            content_type: reply.text("content_type"),
+            headers: headers?,
+        }))
+    }
+
+    /// A route without steps and targets answers by itself, and has to say how.
+    fn not_empty(&self, node: &Node) {
+        let has = |name: &str| {
+            node.get(name)
+                .is_some_and(|node| !matches!(&node.raw, Raw::List(items) if items.is_empty()))
+        };
+        // `reply:` with nothing under it is an answer too.
+        if !has("invoke") && !has("distribute") && node.get("reply").is_none() {
+            self.problems.error(
+                &node.place,
+                "empty-route",
+                "the route does nothing with its messages",
+                "add 'invoke', 'distribute' or 'reply'",
+            );
+        }
+    }
+
+    /// The steps of a list, each with its name.
+    fn list(&self, route: &Node, key: &str, role: Role, names: &mut Names) -> Vec<Option<Made>> {
+        let Some(node) = route.get(key) else {
+            return Vec::new();
+        };
+        let Raw::List(items) = &node.raw else {
+            if written(node) && !self.checker.files.is_unknown(node) {
+                self.problems.error(
+                    &node.place,
+                    "wrong-type",
+                    format!("'{key}' must be a list of steps"),
+                    "begin each step with '- name: …'",
+                );
+            }
+            return match node.raw {
+                Raw::Null => Vec::new(),
+                _ => vec![None],
+            };
+        };
+        items
+            .iter()
+            .map(|item| {
+                let name = names.of(item, self);
+                if self.checker.files.is_unknown(item) {
+                    return None;
+                }
+                self.step(item, &name, role)
+            })
+            .collect()
+    }
+}
+
+fn written(node: &Node) -> bool {
+    !matches!(node.raw, Raw::Null)
+}
+
+/// The names of a route's steps.
+#[derive(Default)]
+struct Names {
+    /// All that are written in the route: no derived one may be the same.
+    written: HashSet<String>,
+    taken: HashMap<String, Place>,
+    counted: BTreeMap<&'static str, usize>,
+}
+
+impl Names {
+    /// The name of a step: as written, else the adapter's word, with a number from the second on.
+    fn of(&mut self, node: &Node, route: &InRoute<'_>) -> Arc<str> {
+        let Some(name) = node.get("name").filter(|node| node.text().is_some()) else {
+            return self.derived(node, route.shop.kinds);
+        };
+        let text = name.text().unwrap_or_default();
+        rules::name(text, &name.place, "name", route.problems);
+        match self.taken.get(text) {
+            Some(first) => route.problems.error(
+                &name.place,
+                "duplicate-name",
+                format!("the route has two steps named '{text}'"),
+                format!("rename one; the first is on line {}", first.line),
+            ),
+            None => {
+                self.taken.insert(text.to_owned(), name.place.clone());
+            }
+        }
+        Arc::from(text)
+    }
+
+    fn derived(&mut self, node: &Node, kinds: &[Kind]) -> Arc<str> {
+        let word = node
+            .entries()
+            .iter()
+            .find_map(|(key, _)| kinds.iter().find(|kind| kind.name == key.name))
+            .map_or("step", |kind| kind.name);
+        let count = self.counted.entry(word).or_insert(0);
+        loop {
+            *count += 1;
+            let name = match *count {
+                1 => word.to_owned(),
+                more => format!("{word}-{more}"),
+            };
+            if !self.written.contains(&name) {
+                return Arc::from(name);
+            }
+        }
+    }
+}

@@ -1,0 +1,723 @@
+//! The way into the log: commits gather in one buffer, one thread writes and syncs it.
+//!
+//! A producer encodes its commit outside any lock, then takes its number and place in the buffer
+//! under a short one; that is the order of acceptance. The writer takes the whole buffer at once,
+//! writes it with one call, syncs it once for all who wait (while it does, the next batch gathers),
+//! applies it to what is in memory, and wakes them. So nothing is visible that is not written, and
+//! nothing synced is told that is not synced.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+use xbus_core::Timestamp;
+use xbus_core::store::{Change, Commit, Durability, StoreError};
+
+use crate::Options;
+use crate::disk::{Disk, DiskFile, OpenFiles, is_full};
+use crate::index::{IndexFile, Rows};
+use crate::record::{
+    Changes, EntryOf, FRAME_HEAD, SEGMENT_HEAD, Tag, View, begin_frame, encode, place_frame,
+    seal_frame, view,
+};
+use crate::segment::{segment_file, segment_head};
+use crate::state::{State, position};
+
+/// Told to whoever waits for a commit.
+pub type Answer = Result<(), StoreError>;
+
+/// One commit in the buffer.
+struct Frame {
+    start: usize,
+    len: usize,
+    essential: bool,
+}
+
+/// What gathers until the writer takes it.
+#[derive(Default)]
+struct Batch {
+    bytes: Vec<u8>,
+    frames: Vec<Frame>,
+    waiters: Vec<(usize, oneshot::Sender<Answer>)>,
+    wants_sync: bool,
+}
+
+/// What the writer is doing, for those who may have to wake it.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+enum Writer {
+    #[default]
+    Busy,
+    Gathering,
+    Asleep,
+}
+
+#[derive(Default)]
+struct Gate {
+    batch: Batch,
+    next: u64,
+    writer: Writer,
+    refuses: Option<StoreError>,
+    closing: bool,
+    last_probe: Option<Instant>,
+}
+
+/// The journal's indexes: of the segment being written, of those being sealed, of sealed ones.
+#[derive(Default)]
+pub struct Journal {
+    pub active: Rows,
+    pub sealing: BTreeMap<u32, Arc<Rows>>,
+    pub sealed: BTreeMap<u32, Arc<IndexFile>>,
+}
+
+/// What the keeper thread is to do.
+#[derive(Default)]
+pub struct Duties {
+    pub sealed: Vec<Arc<Rows>>,
+    pub checkpoint: bool,
+    pub stop: bool,
+}
+
+/// Everything that the store's threads and callers share.
+pub struct Inner {
+    pub options: Options,
+    pub disk: Arc<dyn Disk>,
+    pub files: Arc<OpenFiles>,
+    gate: Mutex<Gate>,
+    wake: Condvar,
+    pub state: Mutex<State>,
+    pub journal: RwLock<Journal>,
+    /// Segments on disk and their lengths.
+    pub segments: Mutex<BTreeMap<u32, u64>>,
+    pub damaged: Mutex<Vec<u32>>,
+    pub duties: Mutex<Duties>,
+    pub duty: Condvar,
+    /// Bytes of everything but segments and indexes.
+    pub other_bytes: AtomicU64,
+    pub is_full: AtomicBool,
+    /// The writer is to begin a new segment when it next writes.
+    pub roll_wanted: AtomicBool,
+    /// Counted since opening.
+    pub syncs: AtomicU64,
+    pub dropped: AtomicU64,
+}
+
+/// Takes a lock; what a panicking thread left is still whole, as no change is left half done.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How often a refused store looks whether there is room again.
+const PROBE: Duration = Duration::from_millis(200);
+/// Bytes that gather before a sleeping writer is woken for lazy commits.
+const GATHERED: usize = 256 << 10;
+
+thread_local! {
+    static SCRATCH: RefCell<(Vec<u8>, Vec<usize>)> = const { RefCell::new((Vec::new(), Vec::new())) };
+}
+
+impl Inner {
+    #[allow(clippy::too_many_arguments)]
+    pub fn new(
+        options: Options,
+        disk: Arc<dyn Disk>,
+        files: Arc<OpenFiles>,
+        state: State,
+        journal: Journal,
+        segments: BTreeMap<u32, u64>,
+        damaged: Vec<u32>,
+    ) -> Self {
+        let gate = Gate {
+            next: state.next,
+            ..Gate::default()
+        };
+        Self {
+            options,
+            disk,
+            files,
+            gate: Mutex::new(gate),
+            wake: Condvar::new(),
+            state: Mutex::new(state),
+            journal: RwLock::new(journal),
+            segments: Mutex::new(segments),
+            damaged: Mutex::new(damaged),
+            duties: Mutex::default(),
+            duty: Condvar::new(),
+            other_bytes: AtomicU64::new(0),
+            is_full: AtomicBool::new(false),
+            roll_wanted: AtomicBool::new(false),
+            syncs: AtomicU64::new(0),
+            dropped: AtomicU64::new(0),
+        }
+    }
+
+    /// Puts a commit into the order. What is returned is waited for; `None` needs no waiting.
+    pub fn append(
+        &self,
+        commit: &Commit,
+        entries: &[Option<EntryOf>],
+        durability: Durability,
+    ) -> Result<Option<oneshot::Receiver<Answer>>, StoreError> {
+        SCRATCH.with_borrow_mut(|(bytes, numbers)| {
+            bytes.clear();
+            numbers.clear();
+            begin_frame(bytes);
+            let now = Timestamp::now();
+            for (at, change) in commit.changes.iter().enumerate() {
+                let of = entries.get(at).and_then(Option::as_ref);
+                encode(change, of, now, bytes, numbers);
+            }
+            let essential = is_essential(commit);
+            let answer = self.enter(bytes, numbers, essential, durability, false);
+            if bytes.capacity() > 1 << 20 {
+                *bytes = Vec::new();
+            }
+            answer
+        })
+    }
+
+    /// Puts an encoded frame into the order; `inside` is the store itself, also while closing.
+    fn enter(
+        &self,
+        bytes: &mut [u8],
+        numbers: &[usize],
+        essential: bool,
+        durability: Durability,
+        inside: bool,
+    ) -> Result<Option<oneshot::Receiver<Answer>>, StoreError> {
+        if bytes.len() as u64 > u64::from(u32::MAX) / 2 {
+            return Err(StoreError::Full(format!(
+                "a commit of {} bytes is too large",
+                bytes.len()
+            )));
+        }
+        let mut guard = lock(&self.gate);
+        let gate = &mut *guard;
+        if let Some(error) = &gate.refuses {
+            return Err(error.clone());
+        }
+        if gate.closing && !inside {
+            return Err(StoreError::Failed("it is closed".into()));
+        }
+        if !essential && self.is_full.load(Ordering::Relaxed) {
+            let now = Instant::now();
+            if gate.last_probe.is_some_and(|last| now - last < PROBE) {
+                if durability == Durability::Lazy {
+                    self.dropped.fetch_add(1, Ordering::Relaxed);
+                }
+                return Err(no_room());
+            }
+            gate.last_probe = Some(now);
+        }
+        let number = gate.next;
+        gate.next += 1 + numbers.len() as u64;
+        for (at, place) in numbers.iter().enumerate() {
+            let seq = number + 1 + at as u64;
+            bytes[*place..place + 8].copy_from_slice(&seq.to_le_bytes());
+        }
+        place_frame(bytes, number);
+        let batch = &mut gate.batch;
+        batch.frames.push(Frame {
+            start: batch.bytes.len(),
+            len: bytes.len(),
+            essential,
+        });
+        batch.bytes.extend_from_slice(bytes);
+        let synced = durability == Durability::Synced;
+        // Puts are visible when they are durable, so there is no point in leaving them unsynced.
+        batch.wants_sync |= synced || !numbers.is_empty();
+        let waits = synced || batch.bytes.len() > self.options.write_buffer;
+        let receiver = waits.then(|| {
+            let (sender, receiver) = oneshot::channel();
+            batch.waiters.push((batch.frames.len() - 1, sender));
+            receiver
+        });
+        let wake = match gate.writer {
+            Writer::Busy => false,
+            Writer::Gathering => batch.wants_sync || batch.bytes.len() > GATHERED,
+            Writer::Asleep => true,
+        };
+        if wake {
+            gate.writer = Writer::Busy;
+            drop(guard);
+            self.wake.notify_one();
+        }
+        Ok(receiver)
+    }
+
+    /// Waits until everything handed in so far is synced. Not for use on an async thread.
+    pub fn barrier(&self) -> Result<(), StoreError> {
+        self.insert(&mut |_| ())
+    }
+
+    /// Writes a frame of the store's own and waits for it.
+    pub fn insert(&self, fill: &mut dyn FnMut(&mut Vec<u8>)) -> Result<(), StoreError> {
+        let mut bytes = Vec::new();
+        begin_frame(&mut bytes);
+        fill(&mut bytes);
+        match self.enter(&mut bytes, &[], true, Durability::Synced, true)? {
+            Some(receiver) => receiver
+                .blocking_recv()
+                .unwrap_or_else(|_| Err(StoreError::Failed("it is closed".into()))),
+            None => Ok(()),
+        }
+    }
+
+    /// Why commits are refused, if they are.
+    pub fn refusal(&self) -> Option<StoreError> {
+        let gate = lock(&self.gate);
+        match &gate.refuses {
+            Some(error) => Some(error.clone()),
+            None if gate.closing => Some(StoreError::Failed("it is closed".into())),
+            None => self.is_full.load(Ordering::Relaxed).then(no_room),
+        }
+    }
+
+    /// Refuses everything from now on.
+    pub fn fail(&self, error: StoreError) {
+        tracing::error!(%error, "the store accepts nothing more until it is opened again");
+        let mut gate = lock(&self.gate);
+        gate.refuses.get_or_insert(error.clone());
+        let batch = std::mem::take(&mut gate.batch);
+        drop(gate);
+        for (_, waiter) in batch.waiters {
+            let _ = waiter.send(Err(error.clone()));
+        }
+        self.wake.notify_one();
+    }
+
+    /// Tells the writer to end once everything is written.
+    pub fn begin_closing(&self) {
+        lock(&self.gate).closing = true;
+        self.wake.notify_one();
+    }
+
+    /// Takes what gathered, waiting for it. `None`: the store is closing and there is nothing.
+    fn take(&self, spare: Batch, unsynced_since: Option<Instant>) -> Option<Batch> {
+        let mut gate = lock(&self.gate);
+        let lazy_sync = self.options.lazy_sync;
+        let mut gathered_since = None;
+        loop {
+            let ready = gate.refuses.is_some() || gate.closing || gate.batch.wants_sync;
+            if ready && gate.refuses.is_some() {
+                return None;
+            }
+            let sync_due = unsynced_since.map(|since| lazy_sync.saturating_sub(since.elapsed()));
+            let gather_due = if gate.batch.frames.is_empty() {
+                if gate.closing {
+                    return None;
+                }
+                None
+            } else if ready || gate.batch.bytes.len() > GATHERED {
+                break;
+            } else {
+                let since = *gathered_since.get_or_insert_with(Instant::now);
+                Some(self.options.gather.saturating_sub(since.elapsed()))
+            };
+            let due = match (gather_due, sync_due) {
+                (Some(gather), Some(sync)) => Some(gather.min(sync)),
+                (gather, sync) => gather.or(sync),
+            };
+            if due.is_some_and(|due| due.is_zero()) {
+                break;
+            }
+            gate.writer = match gather_due {
+                Some(_) => Writer::Gathering,
+                None => Writer::Asleep,
+            };
+            gate = match due {
+                Some(due) => {
+                    self.wake
+                        .wait_timeout(gate, due)
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .0
+                }
+                None => self.wake.wait(gate).unwrap_or_else(PoisonError::into_inner),
+            };
+            gate.writer = Writer::Busy;
+        }
+        gate.writer = Writer::Busy;
+        Some(std::mem::replace(&mut gate.batch, spare))
+    }
+}
+
+fn no_room() -> StoreError {
+    StoreError::Full("no room on the disk".into())
+}
+
+/// What lets lanes drain and protocols end gets through on a full disk, from the reserve.
+fn is_essential(commit: &Commit) -> bool {
+    let mut frees = false;
+    for change in &commit.changes {
+        match change {
+            Change::Put { .. }
+            | Change::Payload(_)
+            | Change::Remember { .. }
+            | Change::Protocol { .. } => return false,
+            Change::Value { value, .. } => {
+                if value.as_ref().is_some_and(|value| value.len() > 4096) {
+                    return false;
+                }
+                frees = true;
+            }
+            Change::Journal(_) => {}
+            _ => frees = true,
+        }
+    }
+    frees
+}
+
+/// Applies the changes of a frame that stands at `offset` of a segment.
+pub fn apply_frame(
+    state: Option<&mut State>,
+    rows: Option<&mut Rows>,
+    segment: u32,
+    offset: u32,
+    changes: &[u8],
+) -> io::Result<()> {
+    let base = offset + FRAME_HEAD as u32;
+    let (mut state, mut rows) = (state, rows);
+    for (tag, at, body) in Changes::new(changes) {
+        let Some(view) = view(tag, body) else {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("{}: an unknown record", segment_file(segment)),
+            ));
+        };
+        let offset = base + at as u32;
+        if let Some(state) = &mut state {
+            state.apply(&view, position(segment, offset))?;
+        }
+        if let Some(rows) = &mut rows {
+            rows.add(&view, offset, |id| {
+                Changes::new(changes)
+                    .filter(|(tag, _, _)| *tag == Tag::Put)
+                    .any(|(tag, _, body)| match crate::record::view(tag, body) {
+                        Some(View::Put(put)) => put.id == id && !put.target.is_empty(),
+                        _ => false,
+                    })
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The segment that is being written.
+pub struct Tail {
+    pub number: u32,
+    pub file: Arc<dyn DiskFile>,
+    pub len: u64,
+    pub capacity: u64,
+    pub synced: u64,
+}
+
+/// The one thread that writes the log.
+pub struct LogWriter {
+    inner: Arc<Inner>,
+    tail: Tail,
+    has_reserve: bool,
+    unsynced_since: Option<Instant>,
+}
+
+/// Name of the file that keeps room for what must get through on a full disk.
+pub const RESERVE: &str = "reserve";
+
+/// Makes a segment in a file that has room for `capacity` bytes.
+pub fn create_segment(disk: &dyn Disk, number: u32, capacity: u64) -> io::Result<Tail> {
+    const NEW: &str = "segment.new";
+    let made = (|| {
+        let file = disk.open(NEW, true)?;
+        file.allocate(capacity)?;
+        start_segment(disk, NEW, file, number, capacity)
+    })();
+    if made.is_err() {
+        let _ = disk.remove(NEW);
+    }
+    made
+}
+
+fn start_segment(
+    disk: &dyn Disk,
+    name: &str,
+    file: Arc<dyn DiskFile>,
+    number: u32,
+    capacity: u64,
+) -> io::Result<Tail> {
+    file.write_at(&segment_head(number), 0)?;
+    file.sync()?;
+    disk.rename(name, &segment_file(number))?;
+    disk.sync_dir()?;
+    Ok(Tail {
+        number,
+        file,
+        len: SEGMENT_HEAD as u64,
+        capacity,
+        synced: SEGMENT_HEAD as u64,
+    })
+}
+
+/// Makes sure that the reserve is there.
+pub fn ensure_reserve(disk: &dyn Disk, bytes: u64) -> io::Result<()> {
+    let file = disk.open(RESERVE, true)?;
+    let made = file.allocate(bytes).and_then(|()| file.sync());
+    if made.is_err() {
+        let _ = disk.remove(RESERVE);
+    }
+    made
+}
+
+impl LogWriter {
+    pub fn new(inner: Arc<Inner>, tail: Tail, has_reserve: bool) -> Self {
+        Self {
+            inner,
+            tail,
+            has_reserve,
+            unsynced_since: None,
+        }
+    }
+
+    /// Runs until the store is closed or fails.
+    pub fn run(mut self) {
+        let mut spare = Batch::default();
+        while let Some(mut batch) = self.inner.take(spare, self.unsynced_since) {
+            if let Err(error) = self.write(&mut batch) {
+                let error = StoreError::Failed(error.to_string());
+                for (_, waiter) in batch.waiters.drain(..) {
+                    let _ = waiter.send(Err(error.clone()));
+                }
+                self.inner.fail(error);
+                return;
+            }
+            batch.bytes.clear();
+            batch.frames.clear();
+            if batch.bytes.capacity() > 4 << 20 {
+                batch.bytes = Vec::new();
+            }
+            batch.wants_sync = false;
+            spare = batch;
+        }
+        if self.inner.refusal().is_some() && lock(&self.inner.gate).refuses.is_some() {
+            return;
+        }
+        if let Err(error) = self.sync() {
+            self.inner.fail(StoreError::Failed(error.to_string()));
+            return;
+        }
+        let _ = self.tail.file.set_len(self.tail.len);
+        lock(&self.inner.segments).insert(self.tail.number, self.tail.len);
+    }
+
+    /// Writes, syncs where wanted, applies, answers. An error means that the store failed.
+    fn write(&mut self, batch: &mut Batch) -> io::Result<()> {
+        let mut placed: Vec<Option<(u32, u32)>> = vec![None; batch.frames.len()];
+        if self.inner.roll_wanted.swap(false, Ordering::Relaxed)
+            && self.tail.len > SEGMENT_HEAD as u64
+            && let Err(error) = self.roll(FRAME_HEAD as u64)
+            && !is_full(&error)
+        {
+            return Err(error);
+        }
+        let mut at = 0;
+        let mut tried_room = false;
+        while at < batch.frames.len() {
+            let frame = &batch.frames[at];
+            let full = self.inner.is_full.load(Ordering::Relaxed);
+            if full && !frame.essential {
+                if tried_room || !self.leave_full(frame.len as u64)? {
+                    tried_room = true;
+                    at += 1;
+                    continue;
+                }
+            }
+            let full = self.inner.is_full.load(Ordering::Relaxed);
+            // As many frames as go into this segment with one write.
+            let (start, mut end, mut next) = (frame.start, frame.start, at);
+            while let Some(frame) = batch.frames.get(next) {
+                let len = (frame.start + frame.len - start) as u64;
+                if self.tail.len + len > self.tail.capacity || (full && !frame.essential) {
+                    break;
+                }
+                end = frame.start + frame.len;
+                next += 1;
+            }
+            if next == at {
+                let (len, essential) = (frame.len as u64, frame.essential);
+                if !self.make_room(len, essential)? {
+                    at += 1;
+                }
+                continue;
+            }
+            let offset = self.tail.len;
+            for frame in &batch.frames[at..next] {
+                let bytes = &mut batch.bytes[frame.start..frame.start + frame.len];
+                seal_frame(bytes, self.tail.synced as u32);
+            }
+            match self.tail.file.write_at(&batch.bytes[start..end], offset) {
+                Ok(()) => {}
+                Err(error) if is_full(&error) => {
+                    // Reserved room that is none: what was written of it must not be read again.
+                    self.tail.file.write_at(&[0; FRAME_HEAD], offset)?;
+                    self.tail.capacity = offset;
+                    self.enter_full();
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
+            for (index, frame) in batch.frames[at..next].iter().enumerate() {
+                let within = offset + (frame.start - start) as u64;
+                placed[at + index] = Some((self.tail.number, within as u32));
+            }
+            self.tail.len += (end - start) as u64;
+            self.unsynced_since.get_or_insert_with(Instant::now);
+            at = next;
+        }
+        let overdue = self
+            .unsynced_since
+            .is_some_and(|since| since.elapsed() >= self.inner.options.lazy_sync);
+        if batch.wants_sync || overdue {
+            self.sync()?;
+        }
+        self.apply(batch, &placed)?;
+        for (frame, waiter) in batch.waiters.drain(..) {
+            let answer = placed[frame].map(|_| ()).ok_or_else(no_room);
+            let _ = waiter.send(answer);
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, batch: &Batch, placed: &[Option<(u32, u32)>]) -> io::Result<()> {
+        if placed.is_empty() {
+            return Ok(());
+        }
+        let inner = self.inner.clone();
+        let mut state = lock(&inner.state);
+        let mut journal = inner
+            .journal
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        let mut lost = 0;
+        for (frame, place) in batch.frames.iter().zip(placed) {
+            let Some((segment, offset)) = *place else {
+                lost += 1;
+                continue;
+            };
+            if journal.active.segment != segment {
+                let rows = Arc::new(std::mem::replace(&mut journal.active, Rows::new(segment)));
+                journal.sealing.insert(rows.segment, rows.clone());
+                lock(&inner.duties).sealed.push(rows);
+                inner.duty.notify_one();
+            }
+            let changes = &batch.bytes[frame.start + FRAME_HEAD..frame.start + frame.len];
+            apply_frame(
+                Some(&mut state),
+                Some(&mut journal.active),
+                segment,
+                offset,
+                changes,
+            )?;
+            state.applied = position(segment, offset + frame.len as u32);
+        }
+        state.next = lock(&inner.gate).next.max(state.next);
+        if journal.active.len() > inner.options.segment_rows {
+            inner.roll_wanted.store(true, Ordering::Relaxed);
+        }
+        if lost > 0 {
+            let waited = batch
+                .waiters
+                .iter()
+                .filter(|(frame, _)| placed[*frame].is_none())
+                .count() as u64;
+            inner.dropped.fetch_add(lost - waited, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        if self.tail.synced < self.tail.len {
+            self.tail.file.sync()?;
+            self.inner.syncs.fetch_add(1, Ordering::Relaxed);
+            self.tail.synced = self.tail.len;
+        }
+        self.unsynced_since = None;
+        Ok(())
+    }
+
+    /// Ends the segment and begins the next, with room for a frame of `len` bytes.
+    fn roll(&mut self, len: u64) -> io::Result<()> {
+        let wanted = len + SEGMENT_HEAD as u64;
+        let mut capacity = self.inner.options.segment_size.max(wanted);
+        loop {
+            match create_segment(&*self.inner.disk, self.tail.number + 1, capacity) {
+                Ok(tail) => return self.seal(tail),
+                Err(error) if is_full(&error) && capacity / 4 >= wanted.max(1 << 20) => {
+                    capacity /= 4;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn seal(&mut self, next: Tail) -> io::Result<()> {
+        // Only the last segment may have an end that is not synced.
+        self.sync()?;
+        // Gives back what was reserved; the end is found again when this is lost.
+        let _ = self.tail.file.set_len(self.tail.len);
+        let mut segments = lock(&self.inner.segments);
+        segments.insert(self.tail.number, self.tail.len);
+        segments.insert(next.number, next.capacity);
+        self.tail = next;
+        Ok(())
+    }
+
+    /// Makes room for a frame that does not fit this segment; `false`: there is none.
+    fn make_room(&mut self, len: u64, essential: bool) -> io::Result<bool> {
+        match self.roll(len) {
+            Ok(()) => return Ok(true),
+            Err(error) if is_full(&error) => self.enter_full(),
+            Err(error) => return Err(error),
+        }
+        let bytes = self.inner.options.reserve;
+        if !essential || !self.has_reserve || len + SEGMENT_HEAD as u64 > bytes {
+            return Ok(false);
+        }
+        self.has_reserve = false;
+        let disk = self.inner.disk.clone();
+        let file = disk.open(RESERVE, false)?;
+        let next = start_segment(&*disk, RESERVE, file, self.tail.number + 1, bytes)?;
+        self.seal(next)?;
+        Ok(true)
+    }
+
+    fn enter_full(&self) {
+        if !self.inner.is_full.swap(true, Ordering::Relaxed) {
+            tracing::error!("no room on the disk: nothing new is accepted until there is");
+        }
+    }
+
+    /// Tries whether there is room again: for the reserve first, then for a segment.
+    fn leave_full(&mut self, len: u64) -> io::Result<bool> {
+        if !self.has_reserve {
+            match ensure_reserve(&*self.inner.disk, self.inner.options.reserve) {
+                Ok(()) => self.has_reserve = true,
+                Err(error) if is_full(&error) => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        match self.roll(len) {
+            Ok(()) => {
+                self.inner.is_full.store(false, Ordering::Relaxed);
+                let dropped = self.inner.dropped.load(Ordering::Relaxed);
+                tracing::warn!(
+                    dropped,
+                    "there is room on the disk again; journal records dropped meanwhile are counted"
+                );
+                Ok(true)
+            }
+            Err(error) if is_full(&error) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! What the functions of a script can reach while it runs: its message, the route's context, limits.
+//!
+//! A script runs from start to end on one thread, so the current call lives in a thread-local.
+
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use rhai::ImmutableString;
+use xbus_core::{Code, Context, Format, Headers, Message};
+
+use super::Shared;
+use super::error::ScriptError;
+use super::namespaces::Namespaces;
+use crate::charset;
+use crate::json::Json;
+use crate::table::{CsvOptions, Table};
+use crate::xml::Document;
+use crate::xpath::Budget;
+
+/// One run of a script or expression.
+pub(crate) struct Call {
+    pub(crate) message: Arc<Message>,
+    pub(crate) context: Context,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) namespaces: Arc<Namespaces>,
+    pub(crate) deadline: Instant,
+    /// The headers, once the script has set one.
+    pub(crate) headers: RefCell<Option<Headers>>,
+    /// The script has set the content type itself.
+    pub(crate) typed: Cell<bool>,
+    /// Texts made by `json(…)`, `csv(…)` and the like, to give the body its type.
+    pub(crate) made: RefCell<Vec<(ImmutableString, Format)>>,
+}
+
+thread_local! {
+    static CURRENT: RefCell<Option<Rc<Call>>> = const { RefCell::new(None) };
+}
+
+/// Puts the previous call back when a run ends, however it ends.
+pub(crate) struct Guard(Option<Rc<Call>>);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let previous = self.0.take();
+        CURRENT.with(|current| *current.borrow_mut() = previous);
+    }
+}
+
+/// Makes `call` the current one.
+pub(crate) fn enter(call: Rc<Call>) -> Guard {
+    Guard(CURRENT.with(|current| current.borrow_mut().replace(call)))
+}
+
+/// The current call.
+pub(crate) fn current() -> Result<Rc<Call>, ScriptError> {
+    CURRENT
+        .with(|current| current.borrow().clone())
+        .ok_or_else(|| ScriptError::fault(Code::Internal, "no message is at hand here"))
+}
+
+/// Whether the current call has used up its time.
+pub(crate) fn is_late() -> bool {
+    CURRENT.with(|current| {
+        current
+            .borrow()
+            .as_ref()
+            .is_some_and(|call| Instant::now() >= call.deadline)
+    })
+}
+
+impl Call {
+    pub(crate) fn budget(&self) -> Budget {
+        Budget::new(self.shared.limits.xpath_visits, Some(self.deadline))
+    }
+
+    /// Whose fault it is when `message` cannot be parsed.
+    fn blame(&self, message: &Message) -> Code {
+        let bytes = message.body.bytes();
+        let same = |other: &Message| {
+            other.body.bytes().as_ptr() == bytes.as_ptr() && other.body.bytes().len() == bytes.len()
+        };
+        let response = self.context.responses.iter().any(|(_, m)| same(m))
+            || self.context.response.as_deref().is_some_and(same);
+        if response {
+            Code::Destination
+        } else if same(&self.context.received) || self.context.responses.is_empty() {
+            Code::Client
+        } else {
+            Code::Transform
+        }
+    }
+
+    /// An error of a message that cannot be read.
+    pub(crate) fn unreadable(&self, message: &Message, what: &str) -> ScriptError {
+        let code = self.blame(message);
+        let text = match code {
+            Code::Destination => format!("the response cannot be read: {what}"),
+            Code::Client => format!("the message cannot be read: {what}"),
+            _ => format!("what an earlier step made cannot be read: {what}"),
+        };
+        match code {
+            Code::Transform => ScriptError::text(text),
+            code => ScriptError::fault(code, text),
+        }
+    }
+
+    /// Remembers what a text is, for the case that it becomes the body.
+    pub(crate) fn remember(&self, text: &ImmutableString, format: Format) {
+        let mut made = self.made.borrow_mut();
+        if made.len() >= 8 {
+            made.remove(0);
+        }
+        made.push((text.clone(), format));
+    }
+
+    pub(crate) fn text(&self, message: &Message) -> Result<ImmutableString, ScriptError> {
+        cache(message)
+            .text
+            .get_or_init(|| {
+                charset::decode(
+                    message.body.bytes(),
+                    message.content_type(),
+                    message.format() == Some(Format::Xml),
+                )
+                .map(|text| ImmutableString::from(&*text))
+            })
+            .clone()
+            .map_err(|what| self.unreadable(message, &what))
+    }
+
+    pub(crate) fn xml(&self, message: &Message) -> Result<Arc<Document>, ScriptError> {
+        cache(message)
+            .xml
+            .get_or_init(|| {
+                let text = charset::decode(message.body.bytes(), message.content_type(), true)?;
+                Document::parse(&text, &self.shared.xml_limits)
+                    .map(Arc::new)
+                    .map_err(|error| error.to_string())
+            })
+            .clone()
+            .map_err(|what| self.unreadable(message, &what))
+    }
+
+    pub(crate) fn json(&self, message: &Message) -> Result<Json, ScriptError> {
+        cache(message)
+            .json
+            .get_or_init(|| {
+                let text = charset::decode(message.body.bytes(), message.content_type(), false)?;
+                Json::parse(&text)
+            })
+            .clone()
+            .map_err(|what| self.unreadable(message, &what))
+    }
+
+    pub(crate) fn csv(&self, message: &Message) -> Result<Arc<Table>, ScriptError> {
+        cache(message)
+            .csv
+            .get_or_init(|| {
+                let text = charset::decode(message.body.bytes(), message.content_type(), false)?;
+                Table::parse(&text, &CsvOptions::default()).map(Arc::new)
+            })
+            .clone()
+            .map_err(|what| self.unreadable(message, &what))
+    }
+
+    pub(crate) fn json_tree(
+        &self,
+        message: &Message,
+    ) -> Result<Arc<serde_json::Value>, ScriptError> {
+        let json = self.json(message)?;
+        Ok(cache(message)
+            .tree
+            .get_or_init(|| Arc::new(json.to_serde()))
+            .clone())
+    }
+
+    /// The document, if something has parsed it already.
+    pub(crate) fn parsed_xml(&self, message: &Message) -> Option<Arc<Document>> {
+        cache(message).xml.get()?.as_ref().ok().cloned()
+    }
+
+    /// The format by which `body` is read.
+    pub(crate) fn format(&self, message: &Message) -> Format {
+        message.format().unwrap_or_else(|| {
+            if self.text(message).is_ok() {
+                Format::Text
+            } else {
+                Format::Bytes
+            }
+        })
+    }
+
+    /// The headers as they are at this point of the script.
+    pub(crate) fn with_headers<R>(&self, read: impl FnOnce(&Headers) -> R) -> R {
+        match &*self.headers.borrow() {
+            Some(headers) => read(headers),
+            None => read(&self.message.headers),
+        }
+    }
+
+    pub(crate) fn set_header(&self, name: &str, value: Option<&str>) -> Result<(), ScriptError> {
+        let token = |b: u8| {
+            b.is_ascii_graphic()
+                && !matches!(
+                    b,
+                    b':' | b'"'
+                        | b'('
+                        | b')'
+                        | b','
+                        | b';'
+                        | b'<'
+                        | b'='
+                        | b'>'
+                        | b'?'
+                        | b'@'
+                        | b'['
+                        | b'\\'
+                        | b']'
+                        | b'{'
+                        | b'}'
+                )
+        };
+        if name.is_empty() || !name.bytes().all(token) {
+            return Err(ScriptError::text(format!("'{name}' is not a header name")));
+        }
+        if value.is_some_and(|v| v.contains(|c: char| c.is_control() && c != '\t')) {
+            return Err(ScriptError::text(format!(
+                "the value for the header '{name}' holds a line break or another control character"
+            )));
+        }
+        if name.eq_ignore_ascii_case("content-type") {
+            self.typed.set(value.is_some());
+        }
+        let mut headers = self.headers.borrow_mut();
+        let headers = headers.get_or_insert_with(|| self.message.headers.clone());
+        match value {
+            Some(value) => headers.set(name, value),
+            None => {
+                headers.remove(name);
+            }
+        }
+        let bytes: usize = headers.iter().map(|(n, v)| n.len() + v.len()).sum();
+        if headers.len() > 1_000 || bytes > 1 << 20 {
+            return Err(ScriptError::text(
+                "more than 1,000 headers, or more than 1 MiB of them",
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// What has been made of one body.
+#[derive(Default)]
+pub(crate) struct Cache {
+    text: OnceLock<Result<ImmutableString, String>>,
+    xml: OnceLock<Result<Arc<Document>, String>>,
+    json: OnceLock<Result<Json, String>>,
+    csv: OnceLock<Result<Arc<Table>, String>>,
+    tree: OnceLock<Arc<serde_json::Value>>,
+}
+
+/// The cache that lies with the body; a fresh one should something else lie there.
+fn cache(message: &Message) -> Arc<Cache> {
+    message
+        .body
+        .parsed()
+        .get_or_init(|| Arc::new(Cache::default()) as Arc<dyn Any + Send + Sync>)
+        .clone()
+        .downcast()
+        .unwrap_or_default()
+}
+
+impl Call {
+    /// The body's text, if something has decoded it already.
+    pub(crate) fn known_text(&self, message: &Message) -> Option<ImmutableString> {
+        cache(message).text.get()?.as_ref().ok().cloned()
+    }
+}

@@ -1,0 +1,212 @@
+//! Scripts and expressions: compiled at load, run with one shared rhai engine and a fresh scope.
+//!
+//! Absent: `eval`, `sleep`, modules and `import`; nothing a script does reaches a file or the net.
+
+pub(crate) mod call;
+mod check;
+mod error;
+mod functions;
+#[cfg(test)]
+mod hostile;
+mod lists;
+pub(crate) mod names;
+mod namespaces;
+mod output;
+pub(crate) mod reading;
+#[cfg(test)]
+mod tests;
+pub(crate) mod values;
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use ahash::AHashMap;
+use rhai::{AST, Dynamic};
+use xbus_core::transform::Value;
+use xbus_core::{Context, Expression, Fault, Message, Transform};
+
+use crate::Limits;
+use crate::table::{CsvOptions, Lookup, Table};
+use crate::xml::XmlLimits;
+use call::Call;
+use error::{Origin, ScriptError};
+use namespaces::Namespaces;
+
+/// What all scripts of an engine share.
+pub(crate) struct Shared {
+    pub(crate) limits: Limits,
+    pub(crate) xml_limits: XmlLimits,
+    pub(crate) folder: PathBuf,
+    tables: Mutex<AHashMap<String, Arc<Lookup>>>,
+}
+
+impl Shared {
+    /// The lookup table of that name below `transforms/`, read once.
+    pub(crate) fn table(&self, name: &str) -> Result<Arc<Lookup>, ScriptError> {
+        let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(table) = tables.get(name) {
+            return Ok(table.clone());
+        }
+        let wrong = |what: String| ScriptError::text(format!("table \"{name}\": {what}"));
+        let path = std::path::Path::new(name);
+        if path
+            .components()
+            .any(|part| !matches!(part, std::path::Component::Normal(_)))
+        {
+            return Err(wrong("a table lies within transforms/".into()));
+        }
+        let bytes = std::fs::read(self.folder.join(path)).map_err(|e| wrong(e.to_string()))?;
+        let text = crate::charset::decode(&bytes, None, false).map_err(wrong)?;
+        let first = text.lines().next().unwrap_or_default();
+        let options = CsvOptions {
+            separator: if first.contains(';') && !first.contains(',') {
+                b';'
+            } else {
+                b','
+            },
+            ..CsvOptions::default()
+        };
+        let table = Arc::new(Lookup::new(Table::parse(&text, &options).map_err(wrong)?));
+        tables.insert(name.to_owned(), table.clone());
+        Ok(table)
+    }
+}
+
+/// Compiles and runs what routes say in rhai.
+pub(crate) struct Scripts {
+    engine: Arc<rhai::Engine>,
+    functions: check::Functions,
+    shared: Arc<Shared>,
+}
+
+impl Scripts {
+    pub(crate) fn new(folder: PathBuf, limits: Limits) -> Self {
+        let engine = functions::engine(&limits);
+        let known = check::Functions::of(&engine);
+        Self {
+            engine: Arc::new(engine),
+            functions: known,
+            shared: Arc::new(Shared {
+                xml_limits: (&limits).into(),
+                limits,
+                folder,
+                tables: Mutex::default(),
+            }),
+        }
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    fn compile(
+        &self,
+        file: Option<String>,
+        text: &str,
+        prefixes: &BTreeMap<String, String>,
+    ) -> Result<Program, xbus_core::transform::CompileError> {
+        let ast = if file.is_some() {
+            self.engine.compile(text)
+        } else {
+            self.engine.compile_expression(text)
+        };
+        let ast = ast.map_err(|error| check::explain(&error, text))?;
+        let mut namespaces = Namespaces::new(prefixes.clone());
+        check::check(&ast, text, &self.functions, &self.shared, &mut namespaces)?;
+        Ok(Program {
+            engine: self.engine.clone(),
+            ast,
+            shared: self.shared.clone(),
+            namespaces: Arc::new(namespaces),
+            sets_headers: file.is_some() && text.contains("headers"),
+            origin: Origin {
+                file,
+                text: text.to_owned(),
+            },
+        })
+    }
+
+    pub(crate) fn script(
+        &self,
+        file: String,
+        text: &str,
+        prefixes: &BTreeMap<String, String>,
+    ) -> Result<Arc<dyn Transform>, xbus_core::transform::CompileError> {
+        Ok(Arc::new(Script(self.compile(
+            Some(file),
+            text,
+            prefixes,
+        )?)))
+    }
+
+    pub(crate) fn expression(
+        &self,
+        text: &str,
+        prefixes: &BTreeMap<String, String>,
+    ) -> Result<Arc<dyn Expression>, xbus_core::transform::CompileError> {
+        Ok(Arc::new(Formula(self.compile(None, text, prefixes)?)))
+    }
+}
+
+/// A compiled text.
+struct Program {
+    engine: Arc<rhai::Engine>,
+    ast: AST,
+    shared: Arc<Shared>,
+    namespaces: Arc<Namespaces>,
+    origin: Origin,
+    sets_headers: bool,
+}
+
+impl Program {
+    fn call(&self, message: &Arc<Message>, context: &Context) -> Rc<Call> {
+        Rc::new(Call {
+            message: message.clone(),
+            context: context.clone(),
+            shared: self.shared.clone(),
+            namespaces: self.namespaces.clone(),
+            deadline: Instant::now() + self.shared.limits.deadline,
+            headers: RefCell::new(None),
+            typed: Cell::new(false),
+            made: RefCell::new(Vec::new()),
+        })
+    }
+
+    fn run(&self) -> Result<Dynamic, Fault> {
+        let mut scope = rhai::Scope::new();
+        if self.sets_headers {
+            // The other names are found on demand, but those cannot be assigned to.
+            scope.push("headers", values::HeadersHandle(None));
+        }
+        self.engine
+            .eval_ast_with_scope::<Dynamic>(&mut scope, &self.ast)
+            .map(Dynamic::flatten)
+            .map_err(|error| self.origin.fault(&error))
+    }
+}
+
+struct Script(Program);
+
+impl Transform for Script {
+    fn apply(&self, message: &Arc<Message>, context: &Context) -> Result<Message, Fault> {
+        let call = self.0.call(message, context);
+        let _guard = call::enter(call.clone());
+        let value = self.0.run()?;
+        output::message(&call, value).map_err(|error| self.0.origin.unusable(&error))
+    }
+}
+
+struct Formula(Program);
+
+impl Expression for Formula {
+    fn evaluate(&self, message: &Arc<Message>, context: &Context) -> Result<Value, Fault> {
+        let call = self.0.call(message, context);
+        let _guard = call::enter(call);
+        let value = self.0.run()?;
+        output::value(value).map_err(|error| self.0.origin.unusable(&error))
+    }
+}

@@ -1,0 +1,199 @@
+//! CSV (RFC 4180): a table of texts that rows are made from one at a time, and the writer.
+
+use std::sync::Arc;
+
+use rhai::ImmutableString;
+
+/// How a CSV text is read or written.
+#[derive(Clone, Debug)]
+pub(crate) struct CsvOptions {
+    pub(crate) separator: u8,
+    pub(crate) quote: u8,
+    /// The first line holds the names of the columns.
+    pub(crate) header: bool,
+    /// Columns to write, in order; or the names to give when there is no header line.
+    pub(crate) columns: Option<Vec<String>>,
+}
+
+impl Default for CsvOptions {
+    fn default() -> Self {
+        Self {
+            separator: b',',
+            quote: b'"',
+            header: true,
+            columns: None,
+        }
+    }
+}
+
+/// A parsed CSV text.
+#[derive(Debug)]
+pub(crate) struct Table {
+    /// Empty: rows are lists.
+    pub(crate) columns: Vec<ImmutableString>,
+    cells: Vec<ImmutableString>,
+    /// Where each row ends within the cells.
+    ends: Vec<usize>,
+}
+
+impl Table {
+    /// Parses `text`. A row that has more or fewer fields than the header is an error.
+    pub(crate) fn parse(text: &str, options: &CsvOptions) -> Result<Self, String> {
+        let named = options.header || options.columns.is_some();
+        let mut reader = csv::ReaderBuilder::new()
+            .delimiter(options.separator)
+            .quote(options.quote)
+            .has_headers(false)
+            .flexible(true)
+            .from_reader(text.as_bytes());
+        let mut table = Table {
+            columns: Vec::new(),
+            cells: Vec::new(),
+            ends: Vec::new(),
+        };
+        if let (Some(columns), false) = (&options.columns, options.header) {
+            table.columns = columns.iter().map(|c| c.as_str().into()).collect();
+        }
+        let mut record = csv::StringRecord::new();
+        let mut first = true;
+        loop {
+            match reader.read_record(&mut record) {
+                Ok(false) => return Ok(table),
+                Ok(true) => {}
+                Err(error) => return Err(format!("not valid CSV: {error}")),
+            }
+            if first && options.header {
+                first = false;
+                for (at, name) in record.iter().enumerate() {
+                    if table.columns.iter().any(|known| known == name) {
+                        return Err(format!(
+                            "the CSV header names '{name}' twice (column {})",
+                            at + 1
+                        ));
+                    }
+                    table.columns.push(name.into());
+                }
+                continue;
+            }
+            first = false;
+            if named && record.len() != table.columns.len() {
+                return Err(format!(
+                    "not valid CSV: line {} has {} fields, the header has {}",
+                    record.position().map_or(0, csv::Position::line),
+                    record.len(),
+                    table.columns.len()
+                ));
+            }
+            table.cells.extend(record.iter().map(ImmutableString::from));
+            table.ends.push(table.cells.len());
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    pub(crate) fn row(&self, at: usize) -> &[ImmutableString] {
+        let from = if at == 0 { 0 } else { self.ends[at - 1] };
+        &self.cells[from..self.ends[at]]
+    }
+}
+
+/// Writes rows of fields, each line ending in CRLF.
+pub(crate) struct CsvWriter {
+    inner: csv::Writer<Vec<u8>>,
+    written: usize,
+    limit: usize,
+}
+
+impl CsvWriter {
+    pub(crate) fn new(options: &CsvOptions, limit: usize) -> Self {
+        Self {
+            inner: csv::WriterBuilder::new()
+                .delimiter(options.separator)
+                .quote(options.quote)
+                .terminator(csv::Terminator::CRLF)
+                .flexible(true)
+                .from_writer(Vec::new()),
+            written: 0,
+            limit,
+        }
+    }
+
+    pub(crate) fn row<'a>(&mut self, fields: impl Iterator<Item = &'a str>) -> Result<(), String> {
+        for field in fields {
+            self.written += field.len() + 1;
+            self.inner
+                .write_field(field)
+                .map_err(|error| error.to_string())?;
+        }
+        if self.written > self.limit {
+            return Err(format!("the CSV would be larger than {} bytes", self.limit));
+        }
+        self.inner
+            .write_record(None::<&[u8]>)
+            .map_err(|error| error.to_string())
+    }
+
+    pub(crate) fn finish(self) -> Result<String, String> {
+        let bytes = self.inner.into_inner().map_err(|error| error.to_string())?;
+        String::from_utf8(bytes).map_err(|error| error.to_string())
+    }
+}
+
+/// A lookup table: rows by the text of their first column; of a key given twice the first counts.
+#[derive(Debug)]
+pub(crate) struct Lookup {
+    pub(crate) table: Arc<Table>,
+    index: ahash::AHashMap<ImmutableString, usize>,
+}
+
+impl Lookup {
+    pub(crate) fn new(table: Table) -> Self {
+        let mut index = ahash::AHashMap::with_capacity(table.len());
+        for at in 0..table.len() {
+            if let Some(key) = table.row(at).first() {
+                index.entry(key.clone()).or_insert(at);
+            }
+        }
+        Self {
+            table: Arc::new(table),
+            index,
+        }
+    }
+
+    pub(crate) fn find(&self, key: &str) -> Option<usize> {
+        self.index.get(key).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quotes_separators_and_line_ends() {
+        let table = Table::parse(
+            "a;b\r\n\"x;\"\"1\"\"\";\"two\nlines\"\r\n",
+            &CsvOptions {
+                separator: b';',
+                ..CsvOptions::default()
+            },
+        )
+        .unwrap();
+        assert_eq!(table.columns, ["a", "b"]);
+        assert_eq!(table.row(0), ["x;\"1\"", "two\nlines"]);
+        let mut writer = CsvWriter::new(&CsvOptions::default(), 1000);
+        writer.row(["a", "b, c"].into_iter()).unwrap();
+        writer.row(["", "\"q\""].into_iter()).unwrap();
+        assert_eq!(writer.finish().unwrap(), "a,\"b, c\"\r\n,\"\"\"q\"\"\"\r\n");
+    }
+
+    #[test]
+    fn ragged_rows_and_doubled_columns_are_refused() {
+        let options = CsvOptions::default();
+        let error = Table::parse("a,b\n1,2\n3\n", &options).unwrap_err();
+        assert!(error.contains("line 3 has 1 fields"), "{error}");
+        assert!(Table::parse("a,a\n", &options).is_err());
+    }
+}

@@ -1,0 +1,35 @@
+//! What all tests share: a bus in a folder of its own, destinations, and an HTTP client.
+
+pub mod bus;
+pub mod destination;
+pub mod http;
+
+use std::time::{Duration, Instant};
+
+pub use bus::{Bus, Installation};
+pub use destination::{Answer, Destination};
+pub use http::{Response, get, post, request};
+
+/// The longest that a test waits for a condition.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits until `condition` gives something; fails with `what` when it does not in time.
+#[track_caller]
+pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A port that was free a moment ago.
+pub fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0")
+        .and_then(|listener| listener.local_addr())
+        .expect("a free port")
+        .port()
+}
