@@ -3,7 +3,6 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,12 +13,11 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::TcpStream;
-use xbus_config::{Installation, Mode};
+use xbus_config::{BusConfig, Installation, Mode};
 
 use super::output::Failure;
+use super::run::listening_file;
 
-/// Where a bus whose configuration leaves the port open says which one it got.
-const ADDRESS_FILE: &str = "admin.addr";
 /// How long connecting may take.
 const CONNECT: Duration = Duration::from_secs(5);
 /// How long an answer may take; a command that waits for a delivery under way needs some of it.
@@ -87,14 +85,14 @@ impl Client {
                 .help("name the installation folder with --dir"));
         }
         let bus = Installation::read(dir, Mode::Check).bus;
-        let token = bus.admin.token.map(|secret| secret.0);
+        let token = bus.admin.token.clone().map(|secret| secret.0);
         if token.as_ref().is_some_and(|token| token.contains("${")) {
             return Err(Failure::wrong_use(
                 "admin.token in xbus.yaml names a variable that is not set here",
             )
             .help("set it as it is set for the bus"));
         }
-        let address = match running_address(&bus.store) {
+        let address = match running_address(&bus) {
             Some(address) => address,
             None => bus.admin.listen.parse().map_err(|_| {
                 Failure::wrong_use(format!(
@@ -238,27 +236,14 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
     address
 }
 
-/// Writes down where the admin side of this process listens, for [`Client::from_dir`]: address and
-/// process id, a line each. `store` is the store's folder.
-pub fn write_address(store: &Path, address: SocketAddr) -> io::Result<()> {
-    let temporary = store.join(format!(".{ADDRESS_FILE}.tmp"));
-    fs::write(&temporary, format!("{address}\n{}\n", std::process::id()))?;
-    fs::rename(temporary, store.join(ADDRESS_FILE))
-}
-
-/// Takes back what [`write_address`] wrote.
-pub fn remove_address(store: &Path) {
-    let _ = fs::remove_file(store.join(ADDRESS_FILE));
-}
-
-/// The address that a bus wrote down, if it lives.
-fn running_address(store: &Path) -> Option<SocketAddr> {
-    let text = fs::read_to_string(store.join(ADDRESS_FILE)).ok()?;
-    let mut lines = text.lines();
-    let address = lines.next()?.parse().ok()?;
-    let process = rustix::process::Pid::from_raw(lines.next()?.parse().ok()?)?;
+/// The admin address that a running bus wrote down, if its process lives.
+fn running_address(bus: &BusConfig) -> Option<SocketAddr> {
+    let text = fs::read_to_string(listening_file(bus)).ok()?;
+    let listening: Value = serde_json::from_str(&text).ok()?;
+    let process = i32::try_from(listening["pid"].as_i64()?).ok()?;
+    let process = rustix::process::Pid::from_raw(process)?;
     match rustix::process::test_kill_process(process) {
-        Ok(()) | Err(rustix::io::Errno::PERM) => Some(address),
+        Ok(()) | Err(rustix::io::Errno::PERM) => listening["admin"].as_str()?.parse().ok(),
         Err(_) => None,
     }
 }
@@ -307,15 +292,17 @@ mod tests {
         assert_eq!(configured.address, "127.0.0.1:9".parse().unwrap());
         let data = dir.path().join("data");
         fs::create_dir(&data).unwrap();
-        write_address(&data, "0.0.0.0:4711".parse().unwrap()).unwrap();
+        let write = |pid: u32| {
+            let listening = serde_json::json!({ "pid": pid, "admin": "0.0.0.0:4711" });
+            fs::write(data.join("listening.json"), listening.to_string()).unwrap();
+        };
+        write(std::process::id());
         let running = Client::from_dir(dir.path()).unwrap();
         assert_eq!(running.address, "127.0.0.1:4711".parse().unwrap());
         // No process has this id: Linux's largest is 4194304.
-        fs::write(data.join(ADDRESS_FILE), "127.0.0.1:4711\n999999999\n").unwrap();
+        write(999_999_999);
         let dead = Client::from_dir(dir.path()).unwrap();
         assert_eq!(dead.address, configured.address);
-        remove_address(&data);
-        assert!(!data.join(ADDRESS_FILE).exists());
     }
 
     #[test]

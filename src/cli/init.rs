@@ -3,7 +3,6 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
 use serde_json::json;
 
@@ -90,12 +89,7 @@ Leave the name out to see a fault. Change the script, send SIGHUP to the bus (or
 "#;
 
 /// Runs the command.
-pub async fn run(args: Args) -> ExitCode {
-    let json = args.json;
-    output::finish(execute(&args), json)
-}
-
-fn execute(args: &Args) -> Result<(), Failure> {
+pub fn run(args: &Args) -> Result<(), Failure> {
     let dir = args.dir.display();
     if let Ok(mut entries) = fs::read_dir(&args.dir)
         && entries.next().is_some()
@@ -135,7 +129,7 @@ mod tests {
     use super::*;
 
     fn init(dir: &Path) -> Result<(), Failure> {
-        execute(&Args { dir: dir.into(), json: true })
+        run(&Args { dir: dir.into(), json: true })
     }
 
     #[test]

@@ -1,7 +1,5 @@
 //! `xbus messages`: the journal searched and shown, replay, and the decision on unknown outcomes.
 
-use std::process::ExitCode;
-
 use bytes::Bytes;
 use serde_json::{Value, json};
 use xbus_core::Timestamp;
@@ -89,9 +87,11 @@ enum Action {
 }
 
 /// Runs the command.
-pub async fn run(args: Args) -> ExitCode {
+pub async fn run(args: Args) -> Result<(), Failure> {
     let json = args.common.json;
-    output::finish(execute(args).await, json)
+    execute(args)
+        .await
+        .map_err(|failure| failure.for_programs(json))
 }
 
 async fn execute(args: Args) -> Result<(), Failure> {

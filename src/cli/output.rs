@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use xbus_core::Timestamp;
+use xbus_core::adapter::OpenError;
 
 /// The thing asked about failed: problems were found, a fault came back, there is no such queue.
 pub const FAILED: u8 = 1;
@@ -28,7 +29,7 @@ pub struct Failure {
     pub message: String,
     /// What to do about it.
     pub help: Option<String>,
-    /// What the bus answered; goes to standard output with `--json`.
+    /// What the bus answered; [`Failure::report`] writes it to standard output.
     pub body: Option<Value>,
 }
 
@@ -49,8 +50,13 @@ impl Failure {
     }
 
     /// Exit code 1 after everything was said.
-    pub fn told() -> Self {
+    pub fn silent() -> Self {
         Self::of(FAILED, "")
+    }
+
+    /// A listener or receiver that does not open.
+    pub fn open(error: OpenError) -> Self {
+        Self::failed(error.message).help(error.help)
     }
 
     fn of(code: u8, message: impl Into<String>) -> Self {
@@ -66,23 +72,26 @@ impl Failure {
         self.help = Some(help.into());
         self
     }
-}
 
-/// Tells what came of a command, and gives the process its exit code.
-pub fn finish(result: Result<(), Failure>, json: bool) -> ExitCode {
-    let Err(failure) = result else {
-        return ExitCode::SUCCESS;
-    };
-    if let (true, Some(body)) = (json, &failure.body) {
-        print_json(body);
+    /// Keeps what the bus answered only for programs (`--json`); people have the message.
+    pub fn for_programs(mut self, json: bool) -> Self {
+        self.body = self.body.filter(|_| json);
+        self
     }
-    if !failure.message.is_empty() {
-        note(&format!("error: {}", printable(&failure.message)));
+
+    /// Says it, and gives the process its exit code.
+    pub fn report(self) -> ExitCode {
+        if let Some(body) = &self.body {
+            print_json(body);
+        }
+        if !self.message.is_empty() {
+            note(&format!("error: {}", printable(&self.message)));
+        }
+        if let Some(help) = &self.help {
+            note(&format!("  help: {}", printable(help)));
+        }
+        ExitCode::from(self.code)
     }
-    if let Some(help) = &failure.help {
-        note(&format!("  help: {}", printable(help)));
-    }
-    ExitCode::from(failure.code)
 }
 
 /// Writes to standard output. A reader that has gone away (`| head`) is no error.

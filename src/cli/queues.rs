@@ -1,7 +1,5 @@
 //! `xbus queues`: what waits, and what to do about it.
 
-use std::process::ExitCode;
-
 use serde_json::{Value, json};
 use xbus_core::Timestamp;
 
@@ -81,9 +79,11 @@ enum Action {
 }
 
 /// Runs the command.
-pub async fn run(args: Args) -> ExitCode {
+pub async fn run(args: Args) -> Result<(), Failure> {
     let json = args.common.json;
-    output::finish(execute(args).await, json)
+    execute(args)
+        .await
+        .map_err(|failure| failure.for_programs(json))
 }
 
 async fn execute(args: Args) -> Result<(), Failure> {

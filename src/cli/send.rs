@@ -2,8 +2,6 @@
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
-
 use base64::Engine as _;
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
@@ -52,9 +50,11 @@ fn header(text: &str) -> Result<(String, String), String> {
 }
 
 /// Runs the command.
-pub async fn run(args: Args) -> ExitCode {
+pub async fn run(args: Args) -> Result<(), Failure> {
     let json = args.common.json;
-    output::finish(execute(args).await, json)
+    execute(args)
+        .await
+        .map_err(|failure| failure.for_programs(json))
 }
 
 async fn execute(args: Args) -> Result<(), Failure> {
@@ -138,7 +138,7 @@ pub(super) fn tell(common: &Common, answer: Answer) -> Result<(), Failure> {
     }
     if common.json {
         output::print_json(body);
-        return Err(Failure::told());
+        return Err(Failure::silent());
     }
     Err(fault(common, body, answer.status))
 }

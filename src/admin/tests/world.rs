@@ -20,6 +20,7 @@ use xbus_core::adapter::{Call, Reach, Request, SendError, Sender};
 use xbus_core::bus::Bus;
 use xbus_core::incident::{AlertSettings, Incidents};
 use xbus_core::plan::{Lane, LanePolicy, Payloads, Route, Step, Target};
+use xbus_core::spec::Secret;
 use xbus_core::{Context, Expression, Fault, Message, Plan, Stop, transform};
 
 use super::memory::Memory;
@@ -141,12 +142,11 @@ fn plan(says: &Destination) -> Plan {
             ..route("off")
         },
     ];
-    Plan {
-        bus: "test-bus".into(),
-        node: "node-1".into(),
-        routes: BTreeMap::from(routes.map(|route| (route.name.clone(), Arc::new(route)))),
-        ..Plan::default()
-    }
+    let mut plan = Plan::default();
+    plan.bus = "test-bus".into();
+    plan.node = "node-1".into();
+    plan.routes = BTreeMap::from(routes.map(|route| (route.name.clone(), Arc::new(route))));
+    plan
 }
 
 pub(super) struct World {
@@ -193,13 +193,14 @@ impl World {
         let ready = Arc::new(AtomicBool::new(true));
         let settings = Settings {
             listen: "127.0.0.1:0".parse().unwrap(),
-            token: token.map(str::to_owned),
+            token: token.map(|token| Secret(token.to_owned())),
             max_body: 1024,
-            version: "1.2.3",
             ready: ready.clone(),
         };
         let stop = Stop::new();
-        let (address, serving) = crate::serve(settings, bus, stop.clone()).await.unwrap();
+        let (address, serving) = crate::serve_with(settings, bus, stop.clone())
+            .await
+            .unwrap();
         Self {
             store,
             ready,
