@@ -21,7 +21,7 @@ pub(crate) async fn api(
     next: Next,
 ) -> Result<Response, ApiError> {
     match &app.settings.token {
-        Some(token) => with_token(&request, &token.0)?,
+        Some(token) => with_token(&request, token)?,
         None => from_here(&request)?,
     }
     Ok(next.run(request).await)
@@ -35,7 +35,7 @@ pub(crate) async fn metrics(
 ) -> Result<Response, ApiError> {
     if let Err(outside) = from_here(&request) {
         match &app.settings.token {
-            Some(token) => with_token(&request, &token.0)?,
+            Some(token) => with_token(&request, token)?,
             None => return Err(outside),
         }
     }

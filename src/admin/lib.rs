@@ -33,26 +33,24 @@ use axum::routing::{get, post};
 use futures_util::future::BoxFuture;
 use xbus_core::adapter::OpenError;
 use xbus_core::bus::Bus;
-use xbus_core::spec::Secret;
 use xbus_core::{Stop, Timestamp};
 
 use error::ApiError;
 
-/// The largest message that `send` takes, in bytes.
-const MAX_BODY: u64 = 64 << 20;
-
 /// How the admin side is set up.
 #[derive(Clone)]
-pub(crate) struct Settings {
+pub struct Settings {
     /// Where it listens; port 0 takes a free one.
-    pub(crate) listen: SocketAddr,
-    /// What callers of the API prove themselves with. Nothing: only this machine gets in, and
-    /// `listen` must be a loopback address.
-    pub(crate) token: Option<Secret>,
+    pub listen: SocketAddr,
+    /// What callers of the API prove themselves with. Nothing (or an empty one): only this machine
+    /// gets in, and `listen` must be a loopback address.
+    pub token: Option<String>,
     /// Largest message that `send` takes, in bytes.
-    pub(crate) max_body: u64,
+    pub max_body: u64,
+    /// The bus's version, as `status` and the metrics tell it.
+    pub version: &'static str,
     /// True while the receivers are open; the owner of the bus sets it.
-    pub(crate) ready: Arc<AtomicBool>,
+    pub ready: Arc<AtomicBool>,
 }
 
 /// What every request sees.
@@ -64,40 +62,18 @@ pub(crate) struct App {
 
 pub(crate) type Shared = Arc<App>;
 
-/// Opens the admin listener at `listen`, an address and a port (0 takes a free one). Gives the
-/// address it has and a future that serves until `stop`, lets what was asked for end within five
-/// seconds, and then resolves; the caller spawns it. `ready` is true while the receivers are open.
+/// Opens the admin listener. Gives the address it has and a future that serves until `stop`, lets
+/// what was asked for end within five seconds, and then resolves. The caller spawns it.
 ///
 /// # Errors
-/// `listen` is no address, it is taken or not ours, or it can be reached from outside and there is
-/// no token.
+/// The address is taken or not ours, or it can be reached from outside and there is no token.
 pub async fn serve(
-    listen: &str,
-    token: Option<Secret>,
-    bus: Arc<Bus>,
-    ready: Arc<AtomicBool>,
-    stop: Stop,
-) -> Result<(SocketAddr, BoxFuture<'static, ()>), OpenError> {
-    let listen = listen.parse().map_err(|_| OpenError {
-        message: format!("admin.listen is '{listen}', which is not an address and a port"),
-        help: String::from("write 127.0.0.1:9090, or 0.0.0.0:9090 for every interface"),
-    })?;
-    let settings = Settings {
-        listen,
-        token,
-        max_body: MAX_BODY,
-        ready,
-    };
-    serve_with(settings, bus, stop).await
-}
-
-async fn serve_with(
-    settings: Settings,
+    mut settings: Settings,
     bus: Arc<Bus>,
     stop: Stop,
 ) -> Result<(SocketAddr, BoxFuture<'static, ()>), OpenError> {
-    let token = settings.token.as_ref().filter(|token| !token.0.is_empty());
-    if token.is_none() && !settings.listen.ip().to_canonical().is_loopback() {
+    settings.token = settings.token.filter(|token| !token.is_empty());
+    if settings.token.is_none() && !settings.listen.ip().to_canonical().is_loopback() {
         return Err(OpenError {
             message: format!(
                 "the admin listener {} can be reached from outside and has no token",
@@ -111,10 +87,7 @@ async fn serve_with(
     let (listener, address) = listener::bind(settings.listen).await?;
     let app = Arc::new(App {
         bus,
-        settings: Settings {
-            token: token.cloned(),
-            ..settings
-        },
+        settings,
         started: Timestamp::now(),
     });
     Ok((

@@ -261,7 +261,7 @@ fn bus(app: &App, out: &mut DescriptorEncoder) -> fmt::Result {
         MetricType::Gauge,
     )?;
     gauge(
-        build.encode_family(&[("version", env!("CARGO_PKG_VERSION"))])?,
+        build.encode_family(&[("version", app.settings.version)])?,
         1.0,
     )
 }

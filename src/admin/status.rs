@@ -22,7 +22,7 @@ pub(crate) async fn status(State(app): State<Shared>) -> Json<Value> {
     Json(json!({
         "name": &*plan.bus,
         "node": &*plan.node,
-        "version": env!("CARGO_PKG_VERSION"),
+        "version": app.settings.version,
         "started_at": app.started.to_string(),
         "uptime_seconds": app.started.until(Timestamp::now()).as_secs(),
         "ready": reasons.is_empty(),

@@ -13,10 +13,10 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::TcpStream;
-use xbus_config::{BusConfig, Installation, Mode};
+use xbus_config::{Installation, Mode};
 
 use super::output::Failure;
-use super::run::listening_file;
+use super::run::LISTENING;
 
 /// How long connecting may take.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -47,7 +47,11 @@ impl Common {
         let dir = self.dir.display().to_string();
         match dir.as_str() {
             "." => format!("xbus {rest}"),
-            plain if plain.chars().all(|c| c.is_ascii_alphanumeric() || "/._-".contains(c)) => {
+            plain
+                if plain
+                    .chars()
+                    .all(|c| c.is_ascii_alphanumeric() || "/._-".contains(c)) =>
+            {
                 format!("xbus {rest} --dir {plain}")
             }
             other => format!("xbus {rest} --dir '{}'", other.replace('\'', r"'\''")),
@@ -74,25 +78,30 @@ pub struct Answer {
 impl Client {
     /// A client of the admin side at `address`.
     pub fn new(address: SocketAddr, token: Option<String>) -> Self {
-        Self { address: reachable(address), token }
+        Self {
+            address: reachable(address),
+            token,
+        }
     }
 
     /// A client of the bus that runs the folder `dir`: by the address that the running bus wrote
     /// down, else by the one in xbus.yaml.
     pub fn from_dir(dir: &Path) -> Result<Self, Failure> {
         if !dir.is_dir() {
-            return Err(Failure::wrong_use(format!("there is no folder {}", dir.display()))
-                .help("name the installation folder with --dir"));
+            return Err(
+                Failure::wrong_use(format!("there is no folder {}", dir.display()))
+                    .help("name the installation folder with --dir"),
+            );
         }
         let bus = Installation::read(dir, Mode::Check).bus;
-        let token = bus.admin.token.clone().map(|secret| secret.0);
+        let token = bus.admin.token.map(|secret| secret.0);
         if token.as_ref().is_some_and(|token| token.contains("${")) {
             return Err(Failure::wrong_use(
                 "admin.token in xbus.yaml names a variable that is not set here",
             )
             .help("set it as it is set for the bus"));
         }
-        let address = match running_address(&bus) {
+        let address = match running_address(&bus.store) {
             Some(address) => address,
             None => bus.admin.listen.parse().map_err(|_| {
                 Failure::wrong_use(format!(
@@ -124,7 +133,9 @@ impl Client {
             .method(Method::POST)
             .uri(path)
             .header(header::CONTENT_TYPE, "application/json");
-        self.ask(request, Bytes::from(body.to_string()), ANSWER).await?.ok()
+        self.ask(request, Bytes::from(body.to_string()), ANSWER)
+            .await?
+            .ok()
     }
 
     /// `POST path` with bytes and headers, for what runs a message through its route.
@@ -220,7 +231,7 @@ impl Answer {
             StatusCode::BAD_REQUEST | StatusCode::METHOD_NOT_ALLOWED => Failure::wrong_use(error),
             _ => Failure::failed(error),
         };
-        failure.body = Some(self.body);
+        failure.body = Some(Box::new(self.body));
         Err(failure)
     }
 }
@@ -237,13 +248,13 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
 }
 
 /// The admin address that a running bus wrote down, if its process lives.
-fn running_address(bus: &BusConfig) -> Option<SocketAddr> {
-    let text = fs::read_to_string(listening_file(bus)).ok()?;
+fn running_address(store: &Path) -> Option<SocketAddr> {
+    let text = fs::read_to_string(store.join(LISTENING)).ok()?;
     let listening: Value = serde_json::from_str(&text).ok()?;
+    let address = listening["admin"].as_str()?.parse().ok()?;
     let process = i32::try_from(listening["pid"].as_i64()?).ok()?;
-    let process = rustix::process::Pid::from_raw(process)?;
-    match rustix::process::test_kill_process(process) {
-        Ok(()) | Err(rustix::io::Errno::PERM) => listening["admin"].as_str()?.parse().ok(),
+    match rustix::process::test_kill_process(rustix::process::Pid::from_raw(process)?) {
+        Ok(()) | Err(rustix::io::Errno::PERM) => Some(address),
         Err(_) => None,
     }
 }
@@ -280,21 +291,32 @@ mod tests {
 
     #[test]
     fn queries_are_encoded() {
-        let path = with_query("/x", &[("a", Some("1 2&ü".into())), ("b", None), ("c", Some("d".into()))]);
+        let path = with_query(
+            "/x",
+            &[
+                ("a", Some("1 2&ü".into())),
+                ("b", None),
+                ("c", Some("d".into())),
+            ],
+        );
         assert_eq!(path, "/x?a=1%202%26%C3%BC&c=d");
     }
 
     #[test]
     fn the_address_of_a_live_process_goes_before_the_configured_one() {
         let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("xbus.yaml"), "admin: { listen: \"127.0.0.1:9\" }\n").unwrap();
+        fs::write(
+            dir.path().join("xbus.yaml"),
+            "admin: { listen: \"127.0.0.1:9\" }\n",
+        )
+        .unwrap();
         let configured = Client::from_dir(dir.path()).unwrap();
         assert_eq!(configured.address, "127.0.0.1:9".parse().unwrap());
         let data = dir.path().join("data");
         fs::create_dir(&data).unwrap();
         let write = |pid: u32| {
             let listening = serde_json::json!({ "pid": pid, "admin": "0.0.0.0:4711" });
-            fs::write(data.join("listening.json"), listening.to_string()).unwrap();
+            fs::write(data.join(LISTENING), listening.to_string()).unwrap();
         };
         write(std::process::id());
         let running = Client::from_dir(dir.path()).unwrap();
@@ -313,16 +335,31 @@ mod tests {
 
     #[tokio::test]
     async fn nobody_there_is_exit_code_3() {
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let failure = Client::new(free, None).get("/api/v1/queues").await.unwrap_err();
+        let free = std::net::TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap();
+        let failure = Client::new(free, None)
+            .get("/api/v1/queues")
+            .await
+            .unwrap_err();
         assert_eq!(failure.code, super::super::output::NO_BUS);
     }
 
     #[test]
     fn suggested_commands_name_the_folder() {
-        let common = |dir: &str| Common { dir: dir.into(), json: false };
+        let common = |dir: &str| Common {
+            dir: dir.into(),
+            json: false,
+        };
         assert_eq!(common(".").command("queues"), "xbus queues");
-        assert_eq!(common("/srv/bus").command("queues"), "xbus queues --dir /srv/bus");
-        assert_eq!(common("a b'c").command("queues"), r"xbus queues --dir 'a b'\''c'");
+        assert_eq!(
+            common("/srv/bus").command("queues"),
+            "xbus queues --dir /srv/bus"
+        );
+        assert_eq!(
+            common("a b'c").command("queues"),
+            r"xbus queues --dir 'a b'\''c'"
+        );
     }
 }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use serde_json::json;
 
@@ -89,7 +90,12 @@ Leave the name out to see a fault. Change the script, send SIGHUP to the bus (or
 "#;
 
 /// Runs the command.
-pub fn run(args: &Args) -> Result<(), Failure> {
+pub async fn run(args: Args) -> ExitCode {
+    let json = args.json;
+    output::finish(execute(&args), json)
+}
+
+fn execute(args: &Args) -> Result<(), Failure> {
     let dir = args.dir.display();
     if let Ok(mut entries) = fs::read_dir(&args.dir)
         && entries.next().is_some()
@@ -102,7 +108,9 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         let files: Vec<&str> = FILES.iter().map(|(path, _)| *path).collect();
         output::print_json(&json!({ "dir": dir.to_string(), "files": files }));
     } else {
-        output::print(&format!("Made {dir}: one route, from HTTP through a script to a file.\n\n"));
+        output::print(&format!(
+            "Made {dir}: one route, from HTTP through a script to a file.\n\n"
+        ));
         output::print(&format!("Next: xbus run {dir}\n"));
         output::print(
             "then: curl -i -H 'Content-Type: application/json' -d '{\"name\": \"Ada\"}' http://127.0.0.1:8080/hello\n",
@@ -129,7 +137,10 @@ mod tests {
     use super::*;
 
     fn init(dir: &Path) -> Result<(), Failure> {
-        run(&Args { dir: dir.into(), json: true })
+        execute(&Args {
+            dir: dir.into(),
+            json: true,
+        })
     }
 
     #[test]

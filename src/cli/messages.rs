@@ -1,5 +1,7 @@
 //! `xbus messages`: the journal searched and shown, replay, and the decision on unknown outcomes.
 
+use std::process::ExitCode;
+
 use bytes::Bytes;
 use serde_json::{Value, json};
 use xbus_core::Timestamp;
@@ -87,11 +89,9 @@ enum Action {
 }
 
 /// Runs the command.
-pub async fn run(args: Args) -> Result<(), Failure> {
+pub async fn run(args: Args) -> ExitCode {
     let json = args.common.json;
-    execute(args)
-        .await
-        .map_err(|failure| failure.for_programs(json))
+    output::finish(execute(args).await, json)
 }
 
 async fn execute(args: Args) -> Result<(), Failure> {
@@ -135,7 +135,12 @@ async fn list(common: &Common, filters: Filters) -> Result<(), Failure> {
     if common.json {
         output::print_json(&messages);
     } else {
-        output::print(&listing(&messages, common, Timestamp::now(), output::width()));
+        output::print(&listing(
+            &messages,
+            common,
+            Timestamp::now(),
+            output::width(),
+        ));
     }
     Ok(())
 }
@@ -181,7 +186,9 @@ fn keys(keys: &Value) -> String {
     let Some(keys) = keys.as_object().filter(|keys| !keys.is_empty()) else {
         return String::from("-");
     };
-    let shown = keys.iter().map(|(name, value)| format!("{}={}", output::printable(name), cell(value)));
+    let shown = keys
+        .iter()
+        .map(|(name, value)| format!("{}={}", output::printable(name), cell(value)));
     shown.collect::<Vec<_>>().join(" ")
 }
 
@@ -200,7 +207,9 @@ fn detail(message: &Value, common: &Common, now: Timestamp, width: Option<usize>
         (code, Value::Null) => cell(code),
         (code, step) => format!("{} in {}", cell(code), cell(step)),
     };
-    let took = message["took_ms"].as_f64().map_or(String::new(), |ms| format!(" after {ms:.1} ms"));
+    let took = message["took_ms"]
+        .as_f64()
+        .map_or(String::new(), |ms| format!(" after {ms:.1} ms"));
     let mut out = facts(
         &[
             ("message", cell(&message["id"])),
@@ -236,8 +245,14 @@ fn about(payload: &Value) -> String {
     if payload.is_null() {
         return String::from("not kept");
     }
-    let kind = payload["content_type"].as_str().unwrap_or("no content type");
-    format!("{} bytes, {}", cell(&payload["bytes"]), output::printable(kind))
+    let kind = payload["content_type"]
+        .as_str()
+        .unwrap_or("no content type");
+    format!(
+        "{} bytes, {}",
+        cell(&payload["bytes"]),
+        output::printable(kind)
+    )
 }
 
 fn targets(list: &Value, now: Timestamp, width: Option<usize>) -> String {
@@ -266,7 +281,11 @@ fn targets(list: &Value, now: Timestamp, width: Option<usize>) -> String {
 /// One place in which the message waits.
 fn waits(place: &Value, now: Timestamp, width: Option<usize>) -> String {
     let parked = cell(&place["parked"]);
-    let name = if parked == "-" { "waits in" } else { "parked in" };
+    let name = if parked == "-" {
+        "waits in"
+    } else {
+        "parked in"
+    };
     facts(
         &[
             (name, cell(&place["queue"])),
@@ -315,14 +334,24 @@ mod tests {
 
     #[test]
     fn arguments_read_as_the_help_shows_them() {
-        let args = parse("messages --json --route orders --outcome in-doubt --key a=b=c --since 1h --limit 5").unwrap();
+        let args = parse(
+            "messages --json --route orders --outcome in-doubt --key a=b=c --since 1h --limit 5",
+        )
+        .unwrap();
         assert!(args.common.json && args.action.is_none());
         assert_eq!(args.filters.key.as_deref(), Some("a=b=c"));
         assert_eq!(args.filters.limit, 5);
         assert!(parse("messages show ID --json").unwrap().common.json);
         assert!(parse("messages replay ID").is_ok());
         let resolve = parse("messages resolve ID --abort").unwrap();
-        assert!(matches!(resolve.action, Some(Action::Resolve { commit: false, abort: true, .. })));
+        assert!(matches!(
+            resolve.action,
+            Some(Action::Resolve {
+                commit: false,
+                abort: true,
+                ..
+            })
+        ));
         for wrong in [
             "messages resolve ID",
             "messages resolve ID --commit --abort",
@@ -336,7 +365,10 @@ mod tests {
     }
 
     fn common() -> Common {
-        Common { dir: ".".into(), json: false }
+        Common {
+            dir: ".".into(),
+            json: false,
+        }
     }
 
     #[test]
@@ -354,7 +386,10 @@ A   1m 0s  orders  failed   order-no=4711  erp: failed
 Next: xbus messages show A
 ";
         assert_eq!(listing(&messages, &common(), now, None), expected);
-        assert_eq!(listing(&json!([]), &common(), now, None), "No message matches.\n");
+        assert_eq!(
+            listing(&json!([]), &common(), now, None),
+            "No message matches.\n"
+        );
     }
 
     #[test]
@@ -386,7 +421,10 @@ Next: xbus messages replay A
         message["payload"] = json!(null);
         let text = detail(&message, &common(), now, None);
         assert!(text.contains("payload      not kept\n"), "{text}");
-        assert!(text.contains("Next: xbus messages resolve A --commit"), "{text}");
+        assert!(
+            text.contains("Next: xbus messages resolve A --commit"),
+            "{text}"
+        );
     }
 
     #[test]

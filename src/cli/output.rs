@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use serde_json::Value;
 use xbus_core::Timestamp;
-use xbus_core::adapter::OpenError;
 
 /// The thing asked about failed: problems were found, a fault came back, there is no such queue.
 pub const FAILED: u8 = 1;
@@ -29,8 +28,8 @@ pub struct Failure {
     pub message: String,
     /// What to do about it.
     pub help: Option<String>,
-    /// What the bus answered; [`Failure::report`] writes it to standard output.
-    pub body: Option<Value>,
+    /// What the bus answered; goes to standard output with `--json`.
+    pub body: Option<Box<Value>>,
 }
 
 impl Failure {
@@ -50,13 +49,8 @@ impl Failure {
     }
 
     /// Exit code 1 after everything was said.
-    pub fn silent() -> Self {
+    pub fn told() -> Self {
         Self::of(FAILED, "")
-    }
-
-    /// A listener or receiver that does not open.
-    pub fn open(error: OpenError) -> Self {
-        Self::failed(error.message).help(error.help)
     }
 
     fn of(code: u8, message: impl Into<String>) -> Self {
@@ -72,26 +66,23 @@ impl Failure {
         self.help = Some(help.into());
         self
     }
+}
 
-    /// Keeps what the bus answered only for programs (`--json`); people have the message.
-    pub fn for_programs(mut self, json: bool) -> Self {
-        self.body = self.body.filter(|_| json);
-        self
+/// Tells what came of a command, and gives the process its exit code.
+pub fn finish(result: Result<(), Failure>, json: bool) -> ExitCode {
+    let Err(failure) = result else {
+        return ExitCode::SUCCESS;
+    };
+    if let (true, Some(body)) = (json, &failure.body) {
+        print_json(body);
     }
-
-    /// Says it, and gives the process its exit code.
-    pub fn report(self) -> ExitCode {
-        if let Some(body) = &self.body {
-            print_json(body);
-        }
-        if !self.message.is_empty() {
-            note(&format!("error: {}", printable(&self.message)));
-        }
-        if let Some(help) = &self.help {
-            note(&format!("  help: {}", printable(help)));
-        }
-        ExitCode::from(self.code)
+    if !failure.message.is_empty() {
+        note(&format!("error: {}", printable(&failure.message)));
     }
+    if let Some(help) = &failure.help {
+        note(&format!("  help: {}", printable(help)));
+    }
+    ExitCode::from(failure.code)
 }
 
 /// Writes to standard output. A reader that has gone away (`| head`) is no error.
@@ -140,7 +131,13 @@ pub fn printable(text: &str) -> String {
 pub fn printable_lines(text: &str) -> String {
     text.chars()
         .filter(|c| *c != '\r')
-        .map(|c| if is_unsafe(c) && c != '\n' && c != '\t' { '\u{fffd}' } else { c })
+        .map(|c| {
+            if is_unsafe(c) && c != '\n' && c != '\t' {
+                '\u{fffd}'
+            } else {
+                c
+            }
+        })
         .collect()
 }
 
@@ -225,7 +222,11 @@ impl Table {
     /// The table as text, within `width` columns where that is known.
     pub fn render(&self, width: Option<usize>) -> String {
         let widths: Vec<usize> = (0..self.heads.len()).map(|at| self.width_of(at)).collect();
-        let heads: Vec<String> = self.heads.iter().map(|(head, _)| head.to_string()).collect();
+        let heads: Vec<String> = self
+            .heads
+            .iter()
+            .map(|(head, _)| head.to_string())
+            .collect();
         let mut out = String::new();
         for row in std::iter::once(&heads).chain(&self.rows) {
             self.line(&mut out, row, &widths, width);
@@ -283,7 +284,10 @@ impl Table {
 pub fn facts(pairs: &[(&str, String)], width: Option<usize>) -> String {
     let widest = pairs.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     let mut out = String::new();
-    for (name, value) in pairs.iter().filter(|(_, value)| !value.is_empty() && value != "-") {
+    for (name, value) in pairs
+        .iter()
+        .filter(|(_, value)| !value.is_empty() && value != "-")
+    {
         let room = width.map_or(usize::MAX, |width| width.saturating_sub(widest + 2).max(20));
         for (at, line) in wrap(value, room).iter().enumerate() {
             let name = if at == 0 { *name } else { "" };
@@ -335,7 +339,11 @@ mod tests {
             ("DEPTH", Align::Right),
             ("LAST-ERROR", Align::Left),
         ]);
-        table.row(vec!["orders.erp".into(), "12".into(), "the connection was refused by the other side".into()]);
+        table.row(vec![
+            "orders.erp".into(),
+            "12".into(),
+            "the connection was refused by the other side".into(),
+        ]);
         table.row(vec!["a".into(), "3".into(), "-".into()]);
         table
     }
@@ -371,7 +379,10 @@ mod tests {
 
     #[test]
     fn nothing_from_outside_steers_the_terminal() {
-        assert_eq!(printable("a\u{1b}[31mb\nc\u{202e}"), "a\u{fffd}[31mb c\u{fffd}");
+        assert_eq!(
+            printable("a\u{1b}[31mb\nc\u{202e}"),
+            "a\u{fffd}[31mb c\u{fffd}"
+        );
         assert_eq!(printable_lines("a\r\nb\u{7}"), "a\nb\u{fffd}");
         assert_eq!(cell(&json!("x\u{1b}")), "x\u{fffd}");
     }

@@ -1,5 +1,7 @@
 //! `xbus queues`: what waits, and what to do about it.
 
+use std::process::ExitCode;
+
 use serde_json::{Value, json};
 use xbus_core::Timestamp;
 
@@ -79,11 +81,9 @@ enum Action {
 }
 
 /// Runs the command.
-pub async fn run(args: Args) -> Result<(), Failure> {
+pub async fn run(args: Args) -> ExitCode {
     let json = args.common.json;
-    execute(args)
-        .await
-        .map_err(|failure| failure.for_programs(json))
+    output::finish(execute(args).await, json)
 }
 
 async fn execute(args: Args) -> Result<(), Failure> {
@@ -136,11 +136,17 @@ fn listing(queues: &Value, common: &Common, now: Timestamp, width: Option<usize>
         ]);
     }
     if table.is_empty() {
-        return String::from("There are no queues: no route has an async target or reads from a queue.\n");
+        return String::from(
+            "There are no queues: no route has an async target or reads from a queue.\n",
+        );
     }
     let mut out = table.render(width);
-    let blocked = rows(queues).iter().find(|queue| queue["state"] == "blocked");
-    let parked = rows(queues).iter().find(|queue| queue["parked"].as_u64() > Some(0));
+    let blocked = rows(queues)
+        .iter()
+        .find(|queue| queue["state"] == "blocked");
+    let parked = rows(queues)
+        .iter()
+        .find(|queue| queue["parked"].as_u64() > Some(0));
     if let Some(queue) = blocked.or(parked) {
         let show = common.command(&format!("queues show {}", cell(&queue["name"])));
         out.push_str(&format!("\nNext: {show}\n"));
@@ -163,7 +169,9 @@ async fn show(common: &Common, name: &str, limit: u32) -> Result<(), Failure> {
 fn detail(queue: &Value, common: &Common, now: Timestamp, width: Option<usize>) -> String {
     let (head, name) = (&queue["head"], cell(&queue["name"]));
     let goes_to = match (&queue["route"], &queue["target"]) {
-        (Value::String(route), Value::String(target)) => format!("target {target} of route {route}"),
+        (Value::String(route), Value::String(target)) => {
+            format!("target {target} of route {route}")
+        }
         _ if queue["attended"] == false => String::from("nobody: no route takes its messages"),
         _ => String::from("a route that receives from it"),
     };
@@ -179,8 +187,20 @@ fn detail(queue: &Value, common: &Common, now: Timestamp, width: Option<usize>) 
         ],
         width,
     );
-    out.push_str(&entries("Waiting, oldest first:", &queue["waiting_messages"], "last_error", now, width));
-    out.push_str(&entries("Parked:", &queue["parked_messages"], "parked", now, width));
+    out.push_str(&entries(
+        "Waiting, oldest first:",
+        &queue["waiting_messages"],
+        "last_error",
+        now,
+        width,
+    ));
+    out.push_str(&entries(
+        "Parked:",
+        &queue["parked_messages"],
+        "parked",
+        now,
+        width,
+    ));
     let more = |list: &str, count: &str| {
         (rows(&queue[list]).len() as u64) < queue[count].as_u64().unwrap_or(0)
     };
@@ -204,14 +224,23 @@ fn next(queue: &Value, name: &str, common: &Common) -> Option<String> {
     Some(common.command(&format!("queues release {name} {parked}")))
 }
 
-fn entries(title: &str, entries: &Value, why: &str, now: Timestamp, width: Option<usize>) -> String {
+fn entries(
+    title: &str,
+    entries: &Value,
+    why: &str,
+    now: Timestamp,
+    width: Option<usize>,
+) -> String {
     let mut table = Table::new(&[
         ("ID", Align::Left),
         ("KEY", Align::Left),
         ("AGE", Align::Left),
         ("ATTEMPTS", Align::Right),
         ("BYTES", Align::Right),
-        (if why == "parked" { "WHY" } else { "LAST-ERROR" }, Align::Left),
+        (
+            if why == "parked" { "WHY" } else { "LAST-ERROR" },
+            Align::Left,
+        ),
     ]);
     for entry in rows(entries) {
         table.row(vec![
@@ -244,10 +273,13 @@ async fn act(
     let result = common.client()?.post(&path, &body).await;
     let answer = match &result {
         Ok(answer) => answer,
-        Err(failure) => failure.body.as_ref().unwrap_or(&Value::Null),
+        Err(failure) => failure.body.as_deref().unwrap_or(&Value::Null),
     };
     if !common.json {
-        for line in rows(&answer["results"]).iter().filter_map(|one| done(action, name, one)) {
+        for line in rows(&answer["results"])
+            .iter()
+            .filter_map(|one| done(action, name, one))
+        {
             output::print(&format!("{}\n", output::printable(&line)));
         }
     }
@@ -264,7 +296,9 @@ async fn act(
 /// When several were asked for, each that was not done is told with its own reason.
 fn tell_each(failure: &mut Failure) {
     let Some(body) = &failure.body else { return };
-    let failed = rows(&body["results"]).iter().filter(|one| one["ok"] == false);
+    let failed = rows(&body["results"])
+        .iter()
+        .filter(|one| one["ok"] == false);
     let reasons: Vec<&str> = failed.filter_map(|one| one["error"].as_str()).collect();
     if reasons.len() > 1 {
         failure.message = reasons.join("\nerror: ");
@@ -321,7 +355,10 @@ mod tests {
     }
 
     fn common() -> Common {
-        Common { dir: ".".into(), json: false }
+        Common {
+            dir: ".".into(),
+            json: false,
+        }
     }
 
     #[test]
@@ -333,7 +370,12 @@ mod tests {
         assert!(parse("queues park orders.erp").is_ok());
         assert!(parse("queues retry orders.erp ID").is_ok());
         assert!(parse("queues release orders.erp A B").is_ok());
-        for wrong in ["queues release orders.erp", "queues drop orders.erp", "queues show", "queues explode"] {
+        for wrong in [
+            "queues release orders.erp",
+            "queues drop orders.erp",
+            "queues show",
+            "queues explode",
+        ] {
             assert_eq!(parse(wrong).unwrap_err().exit_code(), 2, "{wrong}");
         }
     }
@@ -368,18 +410,35 @@ Next: xbus queues show orders.erp
             "parked_messages": [{ "id": "B", "key": "", "since": "2026-11-22T07:40:00Z", "attempts": 1, "bytes": 7, "parked": "wrong" }],
         });
         let text = detail(&queue, &common(), now, None);
-        assert!(text.contains("goes to     target erp of route orders\n"), "{text}");
-        assert!(text.contains("next try    2026-11-22T08:02:00.000Z (in 2m 0s)\n"), "{text}");
+        assert!(
+            text.contains("goes to     target erp of route orders\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("next try    2026-11-22T08:02:00.000Z (in 2m 0s)\n"),
+            "{text}"
+        );
         assert!(text.contains("\nParked:\nID  KEY  AGE     ATTEMPTS  BYTES  WHY\nB   -    20m 0s         1      7  wrong\n"), "{text}");
-        assert!(text.contains("Next: xbus queues retry orders.erp"), "{text}");
+        assert!(
+            text.contains("Next: xbus queues retry orders.erp"),
+            "{text}"
+        );
     }
 
     #[test]
     fn a_release_says_what_went_by() {
-        let one = json!({ "id": "A", "ok": true, "overtaken_by": { "count": 2, "complete": true } });
-        assert_eq!(done("release", "q", &one).unwrap(), "A is back in q; 2 messages have overtaken it");
+        let one =
+            json!({ "id": "A", "ok": true, "overtaken_by": { "count": 2, "complete": true } });
+        assert_eq!(
+            done("release", "q", &one).unwrap(),
+            "A is back in q; 2 messages have overtaken it"
+        );
         let unknown = json!({ "id": "A", "ok": true, "overtaken_by": null });
-        assert!(done("release", "q", &unknown).unwrap().contains("not known"));
+        assert!(
+            done("release", "q", &unknown)
+                .unwrap()
+                .contains("not known")
+        );
         assert_eq!(done("drop", "q", &json!({ "id": "A", "ok": false })), None);
     }
 }

@@ -2,6 +2,8 @@
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
 use base64::Engine as _;
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
@@ -50,11 +52,9 @@ fn header(text: &str) -> Result<(String, String), String> {
 }
 
 /// Runs the command.
-pub async fn run(args: Args) -> Result<(), Failure> {
+pub async fn run(args: Args) -> ExitCode {
     let json = args.common.json;
-    execute(args)
-        .await
-        .map_err(|failure| failure.for_programs(json))
+    output::finish(execute(args).await, json)
 }
 
 async fn execute(args: Args) -> Result<(), Failure> {
@@ -83,8 +83,12 @@ fn content(file: Option<&Path>) -> Result<Bytes, Failure> {
 /// The message's headers as the API takes them.
 fn http_headers(args: &Args) -> Result<Vec<(&'static str, HeaderValue)>, Failure> {
     let value = |text: &str| {
-        HeaderValue::from_bytes(text.as_bytes())
-            .map_err(|_| Failure::wrong_use(format!("'{}' cannot stand in a header", output::printable(text))))
+        HeaderValue::from_bytes(text.as_bytes()).map_err(|_| {
+            Failure::wrong_use(format!(
+                "'{}' cannot stand in a header",
+                output::printable(text)
+            ))
+        })
     };
     let mut all = Vec::new();
     let mut content_type = args.file.as_deref().and_then(media_type).map(str::to_owned);
@@ -127,7 +131,11 @@ fn media_type(file: &Path) -> Option<&'static str> {
 pub(super) fn tell(common: &Common, answer: Answer) -> Result<(), Failure> {
     let body = &answer.body;
     if !body["fault"].is_object() {
-        let body = Answer { status: answer.status, body: answer.body }.ok()?;
+        let body = Answer {
+            status: answer.status,
+            body: answer.body,
+        }
+        .ok()?;
         if common.json {
             output::print_json(&body);
             return Ok(());
@@ -138,7 +146,7 @@ pub(super) fn tell(common: &Common, answer: Answer) -> Result<(), Failure> {
     }
     if common.json {
         output::print_json(body);
-        return Err(Failure::silent());
+        return Err(Failure::told());
     }
     Err(fault(common, body, answer.status))
 }
@@ -153,7 +161,10 @@ fn reply(reply: &Value) -> Vec<u8> {
         return decoded.unwrap_or_default();
     }
     let mut bytes = text.as_bytes().to_vec();
-    if !bytes.is_empty() && !text.ends_with('\n') && std::io::IsTerminal::is_terminal(&std::io::stdout()) {
+    if !bytes.is_empty()
+        && !text.ends_with('\n')
+        && std::io::IsTerminal::is_terminal(&std::io::stdout())
+    {
         bytes.push(b'\n');
     }
     bytes
@@ -199,14 +210,21 @@ mod tests {
     fn headers(line: &str) -> Vec<String> {
         let all = http_headers(&parse(line).unwrap()).unwrap();
         let text = |value: HeaderValue| String::from_utf8(value.as_bytes().to_vec()).unwrap();
-        all.into_iter().map(|(name, value)| format!("{name}: {}", text(value))).collect()
+        all.into_iter()
+            .map(|(name, value)| format!("{name}: {}", text(value)))
+            .collect()
     }
 
     #[test]
     fn arguments_become_headers() {
         assert_eq!(
             headers("send orders a/order.XML --header kunde=Müller=x -H b= --correlation c"),
-            ["x-xbus-header: kunde=Müller=x", "x-xbus-header: b=", "content-type: application/xml", "x-correlation-id: c"]
+            [
+                "x-xbus-header: kunde=Müller=x",
+                "x-xbus-header: b=",
+                "content-type: application/xml",
+                "x-correlation-id: c"
+            ]
         );
         assert_eq!(
             headers("send orders order.xml --header Content-Type=text/xml"),
@@ -215,21 +233,39 @@ mod tests {
         );
         assert!(headers("send orders").is_empty());
         assert!(headers("send orders -").is_empty());
-        for wrong in ["send", "send orders a b", "send orders --header a", "send orders --header =a", "send orders -H a=\u{1b}"] {
+        for wrong in [
+            "send",
+            "send orders a b",
+            "send orders --header a",
+            "send orders --header =a",
+            "send orders -H a=\u{1b}",
+        ] {
             assert_eq!(parse(wrong).unwrap_err().exit_code(), 2, "{wrong}");
         }
     }
 
     #[test]
     fn a_fault_is_exit_code_1_with_where_and_why() {
-        let answer = |body| Answer { status: StatusCode::BAD_GATEWAY, body };
-        let common = Common { dir: ".".into(), json: false };
+        let answer = |body| Answer {
+            status: StatusCode::BAD_GATEWAY,
+            body,
+        };
+        let common = Common {
+            dir: ".".into(),
+            json: false,
+        };
         let body = json!({ "id": "A", "fault": { "code": "destination", "reason": "failed", "step": "erp", "detail": null } });
         let failure = tell(&common, answer(body)).unwrap_err();
         assert_eq!(failure.code, output::FAILED);
-        assert_eq!(failure.message, "message A failed in step 'erp': destination: failed");
+        assert_eq!(
+            failure.message,
+            "message A failed in step 'erp': destination: failed"
+        );
         assert_eq!(failure.help.as_deref(), Some("xbus messages show A"));
-        let unknown = Answer { status: StatusCode::NOT_FOUND, body: json!({ "error": "there is no route 'x'" }) };
+        let unknown = Answer {
+            status: StatusCode::NOT_FOUND,
+            body: json!({ "error": "there is no route 'x'" }),
+        };
         assert_eq!(tell(&common, unknown).unwrap_err().code, output::FAILED);
     }
 

@@ -83,8 +83,9 @@ async fn an_open_address_without_a_token_is_refused() {
     let world = World::start(None).await;
     let settings = crate::Settings {
         listen: "0.0.0.0:0".parse().unwrap(),
-        token: None,
+        token: Some(String::new()),
         max_body: 1024,
+        version: "1",
         ready: world.ready.clone(),
     };
     let incidents = xbus_core::incident::Incidents::new(
@@ -101,12 +102,7 @@ async fn an_open_address_without_a_token_is_refused() {
         xbus_core::Plan::default(),
         std::sync::Arc::new(incidents),
     );
-    for listen in ["0.0.0.0:0", "[::]:0", "localhost", "127.0.0.1"] {
-        let ready = world.ready.clone();
-        let refused = crate::serve(listen, None, bus.clone(), ready, world.stop.clone()).await;
-        assert!(refused.is_err(), "{listen}");
-    }
-    let refused = crate::serve_with(settings.clone(), bus.clone(), world.stop.clone()).await;
+    let refused = crate::serve(settings.clone(), bus.clone(), world.stop.clone()).await;
     let error = refused.map(|(address, _)| address).unwrap_err();
     assert!(error.to_string().contains("admin.token"), "{error}");
     // An address that is taken is said with its name.
@@ -114,7 +110,7 @@ async fn an_open_address_without_a_token_is_refused() {
         listen: world.address,
         ..settings
     };
-    let error = crate::serve_with(taken, bus, world.stop.clone())
+    let error = crate::serve(taken, bus, world.stop.clone())
         .await
         .map(|(at, _)| at)
         .unwrap_err();
@@ -190,7 +186,7 @@ async fn health_turns_red_with_its_reasons() {
     assert_eq!(world.get("/health/live").await.status, 200);
     let status = world.get("/api/v1/status").await.json();
     assert_eq!(status["store"]["healthy"], false);
-    assert_eq!(status["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(status["version"], "1.2.3");
 }
 
 #[tokio::test]

@@ -36,6 +36,7 @@ async fn metrics_count_what_happened() {
         "xbus_store_healthy 1.0",
         "xbus_outbox_mails 0.0",
         "xbus_ready 1.0",
+        "xbus_build_info{version=\"1.2.3\"} 1.0",
         "# EOF",
     ] {
         assert!(lines.contains(&line), "{line} is not in:\n{}", scraped.text);

@@ -1,6 +1,6 @@
 //! A running bus with its admin side on a real socket, and a small client for it.
 //!
-//! Routes: `echo` answers with what it got, `orders` queues for `erp` (queue `orders.erp`), `off`
+//! Routes: `echo` answers with what it got, `pair` distributes to two, `orders` queues for `erp` (queue `orders.erp`), `off`
 //! is not enabled. What the destinations say is in [`World::says`].
 
 use std::collections::BTreeMap;
@@ -20,7 +20,6 @@ use xbus_core::adapter::{Call, Reach, Request, SendError, Sender};
 use xbus_core::bus::Bus;
 use xbus_core::incident::{AlertSettings, Incidents};
 use xbus_core::plan::{Lane, LanePolicy, Payloads, Route, Step, Target};
-use xbus_core::spec::Secret;
 use xbus_core::{Context, Expression, Fault, Message, Plan, Stop, transform};
 
 use super::memory::Memory;
@@ -126,7 +125,18 @@ fn plan(says: &Destination) -> Plan {
             policy,
         }),
     };
+    let sync = |name: &str| Target {
+        step: step(name, says),
+        otherwise: false,
+        lane: None,
+    };
+    let mut first = sync("first");
+    first.step.compensate = Some(Box::new(step("undo-first", says)));
     let routes = [
+        Route {
+            targets: vec![first, sync("second")],
+            ..route("pair")
+        },
         Route {
             steps: vec![step("mirror", says)],
             ..route("echo")
@@ -193,14 +203,13 @@ impl World {
         let ready = Arc::new(AtomicBool::new(true));
         let settings = Settings {
             listen: "127.0.0.1:0".parse().unwrap(),
-            token: token.map(|token| Secret(token.to_owned())),
+            token: token.map(str::to_owned),
             max_body: 1024,
+            version: "1.2.3",
             ready: ready.clone(),
         };
         let stop = Stop::new();
-        let (address, serving) = crate::serve_with(settings, bus, stop.clone())
-            .await
-            .unwrap();
+        let (address, serving) = crate::serve(settings, bus, stop.clone()).await.unwrap();
         Self {
             store,
             ready,
