@@ -7,8 +7,8 @@ use serde_json::{Map, Value, json};
 use xbus_core::Kind;
 use xbus_core::spec::{Field, Type};
 
-use crate::check::expected;
 use crate::tables::{BUS, INVOKE, LANE, ROUTE, TARGET, UNDO};
+use crate::words::expected;
 
 const DRAFT: &str = "https://json-schema.org/draft/2020-12/schema";
 
