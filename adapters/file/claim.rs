@@ -277,7 +277,7 @@ fn boot() -> &'static str {
             .map(|id| id.trim().to_owned())
             .ok()
             .filter(|id| !id.is_empty())
-            .unwrap_or_else(|| uuid::Uuid::new_v4().to_string())
+            .unwrap_or_else(|| xbus_core::MessageId::new().to_string())
     });
     &BOOT
 }

@@ -121,7 +121,7 @@ fn relocate(from: &Path, to: &Path) -> io::Result<()> {
 
 fn copy_over(from: &Path, to: &Path) -> io::Result<()> {
     let folder = to.parent().unwrap_or(Path::new("."));
-    let temporary = folder.join(format!(".xbus-{}", uuid::Uuid::new_v4()));
+    let temporary = folder.join(format!(".xbus-{}", xbus_core::MessageId::new()));
     let copied = (|| {
         fs::copy(from, &temporary)?;
         let file = File::options().write(true).open(&temporary)?;
@@ -138,7 +138,7 @@ fn copy_over(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 fn write_new(folder: &Path, to: &Path, content: &[u8]) -> io::Result<()> {
-    let temporary = folder.join(format!(".xbus-{}", uuid::Uuid::new_v4()));
+    let temporary = folder.join(format!(".xbus-{}", xbus_core::MessageId::new()));
     let written = (|| {
         let mut file = File::create_new(&temporary)?;
         file.write_all(content)?;

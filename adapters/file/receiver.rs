@@ -56,7 +56,7 @@ pub(crate) const FIELDS: &[Field] = &[
         "order",
         Type::Choice(&["name", "mtime"]),
         "Takes files strictly one after the other, by name or by the time of their last change. \
-         Left out: by name, several at once (see `concurrency`).",
+         Left out: by name, several at once (8, unless `concurrency` says otherwise).",
     ),
     Field::new("poll", Type::Duration, "How often the folder is looked through.").default("2s"),
     Field::new(
@@ -70,11 +70,6 @@ pub(crate) const FIELDS: &[Field] = &[
         "format",
         Type::Choice(&["xml", "json", "csv", "form", "text", "bytes"]),
         "How the files are read. Left out: by extension.",
-    ),
-    Field::new(
-        "concurrency",
-        Type::Count(1, 256),
-        "How many files are worked on at once; 1 with `order`, else 8.",
     ),
     Field::new(
         "max_body",
@@ -110,7 +105,6 @@ pub(crate) struct FileReceiver {
     pattern: String,
     node: Arc<str>,
     poll: Duration,
-    concurrency: usize,
 }
 
 /// Builds a receiver from what the route says.
@@ -174,9 +168,6 @@ pub(crate) fn build_receiver(args: &Args<'_>) -> Option<FileReceiver> {
         skip.push(folder.clone());
     }
     let order = args.text("order");
-    let concurrency = args
-        .count("concurrency")
-        .unwrap_or(if order.is_some() { 1 } else { 8 });
     let (ready, glob) = (ready?, glob?);
     let quiet = match ready {
         Ready::Stable(time) => time.max(Duration::from_millis(100)),
@@ -210,7 +201,6 @@ pub(crate) fn build_receiver(args: &Args<'_>) -> Option<FileReceiver> {
             .duration("poll")
             .unwrap_or(Duration::from_secs(2))
             .max(Duration::from_millis(50)),
-        concurrency: concurrency as usize,
     })
 }
 
@@ -468,7 +458,7 @@ impl Running {
 
     /// Claims and starts files while there are places and files.
     async fn fill(&mut self) {
-        while self.running.len() < self.receiver.concurrency && !self.stop.is_cancelled() {
+        while self.running.len() < self.door.concurrency() && !self.stop.is_cancelled() {
             let Some(next) = self.next.pop_front() else {
                 if std::mem::take(&mut self.more) {
                     self.scan_at = self.scan_at.min(self.not_before);

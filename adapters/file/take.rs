@@ -33,6 +33,8 @@ pub(crate) trait Door: Send + Sync {
     fn works(&self);
     /// Waiting times between attempts.
     fn retry(&self) -> Retry;
+    /// How many files are worked on at once.
+    fn concurrency(&self) -> usize;
     /// The route's name.
     fn route(&self) -> Arc<str>;
 }
@@ -66,6 +68,10 @@ impl Door for Inbox {
 
     fn retry(&self) -> Retry {
         self.policy().retry
+    }
+
+    fn concurrency(&self) -> usize {
+        self.policy().concurrency.max(1)
     }
 
     fn route(&self) -> Arc<str> {
@@ -136,6 +142,7 @@ pub(crate) async fn take(door: &dyn Door, rules: &Arc<Rules>, mut file: Claimed,
                     seen_as: Some(key.clone()),
                     cause: None,
                     replayed: false,
+                    attempts: attempts - 1,
                 };
                 match door.deliver(arrival).await {
                     Ok(_) => return finish(door, rules, &file, &key, stop).await,

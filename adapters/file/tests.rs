@@ -24,6 +24,7 @@ type Answer = Box<dyn Fn(&Message) -> Result<(), Fault> + Send + Sync>;
 /// A route that answers as told and keeps what it took.
 struct Route {
     answer: Answer,
+    places: usize,
     took: Mutex<Vec<Message>>,
     keys: Mutex<HashSet<Arc<str>>>,
     told: Mutex<Vec<String>>,
@@ -33,8 +34,22 @@ struct Route {
 
 impl Route {
     fn new(answer: impl Fn(&Message) -> Result<(), Fault> + Send + Sync + 'static) -> Arc<Self> {
+        Self::with_places(8, answer)
+    }
+
+    fn one_by_one(
+        answer: impl Fn(&Message) -> Result<(), Fault> + Send + Sync + 'static,
+    ) -> Arc<Self> {
+        Self::with_places(1, answer)
+    }
+
+    fn with_places(
+        places: usize,
+        answer: impl Fn(&Message) -> Result<(), Fault> + Send + Sync + 'static,
+    ) -> Arc<Self> {
         Arc::new(Self {
             answer: Box::new(answer),
+            places,
             took: Mutex::default(),
             keys: Mutex::default(),
             told: Mutex::default(),
@@ -63,6 +78,7 @@ impl Door for Route {
                 status: Status::Delivered,
                 message: None,
                 http_status: None,
+                headers: Default::default(),
             })
         })
     }
@@ -91,6 +107,10 @@ impl Door for Route {
             factor: 1.0,
             max: Duration::from_millis(20),
         }
+    }
+
+    fn concurrency(&self) -> usize {
+        self.places
     }
 
     fn route(&self) -> Arc<str> {
@@ -334,7 +354,7 @@ async fn an_outage_holds_back_what_is_behind_and_keeps_the_order() {
     let root = tempfile::tempdir().unwrap();
     let dir = root.path().join("in");
     let tries = std::sync::atomic::AtomicU32::new(0);
-    let route = Route::new(move |message| {
+    let route = Route::one_by_one(move |message| {
         let first = message.headers.get("file.name") == Some("1.xml");
         if first && tries.fetch_add(1, std::sync::atomic::Ordering::SeqCst) < 3 {
             return Err(Fault::new(Code::Destination, "down"));
@@ -359,7 +379,7 @@ async fn an_outage_holds_back_what_is_behind_and_keeps_the_order() {
 async fn a_stop_leaves_a_waiting_file_claimed_and_the_next_start_takes_it() {
     let root = tempfile::tempdir().unwrap();
     let dir = root.path().join("in");
-    let down = Route::new(|_| Err(Fault::new(Code::Destination, "down")));
+    let down = Route::one_by_one(|_| Err(Fault::new(Code::Destination, "down")));
     let works = Works::start(root.path(), &down, &with(&["order=name"])).await;
     drop_in(&dir, "a.xml", "x");
     drop_in(&dir, "b.xml", "x");
@@ -367,7 +387,7 @@ async fn a_stop_leaves_a_waiting_file_claimed_and_the_next_start_takes_it() {
     works.end().await;
     assert_eq!(names(&dir), ["b.xml"]);
     assert_eq!(names(&dir.join(".xbus-claim/n1")), ["a.xml"]);
-    let up = Route::new(|_| Ok(()));
+    let up = Route::one_by_one(|_| Ok(()));
     let works = Works::start(root.path(), &up, &with(&["order=name"])).await;
     until("both done", || names(&dir.join(".done")).len() == 2).await;
     works.end().await;
@@ -395,7 +415,7 @@ async fn what_was_accepted_before_a_crash_is_only_moved() {
 async fn a_stop_lets_what_runs_end() {
     let root = tempfile::tempdir().unwrap();
     let dir = root.path().join("in");
-    let route = Route::new(|_| Ok(()));
+    let route = Route::one_by_one(|_| Ok(()));
     let shut = route.gate.write().await;
     let works = Works::start(root.path(), &route, &with(&["order=name"])).await;
     drop_in(&dir, "a.xml", "x");

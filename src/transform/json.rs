@@ -30,7 +30,7 @@ pub(crate) struct Object {
 }
 
 impl Object {
-    fn new(members: Vec<(ImmutableString, Json)>) -> Self {
+    pub(crate) fn new(members: Vec<(ImmutableString, Json)>) -> Self {
         let index = (members.len() > INDEX_FROM).then(|| {
             members
                 .iter()

@@ -8,6 +8,7 @@ mod convert;
 mod json;
 mod limits;
 mod script;
+mod settings;
 mod table;
 mod time;
 mod xml;
@@ -20,6 +21,7 @@ use xbus_core::transform::{CompileError, Scope, Source};
 use xbus_core::{Compiler, Expression, Transform};
 
 pub use limits::Limits;
+pub use settings::{LIMIT_FIELDS, limits};
 
 /// Compiles the transformations and expressions of an installation. Make one for each load: lookup
 /// tables are read once for each.
@@ -55,7 +57,21 @@ impl Compiler for Engine {
     ) -> Result<Arc<dyn Transform>, CompileError> {
         match source {
             Source::File(path) => self.file(path, scope),
-            Source::Convert { .. } => Err(at_start("not yet".into(), None)),
+            Source::Convert { from, to } if convert::possible(from, to) => {
+                Ok(Arc::new(convert::Convert {
+                    from,
+                    to,
+                    limits: self.scripts.shared().limits.clone(),
+                }))
+            }
+            Source::Convert { from, to } => Err(at_start(
+                format!(
+                    "there is no plain conversion from {} to {}",
+                    from.map_or("the body's format", xbus_core::Format::name),
+                    to.name()
+                ),
+                Some("write a script that makes one of the other".into()),
+            )),
         }
     }
 

@@ -94,7 +94,8 @@ fn check(destination: &Destination, ids: &[String]) {
         if first_seen.contains_key(id.as_str()) {
             repeats += 1;
             assert_eq!(
-                got[at - 1].0, *id,
+                got[at - 1].0,
+                *id,
                 "a repeat of {text} came after something else: order is lost"
             );
         } else {

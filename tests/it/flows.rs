@@ -37,7 +37,11 @@ fn invoke_simple() {
 #[test]
 fn invoke_multiple() {
     let first = Destination::with(|_| {
-        Answer::Status(200, "text/xml", b"<stock><item sku=\"A\" n=\"3\"/></stock>".to_vec())
+        Answer::Status(
+            200,
+            "text/xml",
+            b"<stock><item sku=\"A\" n=\"3\"/></stock>".to_vec(),
+        )
     });
     let second =
         Destination::with(|_| Answer::Status(200, "application/json", b"{\"total\": 30}".to_vec()));
@@ -77,7 +81,11 @@ reply:
         answer.json(),
         serde_json::json!({"total": 30, "asked": "A", "stock": "3"})
     );
-    assert!(first.texts()[0].contains("sku=\"A\""), "{:?}", first.texts());
+    assert!(
+        first.texts()[0].contains("sku=\"A\""),
+        "{:?}",
+        first.texts()
+    );
     assert_eq!(
         serde_json::from_str::<serde_json::Value>(&second.texts()[0]).expect("JSON"),
         serde_json::json!({"sku": "A", "n": 3})
@@ -146,7 +154,11 @@ distribute:
     system.now(|_| Answer::Status(500, "text/plain", b"no".to_vec()));
     let answer = post(bus.http, "/spread", "text/xml", b"<order no='8'/>");
     assert_eq!(answer.status, 502, "{}", answer.text());
-    assert!(answer.text().contains("urn:xbus:reply:1"), "{}", answer.text());
+    assert!(
+        answer.text().contains("urn:xbus:reply:1"),
+        "{}",
+        answer.text()
+    );
     assert_eq!(installation.names("out").len(), 2);
     let entry = bus.json(&["messages", "show", &answer.id()]);
     assert_eq!(entry["outcome"], "failed");
@@ -296,8 +308,16 @@ fn classic_two_routes() {
             bus.http,
             "POST",
             "/classic",
-            &[("Content-Type", "text/xml; charset=iso-8859-1"), ("X-Customer", "C1")],
-            &[b"<a>\xfc".as_slice(), number.to_string().as_bytes(), b"</a>"].concat(),
+            &[
+                ("Content-Type", "text/xml; charset=iso-8859-1"),
+                ("X-Customer", "C1"),
+            ],
+            &[
+                b"<a>\xfc".as_slice(),
+                number.to_string().as_bytes(),
+                b"</a>",
+            ]
+            .concat(),
         )
         .expect("an answer");
         assert_eq!(answer.status, 200, "{}", answer.text());
@@ -313,7 +333,14 @@ fn classic_two_routes() {
     let mut bodies: Vec<Vec<u8>> = got.iter().map(|got| got.body.clone()).collect();
     bodies.dedup();
     let expected: Vec<Vec<u8>> = (0..10)
-        .map(|number: u32| [b"<a>\xfc".as_slice(), number.to_string().as_bytes(), b"</a>"].concat())
+        .map(|number: u32| {
+            [
+                b"<a>\xfc".as_slice(),
+                number.to_string().as_bytes(),
+                b"</a>",
+            ]
+            .concat()
+        })
         .collect();
     assert_eq!(bodies, expected, "in order, the bytes as they came");
     assert!(got.iter().all(|got| {

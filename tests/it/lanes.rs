@@ -78,7 +78,10 @@ fn a_rejected_message_blocks_or_is_parked_as_the_route_says() {
         }
     };
     let system = Destination::with(reject);
-    let installation = one_lane(&system, "{ retry: { first: 20ms, max: 50ms }, on_reject: park }");
+    let installation = one_lane(
+        &system,
+        "{ retry: { first: 20ms, max: 50ms }, on_reject: park }",
+    );
     let bus = installation.start();
     for body in ["one", "poison", "two"] {
         post(bus.http, "/r", "text/plain", body.as_bytes());

@@ -125,13 +125,20 @@ pub(crate) fn check(
     };
     let mut found = None;
     ast.walk(&mut |path| {
-        if let Some(ASTNode::Expr(expr)) = path.last()
-            && let Err(wrong) = checker.expr(expr)
-        {
-            found = Some(wrong);
-            return false;
+        let checked = match path.last() {
+            Some(ASTNode::Expr(expr)) => checker.expr(expr),
+            Some(ASTNode::Stmt(Stmt::FnCall(call, position))) => {
+                checker.call(call, *position, false)
+            }
+            _ => Ok(()),
+        };
+        match checked {
+            Ok(()) => true,
+            Err(wrong) => {
+                found = Some(wrong);
+                false
+            }
         }
-        true
     });
     match found {
         Some(wrong) => Err(wrong),
@@ -158,6 +165,8 @@ impl Checker<'_> {
                 if !variable.2.is_empty()
                     || VARIABLES.contains(&name)
                     || self.own.contains_key(name)
+                    // Captured by a closure; were it out of scope, the run would tell.
+                    || self.declared.contains(name)
                 {
                     return Ok(());
                 }
@@ -165,13 +174,7 @@ impl Checker<'_> {
                     .iter()
                     .copied()
                     .chain(self.declared.iter().map(String::as_str));
-                let help = if self.declared.contains(name) {
-                    Some(
-                        "a variable is known from its `let` to the end of its block, and not \
-                         within `fn`: hand it over as an argument"
-                            .to_owned(),
-                    )
-                } else if self.functions.0.contains_key(name) {
+                let help = if self.functions.0.contains_key(name) {
                     Some(format!("{name} is a function: write {name}(…)"))
                 } else {
                     nearest(name, known).map(|near| format!("did you mean {near}?"))

@@ -88,6 +88,12 @@ impl Origin {
             EvalAltResult::ErrorVariableNotFound(name, _) => {
                 (None, format!("there is no variable '{name}'"))
             }
+            EvalAltResult::ErrorIndexingType(kind, _) if kind.contains('=') || kind.starts_with("object") || kind.starts_with("list") => (
+                None,
+                "what was received does not change in place: copy(…) makes a map or array that \
+                 does"
+                    .to_owned(),
+            ),
             EvalAltResult::ErrorFunctionNotFound(signature, _) => (
                 None,
                 format!("there is no function {}", friendly(signature)),

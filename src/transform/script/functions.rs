@@ -37,6 +37,8 @@ pub(crate) fn engine(limits: &Limits) -> rhai::Engine {
         .set_max_variables(limits.variables)
         .set_max_functions(500)
         .set_max_modules(0)
+        // Else the order of texts and numbers would be decided before `comparisons` is asked.
+        .set_fast_operators(false)
         .disable_symbol("eval")
         .disable_symbol("import")
         .disable_symbol("export");
@@ -498,12 +500,6 @@ fn handles(engine: &mut rhai::Engine) {
         .register_indexer_get(|o: &mut JsonObject, name: &str| -> Dynamic {
             o.object.get(name).map_or(Dynamic::UNIT, from_json)
         })
-        .register_indexer_set(|_: &mut JsonObject, name: &str, _: Dynamic| -> R<()> {
-            Err(ScriptError::text(format!(
-                "a received document does not change: take `let c = copy(…)` and set c.{name}"
-            ))
-            .into())
-        })
         .register_fn("contains", |o: &mut JsonObject, name: &str| {
             o.object.get(name).is_some()
         })
@@ -592,6 +588,13 @@ fn handles(engine: &mut rhai::Engine) {
                 Some(message) => message.headers.get(name).is_some(),
                 None => current()?.with_headers(|h| h.get(name).is_some()),
             })
+        })
+        .register_fn("set_header", |name: &str, value: Dynamic| -> R<()> {
+            if value.is_unit() {
+                return Ok(current()?.set_header(name, None)?);
+            }
+            let text = reading::plain_text(&value)?;
+            Ok(current()?.set_header(name, Some(&*text))?)
         })
         .register_fn("remove", |h: &mut HeadersHandle, name: &str| -> R<()> {
             if h.0.is_some() {

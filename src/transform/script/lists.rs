@@ -38,12 +38,6 @@ pub(super) fn register(engine: &mut rhai::Engine) {
         .register_fn("is_empty", |l: &mut List| l.len() == 0)
         .register_get("is_empty", |l: &mut List| l.len() == 0)
         .register_indexer_get(|l: &mut List, at: INT| -> R<Dynamic> { Ok(l.index(at)?) })
-        .register_indexer_set(|_: &mut List, _: INT, _: Dynamic| -> R<()> {
-            Err(
-                ScriptError::text("a list does not change in place: map it, or push to a new one")
-                    .into(),
-            )
-        })
         .register_fn("push", |l: &mut List, value: Dynamic| -> R<()> {
             Ok(l.push(value)?)
         })

@@ -6,11 +6,13 @@ pub(crate) mod call;
 mod check;
 mod error;
 mod functions;
+#[cfg(test)]
+mod hostile;
 mod lists;
 pub(crate) mod names;
 mod namespaces;
 mod output;
-mod reading;
+pub(crate) mod reading;
 #[cfg(test)]
 mod tests;
 pub(crate) mod values;
@@ -120,6 +122,7 @@ impl Scripts {
             ast,
             shared: self.shared.clone(),
             namespaces: Arc::new(namespaces),
+            sets_headers: file.is_some() && text.contains("headers"),
             origin: Origin {
                 file,
                 text: text.to_owned(),
@@ -156,6 +159,7 @@ struct Program {
     shared: Arc<Shared>,
     namespaces: Arc<Namespaces>,
     origin: Origin,
+    sets_headers: bool,
 }
 
 impl Program {
@@ -173,8 +177,13 @@ impl Program {
     }
 
     fn run(&self) -> Result<Dynamic, Fault> {
+        let mut scope = rhai::Scope::new();
+        if self.sets_headers {
+            // The other names are found on demand, but those cannot be assigned to.
+            scope.push("headers", values::HeadersHandle(None));
+        }
         self.engine
-            .eval_ast_with_scope::<Dynamic>(&mut rhai::Scope::new(), &self.ast)
+            .eval_ast_with_scope::<Dynamic>(&mut scope, &self.ast)
             .map(Dynamic::flatten)
             .map_err(|error| self.origin.fault(&error))
     }

@@ -67,17 +67,11 @@ pub(crate) fn body(call: &Call, message: &Message) -> Result<Dynamic, ScriptErro
 /// `application/x-www-form-urlencoded` as a map; a name that comes several times gives a list.
 pub(crate) fn form(text: &str) -> Map {
     let mut map = Map::new();
-    for pair in text
-        .trim()
-        .split('&')
-        .filter(|pair| !pair.is_empty())
-        .take(10_000)
-    {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let value: Dynamic = unescape(value).into();
-        match map.get_mut(&*unescape(name)) {
+    for (name, value) in form_pairs(text).take(10_000) {
+        let value: Dynamic = value.into();
+        match map.get_mut(&*name) {
             None => {
-                map.insert(unescape(name).into(), value);
+                map.insert(name.into(), value);
             }
             Some(before) if before.is_array() => {
                 if let Some(mut list) = before.write_lock::<rhai::Array>() {
@@ -88,6 +82,17 @@ pub(crate) fn form(text: &str) -> Map {
         }
     }
     map
+}
+
+/// Names and values of a form, decoded.
+pub(crate) fn form_pairs(text: &str) -> impl Iterator<Item = (String, String)> {
+    text.trim()
+        .split('&')
+        .filter(|pair| !pair.is_empty())
+        .map(|pair| {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            (unescape(name), unescape(value))
+        })
 }
 
 fn unescape(text: &str) -> String {

@@ -52,8 +52,14 @@ impl Response {
 
 #[track_caller]
 pub fn post(address: SocketAddr, path: &str, content_type: &str, body: &[u8]) -> Response {
-    request(address, "POST", path, &[("Content-Type", content_type)], body)
-        .unwrap_or_else(|error| panic!("POST {path}: {error}"))
+    request(
+        address,
+        "POST",
+        path,
+        &[("Content-Type", content_type)],
+        body,
+    )
+    .unwrap_or_else(|error| panic!("POST {path}: {error}"))
 }
 
 #[track_caller]
@@ -163,7 +169,8 @@ fn unchunk(mut data: &[u8]) -> Option<Vec<u8>> {
     let mut out = Vec::new();
     loop {
         let end = find(data, b"\r\n")?;
-        let size = usize::from_str_radix(std::str::from_utf8(&data[..end]).ok()?.trim(), 16).ok()?;
+        let size =
+            usize::from_str_radix(std::str::from_utf8(&data[..end]).ok()?.trim(), 16).ok()?;
         data = &data[end + 2..];
         if size == 0 {
             return Some(out);
