@@ -119,7 +119,9 @@ impl Checker<'_> {
             &place,
             "bad-script",
             error.message,
-            error.help.unwrap_or_default(),
+            error
+                .help
+                .unwrap_or_else(|| String::from("mend the script at this place")),
         );
         false
     }
