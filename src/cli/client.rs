@@ -116,7 +116,7 @@ impl Client {
                 "no bus runs the folder {} (its admin port is taken when it starts)",
                 dir.display()
             ))
-            .help("start it: xbus run DIR"));
+            .help(format!("start it: xbus run {}", dir.display())));
         }
         Ok(Self::new(address, token))
     }

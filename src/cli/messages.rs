@@ -209,13 +209,14 @@ fn detail(message: &Value, common: &Common, now: Timestamp, width: Option<usize>
     };
     let took = message["took_ms"]
         .as_f64()
-        .map_or(String::new(), |ms| format!(" after {ms:.1} ms"));
+        .map_or(String::new(), |ms| format!("{ms:.1} ms"));
     let mut out = facts(
         &[
             ("message", cell(&message["id"])),
             ("route", cell(&message["route"])),
             ("received", when(&message["received_at"], now)),
-            ("outcome", format!("{}{took}", cell(&message["outcome"]))),
+            ("outcome", cell(&message["outcome"])),
+            ("took", took),
             ("correlation", cell(&message["correlation_id"])),
             ("cause", cell(&message["cause"])),
             ("keys", keys(&message["keys"])),
@@ -405,7 +406,8 @@ Next: xbus messages show A
 message      A
 route        orders
 received     2026-11-22T07:59:00.000Z (1m 0s ago)
-outcome      failed after 1.2 ms
+outcome      failed
+took         1.2 ms
 correlation  c
 fault        destination in erp
 reason       refused\u{fffd}[2J

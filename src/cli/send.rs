@@ -1,6 +1,6 @@
 //! `xbus send`: hands a message to a route of the running bus and shows what happened.
 
-use std::io::Read as _;
+use std::io::{IsTerminal as _, Read as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -71,6 +71,9 @@ fn content(file: Option<&Path>) -> Result<Bytes, Failure> {
     let (read, name) = match file.filter(|file| *file != Path::new("-")) {
         Some(file) => (std::fs::read(file), file.display().to_string()),
         None => {
+            if std::io::stdin().is_terminal() {
+                output::note("reading the message from the terminal; Ctrl-D ends it");
+            }
             let mut all = Vec::new();
             let read = std::io::stdin().lock().read_to_end(&mut all).map(|_| all);
             (read, String::from("standard input"))
@@ -161,10 +164,7 @@ fn reply(reply: &Value) -> Vec<u8> {
         return decoded.unwrap_or_default();
     }
     let mut bytes = text.as_bytes().to_vec();
-    if !bytes.is_empty()
-        && !text.ends_with('\n')
-        && std::io::IsTerminal::is_terminal(&std::io::stdout())
-    {
+    if !bytes.is_empty() && !text.ends_with('\n') && std::io::stdout().is_terminal() {
         bytes.push(b'\n');
     }
     bytes
