@@ -42,12 +42,12 @@ use error::ApiError;
 pub struct Settings {
     /// Where it listens; port 0 takes a free one.
     pub listen: SocketAddr,
-    /// What callers of the API prove themselves with. Nothing: only this machine gets in, and
-    /// `listen` must be a loopback address.
+    /// What callers of the API prove themselves with. Nothing (or an empty one): only this machine
+    /// gets in, and `listen` must be a loopback address.
     pub token: Option<String>,
     /// Largest message that `send` takes, in bytes.
     pub max_body: u64,
-    /// The bus's version, as `status` tells it.
+    /// The bus's version, as `status` and the metrics tell it.
     pub version: &'static str,
     /// True while the receivers are open; the owner of the bus sets it.
     pub ready: Arc<AtomicBool>,
@@ -68,10 +68,11 @@ pub(crate) type Shared = Arc<App>;
 /// # Errors
 /// The address is taken or not ours, or it can be reached from outside and there is no token.
 pub async fn serve(
-    settings: Settings,
+    mut settings: Settings,
     bus: Arc<Bus>,
     stop: Stop,
 ) -> Result<(SocketAddr, BoxFuture<'static, ()>), OpenError> {
+    settings.token = settings.token.filter(|token| !token.is_empty());
     if settings.token.is_none() && !settings.listen.ip().to_canonical().is_loopback() {
         return Err(OpenError {
             message: format!(

@@ -129,8 +129,8 @@ fn line(entry: &JournalEntry) -> Value {
         .collect();
     let id = entry.id.to_string();
     json!({
+        "id": &id,
         "correlation_id": entry.correlation_id.as_deref().unwrap_or(&id),
-        "id": id,
         "route": &*entry.route,
         "received_at": entry.received_at.to_string(),
         "outcome": entry.outcome.name(),

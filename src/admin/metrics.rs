@@ -64,7 +64,7 @@ fn histogram(mut metric: MetricEncoder, value: &Histogram) -> fmt::Result {
     let bounds = LATENCY_BOUNDS
         .iter()
         .map(|bound| *bound as f64 / 1e6)
-        .chain([f64::MAX]);
+        .chain([f64::INFINITY]);
     let buckets: Vec<(f64, u64)> = bounds.zip(counts.iter().copied()).collect();
     let total = counts.iter().sum();
     metric.encode_histogram::<[(&str, &str); 0]>(micros as f64 / 1e6, total, &buckets, None)

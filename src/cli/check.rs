@@ -2,10 +2,10 @@
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use xbus_config::Mode;
 
-use super::output::Failure;
 use crate::wiring;
 
 /// What `check` takes.
@@ -31,7 +31,8 @@ enum Format {
     Json,
 }
 
-pub fn run(args: &Args) -> Result<(), Failure> {
+/// Runs the command.
+pub fn run(args: &Args) -> ExitCode {
     let (_, problems) = wiring::load(&args.dir, Mode::Check);
     if args.json || args.format == Format::Json {
         println!("{:#}", xbus_config::to_json(&problems));
@@ -40,8 +41,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         print!("{}", xbus_config::render(&problems, &args.dir, colour));
     }
     if xbus_config::has_errors(&problems) {
-        Err(Failure::silent())
+        ExitCode::FAILURE
     } else {
-        Ok(())
+        ExitCode::SUCCESS
     }
 }

@@ -16,8 +16,6 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use output::Failure;
-
 /// An integration bus: receives, routes, transforms and delivers messages between systems that
 /// cannot talk to each other.
 #[derive(Parser)]
@@ -53,27 +51,28 @@ enum Command {
 impl Cli {
     /// Runs the command to its end.
     pub fn run(self) -> ExitCode {
-        let result = match self.command {
-            Command::Init(args) => init::run(&args),
+        match self.command {
+            Command::Init(args) => asking(init::run(args)),
             Command::Check(args) => check::run(&args),
             Command::Run(args) => run::run(&args),
-            Command::Send(args) => client_runtime(send::run(args)),
-            Command::Queues(args) => client_runtime(queues::run(args)),
-            Command::Messages(args) => client_runtime(messages::run(args)),
+            Command::Send(args) => asking(send::run(args)),
+            Command::Queues(args) => asking(queues::run(args)),
+            Command::Messages(args) => asking(messages::run(args)),
             Command::Schema(args) => schema::run(&args),
-        };
-        match result {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(failure) => failure.report(),
         }
     }
 }
 
 /// Runs a client command; it waits for one answer and needs no more than one thread.
-fn client_runtime(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
+fn asking(work: impl Future<Output = ExitCode>) -> ExitCode {
+    match tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|error| Failure::failed(format!("no runtime: {error}")))?;
-    runtime.block_on(work)
+    {
+        Ok(runtime) => runtime.block_on(work),
+        Err(error) => output::finish(
+            Err(output::Failure::failed(format!("no runtime: {error}"))),
+            false,
+        ),
+    }
 }

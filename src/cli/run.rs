@@ -1,6 +1,7 @@
 //! `xbus run`: the bus itself, from start to a clean stop.
 
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
@@ -8,16 +9,21 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use xbus_config::{BusConfig, Mode};
+use xbus_core::adapter::OpenError;
 use xbus_core::bus::Bus;
 use xbus_core::incident::Incidents;
 use xbus_core::store::Retention;
 use xbus_core::{Stop, Store};
 
-use super::output::Failure;
+use super::output::{self, Failure};
 use crate::wiring::{self, Wired};
 
 /// Enough for the deepest script and document within their limits.
 const STACK: usize = 16 * 1024 * 1024;
+
+/// The file in the store's folder in which a running bus says on which addresses it listens, and
+/// under which process id.
+pub const LISTENING: &str = "listening.json";
 
 /// What `run` takes.
 #[derive(clap::Args)]
@@ -42,13 +48,18 @@ enum LogFormat {
     Json,
 }
 
-pub fn run(args: &Args) -> Result<(), Failure> {
+/// Runs the command.
+pub fn run(args: &Args) -> ExitCode {
+    output::finish(start(args), false)
+}
+
+fn start(args: &Args) -> Result<(), Failure> {
     let (wired, problems) = wiring::load(&args.dir, Mode::Run);
     let Some(wired) = wired else {
         use std::io::IsTerminal;
         let colour = std::io::stderr().is_terminal();
         eprint!("{}", xbus_config::render(&problems, &args.dir, colour));
-        return Err(Failure::silent());
+        return Err(Failure::told());
     };
     start_log(args, &wired.bus);
     for problem in &problems {
@@ -104,18 +115,16 @@ async fn serve(args: &Args, wired: Wired) -> Result<(), Failure> {
         tasks.spawn(async move { incidents.run(stop).await });
     }
     let hub = wired.hub;
-    let http = hub.listen().await.map_err(Failure::open)?;
+    let http = hub.listen().await.map_err(not_open)?;
     let bus = Bus::new(store.clone(), wired.plan, incidents.clone());
     let ready = Arc::new(AtomicBool::new(false));
     let (admin, serving) = xbus_admin::serve(
-        &settings.admin.listen,
-        settings.admin.token.clone(),
+        admin_settings(&settings, &ready)?,
         bus.clone(),
-        ready.clone(),
         background.clone(),
     )
     .await
-    .map_err(Failure::open)?;
+    .map_err(not_open)?;
     tasks.spawn(serving);
     if let Err(errors) = bus.start().await {
         for error in &errors {
@@ -131,6 +140,7 @@ async fn serve(args: &Args, wired: Wired) -> Result<(), Failure> {
                 .join("; ")
         )));
     }
+    hub.start();
     ready.store(true, SeqCst);
     announce(&settings, admin, &http)?;
     let mut in_time = wait_for_end(args, &bus, &hub).await?;
@@ -158,8 +168,33 @@ async fn serve(args: &Args, wired: Wired) -> Result<(), Failure> {
 }
 
 async fn stop(bus: &Bus, hub: &xbus_http::Hub, grace: Duration) -> bool {
-    hub.stop_accepting();
-    bus.stop(grace).await
+    let connections = tokio::time::timeout(grace, hub.stop());
+    let (connections, bus) = tokio::join!(connections, bus.stop(grace));
+    connections.is_ok() && bus
+}
+
+fn not_open(error: OpenError) -> Failure {
+    Failure::failed(error.message).help(error.help)
+}
+
+fn admin_settings(
+    settings: &BusConfig,
+    ready: &Arc<AtomicBool>,
+) -> Result<xbus_admin::Settings, Failure> {
+    let listen = settings.admin.listen.parse().map_err(|_| {
+        Failure::failed(format!(
+            "admin.listen is '{}', which is not an address and a port",
+            settings.admin.listen
+        ))
+        .help("write 127.0.0.1:9090")
+    })?;
+    Ok(xbus_admin::Settings {
+        listen,
+        token: settings.admin.token.clone().map(|token| token.0),
+        max_body: settings.max_body,
+        version: env!("CARGO_PKG_VERSION"),
+        ready: ready.clone(),
+    })
 }
 
 fn open_store(settings: &BusConfig) -> Result<Arc<dyn Store>, Failure> {
@@ -175,9 +210,8 @@ fn open_store(settings: &BusConfig) -> Result<Arc<dyn Store>, Failure> {
     Ok(store)
 }
 
-/// Where a running bus says on which addresses it listens, and under which process id.
-pub fn listening_file(settings: &BusConfig) -> PathBuf {
-    settings.store.join("listening.json")
+fn listening_file(settings: &BusConfig) -> PathBuf {
+    settings.store.join(LISTENING)
 }
 
 fn announce(

@@ -1,6 +1,7 @@
 //! `xbus schema`: what can be written, for editors and for people.
 
-use super::output::Failure;
+use std::process::ExitCode;
+
 use crate::wiring;
 
 /// What `schema` takes.
@@ -24,12 +25,13 @@ enum What {
     Reference,
 }
 
-pub fn run(args: &Args) -> Result<(), Failure> {
+/// Runs the command.
+pub fn run(args: &Args) -> ExitCode {
     let kinds = wiring::kinds_for_reference();
     match args.what {
         What::Route => println!("{:#}", xbus_config::schema_of_route(&kinds)),
         What::Bus => println!("{:#}", xbus_config::schema_of_bus(&kinds, wiring::EXTRA)),
         What::Reference => print!("{}", xbus_config::reference(&kinds, wiring::EXTRA)),
     }
-    Ok(())
+    ExitCode::SUCCESS
 }

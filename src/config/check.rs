@@ -3,21 +3,18 @@
 //! problem is placed at the key or value that has it and says how to mend it.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use xbus_core::problem::{Place, nearest, suggest};
 use xbus_core::spec::{
     Field, Node, Raw, Scalar, Type, parse_duration, parse_rate, parse_size, stays_beneath,
 };
-use xbus_core::template::Template;
-use xbus_core::transform::{CompileError, Scope, Source};
-use xbus_core::{Compiler, Format, Problems};
+use xbus_core::transform::Scope;
+use xbus_core::{Compiler, Problems};
 
 use crate::files::{Files, nearest_file};
 use crate::tables::{INVOKE, TARGET};
-
-/// Extensions of transformations, whether or not this build can run them.
-const TRANSFORMS: [&str; 4] = ["rhai", "xsl", "xslt", "j2"];
+use crate::words::{expected, fits, shown, visible};
 
 /// What checking takes.
 #[derive(Clone, Copy)]
@@ -92,7 +89,7 @@ impl Checker<'_> {
         for field in fields().filter(|field| field.required) {
             if node
                 .get(field.name)
-                .is_none_or(|value| matches!(value.raw, Raw::Null))
+                .is_none_or(|value| matches!(value.raw, Raw::Null) && !self.files.is_unknown(value))
             {
                 let place = match node.entries().iter().find(|(k, _)| k.name == field.name) {
                     Some((key, _)) => &key.place,
@@ -201,7 +198,7 @@ impl Checker<'_> {
         }
     }
 
-    fn wrong(&self, node: &Node, kind: &Type, what: &str) -> bool {
+    pub(crate) fn wrong(&self, node: &Node, kind: &Type, what: &str) -> bool {
         let found = match &node.raw {
             Raw::Null => String::from("nothing"),
             Raw::Scalar(scalar) => shown(scalar),
@@ -257,7 +254,7 @@ impl Checker<'_> {
         }
     }
 
-    fn exists(&self, place: &Place, scalar: &Scalar, base: &Path, under: &Path) -> bool {
+    pub(crate) fn exists(&self, place: &Place, scalar: &Scalar, base: &Path, under: &Path) -> bool {
         let path = Path::new(&scalar.text);
         let in_transforms = !under.as_os_str().is_empty();
         if in_transforms && !stays_beneath(path) {
@@ -269,7 +266,7 @@ impl Checker<'_> {
             );
             return false;
         }
-        if base.join(path).is_file() {
+        if self.files.exists(&base.join(path)) {
             return true;
         }
         let help = match nearest_file(base, path) {
@@ -289,179 +286,15 @@ impl Checker<'_> {
         );
         false
     }
-
-    fn template(&self, node: &Node, scalar: &Scalar) -> bool {
-        match Template::expressions(scalar) {
-            Ok(ranges) => all(&ranges, |range| {
-                self.expression(node, scalar, range.clone())
-            }),
-            Err(at) => {
-                self.problems.error(
-                    &self.files.place_within(node, scalar, at),
-                    "bad-expression",
-                    "'{{' without its '}}'",
-                    "close the expression with '}}'",
-                );
-                false
-            }
-        }
-    }
-
-    fn expression(&self, node: &Node, scalar: &Scalar, range: std::ops::Range<usize>) -> bool {
-        let text = &scalar.text[range.clone()];
-        if text.trim().is_empty() {
-            self.problems.error(
-                &self.files.place_within(node, scalar, range.start),
-                "bad-expression",
-                "the expression is empty",
-                "write an expression such as header(\"country\")",
-            );
-            return false;
-        }
-        let Err(error) = self.compiler.expression(text, self.scope) else {
-            return true;
-        };
-        let at = range.start + offset(text, &error);
-        let message = if scalar.secret || !scalar.literal.is_empty() {
-            String::from(
-                "the expression does not compile; it holds values of the environment and is not shown",
-            )
-        } else {
-            format!("the expression does not compile: {}", error.message)
-        };
-        self.problems.error(
-            &self.files.place_within(node, scalar, at),
-            "bad-expression",
-            message,
-            error.help.unwrap_or_else(|| {
-                String::from("mend the expression; texts in it stand in double quotes")
-            }),
-        );
-        false
-    }
-
-    fn transforms(&self, node: &Node) -> bool {
-        match &node.raw {
-            Raw::List(items) => all(items, |item| match item.raw {
-                Raw::List(_) => self.wrong(item, &Type::Transform, "transform"),
-                _ => self.transforms(item),
-            }),
-            Raw::Scalar(scalar) => self.script(node, scalar),
-            Raw::Map(_) => {
-                self.fields(node, &[crate::tables::CONVERSION], "a transformation")
-                    && self.conversion(node)
-            }
-            Raw::Null => self.wrong(node, &Type::Transform, "transform"),
-        }
-    }
-
-    fn script(&self, node: &Node, scalar: &Scalar) -> bool {
-        if self.files.is_unknown(node) {
-            return true;
-        }
-        let path = PathBuf::from(&scalar.text);
-        let extension = path.extension().and_then(|extension| extension.to_str());
-        if !extension.is_some_and(|extension| TRANSFORMS.contains(&extension)) {
-            self.problems.error(
-                &node.place,
-                "unknown-transform",
-                format!("{} is no transformation", shown(scalar)),
-                "name a file that ends in .rhai, .xsl, .xslt or .j2, or write { convert: { from, to } }",
-            );
-            return false;
-        }
-        let base = self.root.join("transforms");
-        if !self.exists(&node.place, scalar, &base, Path::new("transforms")) {
-            return false;
-        }
-        let Err(error) = self.compiler.transform(Source::File(&path), self.scope) else {
-            return true;
-        };
-        // What is wrong stands in the script, not where the route names it.
-        let place = Place {
-            file: Path::new("transforms").join(&path).into(),
-            line: error.line,
-            column: error.column,
-        };
-        self.problems.error(
-            &place,
-            "bad-script",
-            error.message,
-            error.help.unwrap_or_default(),
-        );
-        false
-    }
-
-    fn conversion(&self, node: &Node) -> bool {
-        let Some((from, to)) = conversion(node) else {
-            return true;
-        };
-        match self
-            .compiler
-            .transform(Source::Convert { from, to }, self.scope)
-        {
-            Ok(_) => true,
-            Err(error) => {
-                self.problems.error(
-                    &node.place,
-                    "bad-conversion",
-                    error.message,
-                    error.help.unwrap_or_default(),
-                );
-                false
-            }
-        }
-    }
-}
-
-/// The formats of `{ convert: { from, to } }`.
-pub(crate) fn conversion(node: &Node) -> Option<(Option<Format>, Format)> {
-    let convert = node.get("convert")?;
-    let format = |name: &str| Format::from_name(convert.get(name)?.text()?);
-    Some((format("from"), format("to")?))
 }
 
 /// Checks every item, also after one that is not well.
-fn all<T>(items: &[T], mut check: impl FnMut(&T) -> bool) -> bool {
+pub(crate) fn all<T>(items: &[T], mut check: impl FnMut(&T) -> bool) -> bool {
     let mut good = true;
     for item in items {
         good &= check(item);
     }
     good
-}
-
-/// The byte of `text` at which a compile error stands.
-fn offset(text: &str, error: &CompileError) -> usize {
-    let mut start = 0;
-    for line in text
-        .split_inclusive('\n')
-        .take(error.line.saturating_sub(1))
-    {
-        start += line.len();
-    }
-    let line = text.get(start..).unwrap_or_default();
-    let within = line
-        .char_indices()
-        .nth(error.column.saturating_sub(1))
-        .map_or(line.len(), |(at, _)| at);
-    start + within
-}
-
-/// The scalar as a message may show it: never what came from the environment.
-pub(crate) fn shown(scalar: &Scalar) -> String {
-    if scalar.secret || !scalar.literal.is_empty() {
-        String::from("the value that the environment gave")
-    } else {
-        format!("'{}'", scalar.text)
-    }
-}
-
-fn visible(scalar: &Scalar) -> String {
-    if scalar.secret || !scalar.literal.is_empty() {
-        String::new()
-    } else {
-        scalar.text.clone()
-    }
 }
 
 fn names(tables: &[&'static [Field]]) -> Vec<&'static str> {
@@ -476,53 +309,4 @@ fn names(tables: &[&'static [Field]]) -> Vec<&'static str> {
 /// The name that was probably meant, among the fields of tables.
 pub(crate) fn nearest_field(name: &str, tables: &[&'static [Field]]) -> Option<&'static str> {
     nearest(name, names(tables))
-}
-
-/// Whether a type takes values of that shape.
-fn fits(kind: &Type, raw: &Raw) -> bool {
-    match kind {
-        Type::Any => true,
-        Type::List(_) => matches!(raw, Raw::List(_)),
-        Type::OneOrMany(inner) => matches!(raw, Raw::List(_)) || fits(inner, raw),
-        Type::Map(_) | Type::Object(_) => matches!(raw, Raw::Map(_)),
-        Type::Either(kinds) => kinds.iter().any(|kind| fits(kind, raw)),
-        Type::Transform => !matches!(raw, Raw::Null),
-        _ => matches!(raw, Raw::Scalar(_)),
-    }
-}
-
-/// How a value of a type is written, for messages and the reference.
-pub(crate) fn expected(kind: &Type) -> String {
-    match kind {
-        Type::Text | Type::Secret => String::from("a text"),
-        Type::Template => String::from("a text; it may hold {{ expression }}"),
-        Type::Expression => String::from("an expression such as 'header(\"country\") == \"DE\"'"),
-        Type::Bool => String::from("true or false"),
-        Type::Count(from, u64::MAX) => format!("a whole number from {from}"),
-        Type::Count(from, to) => format!("a whole number from {from} to {to}"),
-        Type::Number(from, to) => format!("a number from {from} to {to}"),
-        Type::Duration => String::from("a duration such as 250ms, 5s, 15m, 2h or 7d"),
-        Type::Size => String::from("a size such as 64KiB, 10MiB or 1GiB"),
-        Type::Rate => String::from("a rate such as 100/s, 5/m or 1000/h"),
-        Type::Choice(words) => format!("one of: {}", words.join(", ")),
-        Type::Path => String::from("a path, relative to the installation folder"),
-        Type::File => String::from("the path of a file, relative to the installation folder"),
-        Type::Asset => String::from("the name of a file in transforms/"),
-        Type::Connection(kinds) => {
-            format!("the name of a connection of kind {}", kinds.join(" or "))
-        }
-        Type::List(inner) => format!("a list of this: {}", expected(inner)),
-        Type::OneOrMany(inner) => format!("{}, or a list of them", expected(inner)),
-        Type::Map(inner) => format!("a map of names to this: {}", expected(inner)),
-        Type::Object([]) => String::from("a map of keys and values"),
-        Type::Object(fields) => {
-            let names: Vec<&str> = fields.iter().map(|field| field.name).collect();
-            format!("a map with the keys: {}", names.join(", "))
-        }
-        Type::Either(kinds) => kinds.iter().map(expected).collect::<Vec<_>>().join(", or "),
-        Type::Transform => {
-            String::from("a file in transforms/, { convert: { from, to } }, or a list of them")
-        }
-        Type::Any => String::from("{ … }"),
-    }
 }

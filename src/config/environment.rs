@@ -44,6 +44,8 @@ impl Replace<'_> {
                     if let Some(replaced) = self.scalar(&scalar.text, &node.place) {
                         *scalar = replaced;
                     } else {
+                        // As if it were not written: nobody shall read the reference itself.
+                        node.raw = Raw::Null;
                         self.unknown.insert(node.place.clone());
                     }
                 }

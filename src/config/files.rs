@@ -1,8 +1,9 @@
 //! The files of an installation folder: which there are, their texts and their trees.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use xbus_core::Problems;
 use xbus_core::problem::{Place, nearest};
@@ -23,6 +24,8 @@ pub(crate) struct Files {
     texts: BTreeMap<Arc<Path>, String>,
     /// Values that nobody knows, and about which everything was said.
     unknown: BTreeSet<Place>,
+    /// Files that were found to be there: many routes name the same ones.
+    found: Mutex<HashSet<PathBuf>>,
 }
 
 /// What reading a file takes.
@@ -59,6 +62,12 @@ impl Files {
         }
         .within(&mut root);
         Some(root)
+    }
+
+    /// Whether there is a file of that path.
+    pub(crate) fn exists(&self, path: &Path) -> bool {
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        found.contains(path) || (path.is_file() && found.insert(path.to_owned()))
     }
 
     /// Whether the value is unknown and was complained about already.
@@ -121,14 +130,17 @@ impl Files {
 
 fn text_of(path: &Path, file: &Arc<Path>, problems: &Problems) -> Option<String> {
     let place = Place::file(file);
-    let read = std::fs::metadata(path).and_then(|data| {
-        if data.len() > MAX_FILE {
+    let read = std::fs::File::open(path).and_then(|file| {
+        let size = file.metadata()?.len();
+        let mut bytes = Vec::with_capacity(size.min(MAX_FILE) as usize + 1);
+        file.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > MAX_FILE {
             return Err(std::io::Error::other(format!(
                 "it is larger than {} MiB",
                 MAX_FILE / 1024 / 1024
             )));
         }
-        std::fs::read(path)
+        Ok(bytes)
     });
     let bytes = match read {
         Ok(bytes) => bytes,
@@ -214,7 +226,11 @@ fn walk(
             continue;
         }
         let path = folder.join(&name);
-        if root.join(&path).is_dir() {
+        let is_folder = match entry.file_type() {
+            Ok(kind) if !kind.is_symlink() => kind.is_dir(),
+            _ => root.join(&path).is_dir(),
+        };
+        if is_folder {
             walk(root, &path, depth - 1, seen, found, problems);
         } else {
             match path.extension().and_then(|extension| extension.to_str()) {

@@ -8,11 +8,14 @@
 //! Absent: any knowledge of a protocol or a script language; those come in as
 //! [`Kind`]s and a [`Compiler`].
 
+mod adapter;
 mod bus;
 mod check;
 mod compile;
+mod compiled;
 mod environment;
 mod files;
+mod lane;
 mod receive;
 mod render;
 mod route;
@@ -22,6 +25,7 @@ mod step;
 pub mod tables;
 #[cfg(test)]
 mod tests;
+mod words;
 mod yaml;
 
 use std::path::{Path, PathBuf};
@@ -175,7 +179,11 @@ impl Installation {
                 "write one into routes/NAME.yaml",
             );
         }
-        let complete = drafts.iter().all(|draft| draft.route.is_some());
+        let complete = drafts.iter().all(|draft| draft.route.is_some())
+            && !self
+                .tree
+                .as_ref()
+                .is_some_and(|tree| self.files.has_unknown(tree));
         let plan =
             (complete && !self.problems.has_errors()).then(|| route::plan(drafts, &self.bus));
         let mut problems = self.problems.into_sorted();

@@ -7,7 +7,9 @@ use xbus_core::plan::{LanePolicy, QueueReader};
 use xbus_core::problem::Place;
 use xbus_core::spec::{Args, Field, Key, Node, Raw};
 
-use crate::step::{InRoute, Side, constant_name, policy};
+use crate::adapter::Side;
+use crate::lane::policy;
+use crate::step::{InRoute, constant_name};
 use crate::tables::LANE;
 
 /// How many messages a receiver works on at once that keeps no order.

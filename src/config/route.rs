@@ -12,8 +12,9 @@ use xbus_core::{Expression, Kind};
 
 use crate::bus::{BusConfig, Connections, texts};
 use crate::check::Checker;
+use crate::lane::flow;
 use crate::rules;
-use crate::step::{InRoute, Made, Role, flow};
+use crate::step::{InRoute, Made, Role};
 use crate::tables::{REPLY, ROUTE};
 
 /// A business key's name and where its value comes from.

@@ -7,8 +7,8 @@ use serde_json::{Map, Value, json};
 use xbus_core::Kind;
 use xbus_core::spec::{Field, Type};
 
-use crate::check::expected;
 use crate::tables::{BUS, INVOKE, LANE, ROUTE, TARGET, UNDO};
+use crate::words::expected;
 
 const DRAFT: &str = "https://json-schema.org/draft/2020-12/schema";
 
@@ -293,7 +293,7 @@ pub fn reference(kinds: &[Kind], extra: &'static [Field]) -> String {
 }
 
 fn table(out: &mut String, tables: &[&'static [Field]]) {
-    out.push_str("| key | takes | default | what |\n|---|---|---|---|\n");
+    out.push_str("\n| key | takes | default | what |\n|---|---|---|---|\n");
     let mut names: Vec<&str> = Vec::new();
     for field in tables.iter().copied().flatten() {
         // The first table wins, as it does in checking.
@@ -316,6 +316,7 @@ fn rows(out: &mut String, above: &str, field: &Field) {
         Some((_, Nesting::Beside(other))) => format!("{other}, or a map"),
         Some((_, Nesting::Names)) => String::from("a map of names to maps"),
         Some((_, Nesting::Many)) => String::from("a map, or a list of them"),
+        None if matches!(field.kind, Type::Any) => String::from("see below"),
         None => expected(&field.kind),
     };
     let _ = writeln!(

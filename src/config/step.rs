@@ -5,17 +5,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use xbus_core::adapter::Reach;
-use xbus_core::flow::{Breaker, Gate, Pace};
-use xbus_core::plan::{Lane, LanePolicy, Retry, Step, Target};
-use xbus_core::problem::{Place, suggest};
+use xbus_core::flow::Breaker;
+use xbus_core::plan::{Retry, Step, Target};
+use xbus_core::problem::Place;
 use xbus_core::spec::{Args, Build, Field, Key, Node, Raw};
 use xbus_core::stats::StepStats;
 use xbus_core::transform::{Scope, Source};
 use xbus_core::{Expression, Kind, Problems, Sender, Transform};
 
-use crate::check::{Checker, conversion, nearest_field};
+use crate::adapter::Side;
+use crate::check::Checker;
+use crate::compiled::conversion;
+use crate::lane::{flow, waits};
 use crate::route::Shop;
-use crate::tables::{ASYNC, INVOKE, LANE_RETRY, RETRY, TARGET, UNDO};
+use crate::tables::{INVOKE, RETRY, TARGET, UNDO};
 
 /// Where a step stands.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -69,22 +72,6 @@ pub(crate) struct InRoute<'a> {
     pub(crate) problems: &'a Problems,
 }
 
-/// Which side of an adapter is wanted.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Side {
-    Receiver,
-    Sender,
-}
-
-impl Side {
-    fn has(self, kind: &Kind) -> bool {
-        match self {
-            Side::Receiver => kind.receiver.is_some(),
-            Side::Sender => kind.sender.is_some(),
-        }
-    }
-}
-
 impl<'a> InRoute<'a> {
     /// What adapters and expressions are built with.
     pub(crate) fn build<'b>(
@@ -106,129 +93,6 @@ impl<'a> InRoute<'a> {
             max_body: self.shop.bus.max_body,
             problems,
         }
-    }
-
-    /// Finds the one adapter of a map and checks the keys beside it. Gives the adapter, and whether
-    /// the map is well so far.
-    pub(crate) fn adapter<'n>(
-        &self,
-        node: &'n Node,
-        fields: &'static [Field],
-        side: Side,
-        what: &str,
-    ) -> (Option<(&'a Kind, &'n Key, &'n Node)>, bool) {
-        if !matches!(node.raw, Raw::Map(_)) {
-            self.problems.error(
-                &node.place,
-                "wrong-type",
-                format!("{what} must be a map"),
-                format!(
-                    "write one adapter and its keys, such as {}",
-                    self.example(side)
-                ),
-            );
-            return (None, false);
-        }
-        let kinds = self.shop.kinds;
-        let fitting = || {
-            kinds
-                .iter()
-                .filter(move |kind| side.has(kind))
-                .map(|kind| kind.name)
-        };
-        let mut found = None;
-        let mut good = true;
-        let mut strangers: Vec<&Key> = Vec::new();
-        for (key, value) in node.entries() {
-            if fields.iter().any(|field| field.name == key.name) {
-                continue;
-            }
-            match kinds.iter().find(|kind| kind.name == key.name) {
-                None => strangers.push(key),
-                Some(kind) if !side.has(kind) => {
-                    good = false;
-                    self.wrong_side(kind, key, side, fitting());
-                    // It is the adapter that was meant: none is missing beside it.
-                    strangers.clear();
-                    found = found.or(Some((None, key, value)));
-                }
-                Some(kind) => match found {
-                    None => found = Some((Some(kind), key, value)),
-                    Some((_, first, _)) => {
-                        good = false;
-                        self.problems.error(
-                            &key.place,
-                            "several-adapters",
-                            format!("{what} has '{}' and '{}'", first.name, key.name),
-                            "keep one of them: exactly one adapter",
-                        );
-                    }
-                },
-            }
-        }
-        let mut reported: Vec<&str> = Vec::new();
-        if found.is_none() {
-            good = false;
-            let stranger = strangers
-                .iter()
-                .find(|key| nearest_field(&key.name, &[fields]).is_none());
-            match stranger {
-                Some(key) => {
-                    reported.push(&key.name);
-                    self.problems.error(
-                        &key.place,
-                        "unknown-adapter",
-                        format!("there is no adapter '{}'", key.name),
-                        suggest(&key.name, fitting().collect::<Vec<_>>()),
-                    );
-                }
-                None => self.problems.error(
-                    &node.place,
-                    "missing-adapter",
-                    format!("{what} has no adapter"),
-                    format!("add one of: {}", fitting().collect::<Vec<_>>().join(", ")),
-                ),
-            }
-        }
-        reported.extend(
-            kinds
-                .iter()
-                .filter(|kind| !side.has(kind))
-                .map(|kind| kind.name),
-        );
-        let words: Vec<&'static str> = fitting().collect();
-        good &= self
-            .checker
-            .fields_beside(node, &[fields], &words, &reported, what);
-        let found = found.and_then(|(kind, key, value)| Some((kind?, key, value)));
-        (found, good)
-    }
-
-    fn example(&self, side: Side) -> String {
-        self.shop
-            .kinds
-            .iter()
-            .find(|kind| side.has(kind))
-            .map_or_else(String::new, |kind| format!("{}: {{ … }}", kind.name))
-    }
-
-    fn wrong_side<'n>(
-        &self,
-        kind: &Kind,
-        key: &Key,
-        side: Side,
-        fitting: impl Iterator<Item = &'n str>,
-    ) {
-        let can = match side {
-            Side::Receiver => "receive",
-            Side::Sender => "send",
-        };
-        self.problems.error(
-            &key.place,
-            "wrong-side",
-            format!("'{}' cannot {can}", kind.name),
-            format!("these can: {}", fitting.collect::<Vec<_>>().join(", ")),
-        );
     }
 
     /// Makes one step; nothing when it is not even a map with an adapter.
@@ -462,92 +326,6 @@ impl<'a> InRoute<'a> {
             })
             .collect()
     }
-
-    /// The queue of an async target.
-    fn lane(&self, args: &Args<'_>) -> Option<Lane> {
-        let node = args.node("async")?;
-        let own = matches!(node.raw, Raw::Map(_));
-        if !own && node.text() != Some("true") {
-            return None;
-        }
-        let own = Args::new(own.then_some(node), ASYNC, args.build);
-        if own.has("connection") {
-            self.problems.error(
-                &own.place("connection"),
-                "not-supported",
-                "this build keeps queues in the embedded store only",
-                "take 'connection' away",
-            );
-        }
-        let queue = own
-            .text("queue")
-            .filter(|name| !name.is_empty())
-            .unwrap_or_else(|| format!("{}.{}", self.route, args.build.step));
-        let mut policy = policy(&own, 8);
-        // `retry` beside `async` says how the queue tries, unless `async` says it itself.
-        if !own.has("retry") && args.has("retry") {
-            policy.retry = forever(&args.object("retry", RETRY));
-            if args
-                .node("retry")
-                .is_some_and(|node| node.get("attempts").is_some())
-            {
-                self.problems.warning(
-                    &args.object("retry", RETRY).place("attempts"),
-                    "useless-key",
-                    "an async target is tried until it succeeds: 'attempts' has no effect",
-                    "take 'attempts' away; on_reject: park sets rejected messages aside",
-                );
-            }
-        }
-        Some(Lane {
-            queue: Arc::from(queue),
-            order_by: self.optional(&own, "order_by")?,
-            policy,
-        })
-    }
-}
-
-/// How a queue is worked off, by the keys that `async` and receivers share.
-pub(crate) fn policy(args: &Args<'_>, concurrency: usize) -> LanePolicy {
-    let default = LanePolicy::default();
-    LanePolicy {
-        retry: match args.has("retry") {
-            true => forever(&args.object("retry", LANE_RETRY)),
-            false => default.retry,
-        },
-        park_rejected: args.text("on_reject").as_deref() == Some("park"),
-        concurrency: match args.has("concurrency") {
-            true => args.count("concurrency").unwrap_or(1) as usize,
-            false => concurrency,
-        },
-    }
-}
-
-fn forever(args: &Args<'_>) -> Retry {
-    Retry {
-        attempts: u32::MAX,
-        ..waits(args)
-    }
-}
-
-fn waits(args: &Args<'_>) -> Retry {
-    let default = LanePolicy::default().retry;
-    Retry {
-        attempts: default.attempts,
-        first: args.duration("first").unwrap_or(default.first),
-        factor: args.number("factor").unwrap_or(default.factor),
-        max: args.duration("max").unwrap_or(default.max),
-    }
-}
-
-/// `concurrency` and `rate`, which wait for `queue_for`.
-pub(crate) fn flow(args: &Args<'_>) -> (Option<Gate>, Option<Pace>) {
-    let queue_for = args.duration("queue_for").unwrap_or(Duration::from_secs(5));
-    let gate = args
-        .count("concurrency")
-        .map(|places| Gate::new(places as usize, queue_for));
-    let pace = args.rate("rate").map(|rate| Pace::new(rate, queue_for));
-    (gate, pace)
 }
 
 /// The `name` of an adapter's map when no message decides it.

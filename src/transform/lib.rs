@@ -5,6 +5,8 @@
 
 mod charset;
 mod convert;
+#[cfg(test)]
+mod docs;
 mod json;
 mod limits;
 mod script;

@@ -83,7 +83,7 @@ async fn an_open_address_without_a_token_is_refused() {
     let world = World::start(None).await;
     let settings = crate::Settings {
         listen: "0.0.0.0:0".parse().unwrap(),
-        token: None,
+        token: Some(String::new()),
         max_body: 1024,
         version: "1",
         ready: world.ready.clone(),

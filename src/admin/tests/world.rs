@@ -1,6 +1,6 @@
 //! A running bus with its admin side on a real socket, and a small client for it.
 //!
-//! Routes: `echo` answers with what it got, `orders` queues for `erp` (queue `orders.erp`), `off`
+//! Routes: `echo` answers with what it got, `pair` distributes to two, `orders` queues for `erp` (queue `orders.erp`), `off`
 //! is not enabled. What the destinations say is in [`World::says`].
 
 use std::collections::BTreeMap;
@@ -125,7 +125,18 @@ fn plan(says: &Destination) -> Plan {
             policy,
         }),
     };
+    let sync = |name: &str| Target {
+        step: step(name, says),
+        otherwise: false,
+        lane: None,
+    };
+    let mut first = sync("first");
+    first.step.compensate = Some(Box::new(step("undo-first", says)));
     let routes = [
+        Route {
+            targets: vec![first, sync("second")],
+            ..route("pair")
+        },
         Route {
             steps: vec![step("mirror", says)],
             ..route("echo")
@@ -141,12 +152,11 @@ fn plan(says: &Destination) -> Plan {
             ..route("off")
         },
     ];
-    Plan {
-        bus: "test-bus".into(),
-        node: "node-1".into(),
-        routes: BTreeMap::from(routes.map(|route| (route.name.clone(), Arc::new(route)))),
-        ..Plan::default()
-    }
+    let mut plan = Plan::default();
+    plan.bus = "test-bus".into();
+    plan.node = "node-1".into();
+    plan.routes = BTreeMap::from(routes.map(|route| (route.name.clone(), Arc::new(route))));
+    plan
 }
 
 pub(super) struct World {

@@ -102,7 +102,7 @@ pub fn raw_request(address: SocketAddr, raw: &[u8]) -> std::io::Result<Response>
 }
 
 /// Reads one answer.
-pub fn read_response(stream: &mut impl Read) -> std::io::Result<Response> {
+pub fn read_response(stream: &mut dyn Read) -> std::io::Result<Response> {
     let bad = |what: &str| std::io::Error::new(std::io::ErrorKind::InvalidData, what.to_owned());
     let mut data = Vec::new();
     let mut buffer = [0u8; 16 * 1024];
