@@ -1,1 +1,50 @@
-//! xbus-http
+//! HTTP, HTTPS and SOAP: a receiver whose routes share listeners, and a sender that keeps
+//! connections to its destinations.
+//!
+//! [`Hub`] owns the listeners; [`kind`] is what routes see. Absent: HTTP/2 and 3, web sockets,
+//! proxies, WSDL, WS-Security, attachments.
+
+mod auth;
+mod body;
+mod call;
+mod door;
+mod guard;
+mod hub;
+mod pool;
+mod receiver;
+mod sender;
+mod serve;
+mod settings;
+mod shape;
+mod soap;
+mod table;
+mod tls;
+mod url;
+mod wellformed;
+mod xml;
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use xbus_core::Kind;
+
+pub use hub::Hub;
+pub use settings::{
+    LIMIT_FIELDS, LISTENER_FIELDS, Limits, ListenerSettings, ListenerTls, Network, Settings,
+    limits, listener, settings,
+};
+
+/// HTTP as routes see it. Its receivers attach to the listeners of `hub`.
+pub fn kind(hub: Arc<Hub>) -> Kind {
+    Kind {
+        name: "http",
+        doc: "Receives requests over HTTP and HTTPS, and sends them: plain, or as SOAP 1.1 and 1.2.",
+        receiver: Some(receiver::kind(hub)),
+        sender: Some(sender::kind()),
+        connection: None,
+    }
+}

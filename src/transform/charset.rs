@@ -62,6 +62,26 @@ fn declared(bytes: &[u8]) -> Result<Option<&'static Encoding>, String> {
     Ok(Some(encoding.output_encoding()))
 }
 
+/// Whether an XML body without a byte order mark is in UTF-8.
+pub(crate) fn is_utf8(bytes: &[u8], content_type: Option<&str>) -> bool {
+    Encoding::for_bom(bytes).is_none()
+        && match content_type.and_then(parameter) {
+            Some(label) => by_label(label) == Ok(UTF_8),
+            None => matches!(declared(bytes), Ok(None)) || declared(bytes) == Ok(Some(UTF_8)),
+        }
+}
+
+/// The characters at the beginning of UTF-8 bytes, the last of which may be cut.
+pub(crate) fn valid_head(bytes: &[u8]) -> Option<&str> {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => Some(text),
+        Err(error) if error.error_len().is_none() => {
+            std::str::from_utf8(&bytes[..error.valid_up_to()]).ok()
+        }
+        Err(_) => None,
+    }
+}
+
 /// Text of a body.
 pub(crate) fn decode<'a>(
     bytes: &'a [u8],

@@ -5,9 +5,12 @@
 
 mod charset;
 mod convert;
+#[cfg(test)]
+mod docs;
 mod json;
 mod limits;
 mod script;
+mod settings;
 mod table;
 mod time;
 mod xml;
@@ -20,6 +23,7 @@ use xbus_core::transform::{CompileError, Scope, Source};
 use xbus_core::{Compiler, Expression, Transform};
 
 pub use limits::Limits;
+pub use settings::{LIMIT_FIELDS, limits};
 
 /// Compiles the transformations and expressions of an installation. Make one for each load: lookup
 /// tables are read once for each.

@@ -5,6 +5,7 @@
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -19,6 +20,7 @@ use crate::json::Json;
 use crate::table::{CsvOptions, Table};
 use crate::xml::Document;
 use crate::xpath::Budget;
+use crate::xpath::stream::Plain;
 
 /// One run of a script or expression.
 pub(crate) struct Call {
@@ -33,6 +35,8 @@ pub(crate) struct Call {
     pub(crate) typed: Cell<bool>,
     /// Texts made by `json(…)`, `csv(…)` and the like, to give the body its type.
     pub(crate) made: RefCell<Vec<(ImmutableString, Format)>>,
+    /// Bytes of all headers that the script has set, those set again included.
+    pub(crate) header_bytes: Cell<usize>,
 }
 
 thread_local! {
@@ -234,6 +238,8 @@ impl Call {
         if name.eq_ignore_ascii_case("content-type") {
             self.typed.set(value.is_some());
         }
+        let bytes = self.header_bytes.get() + name.len() + value.map_or(0, str::len);
+        self.header_bytes.set(bytes);
         let mut headers = self.headers.borrow_mut();
         let headers = headers.get_or_insert_with(|| self.message.headers.clone());
         match value {
@@ -242,7 +248,6 @@ impl Call {
                 headers.remove(name);
             }
         }
-        let bytes: usize = headers.iter().map(|(n, v)| n.len() + v.len()).sum();
         if headers.len() > 1_000 || bytes > 1 << 20 {
             return Err(ScriptError::text(
                 "more than 1,000 headers, or more than 1 MiB of them",
@@ -252,9 +257,44 @@ impl Call {
     }
 }
 
+/// Plain XPaths that are answered by a stream before the document is parsed once and for all.
+const STREAMED: u8 = 2;
+/// Bytes at the beginning of a longer document that are tried first.
+const HEAD: usize = 4 << 10;
+
+impl Call {
+    /// The first match of a plain path, read as a stream. Nothing: the tree is the better way.
+    pub(crate) fn stream(
+        &self,
+        message: &Message,
+        plain: &Plain,
+    ) -> Option<Result<Option<String>, ScriptError>> {
+        let cache = cache(message);
+        if cache.xml.get().is_some() || cache.streamed.fetch_add(1, Ordering::Relaxed) >= STREAMED {
+            return None;
+        }
+        let bytes = message.body.bytes();
+        let limits = &self.shared.xml_limits;
+        if bytes.len() > 2 * HEAD
+            && charset::is_utf8(bytes, message.content_type())
+            && let Some(head) = charset::valid_head(&bytes[..HEAD])
+            && let Some(found) = plain.first_within(head, limits)
+        {
+            return Some(Ok(Some(found)));
+        }
+        let found = charset::decode(bytes, message.content_type(), true).and_then(|text| {
+            plain
+                .first(&text, limits)
+                .map_err(|error| error.to_string())
+        });
+        Some(found.map_err(|what| self.unreadable(message, &what)))
+    }
+}
+
 /// What has been made of one body.
 #[derive(Default)]
 pub(crate) struct Cache {
+    streamed: AtomicU8,
     text: OnceLock<Result<ImmutableString, String>>,
     xml: OnceLock<Result<Arc<Document>, String>>,
     json: OnceLock<Result<Json, String>>,

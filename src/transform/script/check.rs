@@ -71,6 +71,12 @@ pub(crate) fn explain(cause: &rhai::ParseError, text: &str) -> CompileError {
     let line = text.lines().nth(found.line - 1).unwrap_or_default();
     if line.contains('\'') && found.message.contains("character") {
         found.help = Some("texts stand in double quotes: \"…\"".into());
+    } else if let Some((name, _)) = found.message.split_once("' is a reserved keyword") {
+        let name = name.trim_start_matches('\'');
+        found.help = Some(format!(
+            "the language keeps this word for itself: as a member write [\"{name}\"], in a map \
+             \"{name}\": …"
+        ));
     } else if found.message.contains("EOF") || found.message.contains("end of") {
         found.help = Some("a bracket, brace or quote is not closed".into());
     }
@@ -101,6 +107,11 @@ pub(crate) fn check(
             Some(ASTNode::Expr(Expr::Map(map, _))) => {
                 members.extend(map.0.iter().map(|(name, _)| name.name.to_string()));
             }
+            Some(ASTNode::Expr(Expr::DynamicConstant(value, _))) => {
+                if let Some(map) = value.read_lock::<rhai::Map>() {
+                    members.extend(map.keys().map(ToString::to_string));
+                }
+            }
             Some(ASTNode::Expr(Expr::Property(property, _))) => {
                 members.insert(property.2.to_string());
             }
@@ -130,6 +141,9 @@ pub(crate) fn check(
             Some(ASTNode::Stmt(Stmt::FnCall(call, position))) => {
                 checker.call(call, *position, false)
             }
+            Some(ASTNode::Stmt(Stmt::Share(captured))) => {
+                captures(path, captured.first().map(|(name, _)| name.pos))
+            }
             _ => Ok(()),
         };
         match checked {
@@ -144,6 +158,52 @@ pub(crate) fn check(
         Some(wrong) => Err(wrong),
         None => Ok(()),
     }
+}
+
+/// Methods that call a function and do not keep it.
+const CALLERS: &[&str] = &[
+    "all",
+    "dedup",
+    "drain",
+    "filter",
+    "find",
+    "find_map",
+    "for_each",
+    "index_of",
+    "map",
+    "reduce",
+    "reduce_rev",
+    "retain",
+    "some",
+    "sort",
+    "split",
+];
+
+/// A closure that captures may stand only where it is called and forgotten. Kept ones could be
+/// nested without bound (a captures b captures c…), which no limit of rhai counts and whose
+/// destructor would overflow the stack.
+fn captures(path: &[ASTNode<'_>], position: Option<Position>) -> Result<(), CompileError> {
+    if let [
+        ..,
+        ASTNode::Expr(Expr::MethodCall(call, _)),
+        ASTNode::Expr(closure),
+        _,
+    ] = path
+        && CALLERS.contains(&call.name.as_str())
+        && call
+            .args
+            .first()
+            .is_some_and(|argument| std::ptr::eq(argument, *closure))
+    {
+        return Ok(());
+    }
+    Err(error(
+        "a closure that uses variables from around it can only be handed to map, filter, \
+         reduce and the like"
+            .to_owned(),
+        position.unwrap_or(Position::NONE),
+        Some("make it a function (fn) and hand the variables over as arguments".to_owned()),
+    ))
 }
 
 struct Checker<'c> {

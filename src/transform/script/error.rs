@@ -100,6 +100,7 @@ impl Origin {
             ),
             other => (None, without_position(other)),
         };
+        let text = shortened(text);
         let mut detail = self.place(position);
         detail.push_str(&text);
         if depth > 0 {
@@ -161,6 +162,15 @@ impl Origin {
             ));
         }
     }
+}
+
+/// What a message or a script put into an error can be long.
+fn shortened(mut text: String) -> String {
+    if let Some((at, _)) = text.char_indices().nth(1_000) {
+        text.truncate(at);
+        text.push('…');
+    }
+    text
 }
 
 /// The error at the bottom of nested calls, where it happened, and how many calls lie above.

@@ -14,7 +14,7 @@ use super::values::{
     HeadersHandle, JsonObject, List, LookupTable, MessageHandle, Node, Responses, copy, from_json,
     xml_text,
 };
-use super::{lists, output, reading};
+use super::{lists, memory, output, reading};
 use crate::json::Json;
 use crate::xml::{Document, Element, NodeRef};
 use crate::{Limits, charset};
@@ -40,6 +40,8 @@ pub(crate) fn engine(limits: &Limits) -> rhai::Engine {
         // Else the order of texts and numbers would be decided before `comparisons` is asked.
         .set_fast_operators(false)
         .disable_symbol("eval")
+        // Nested without bound, see `check::captures`.
+        .disable_symbol("curry")
         .disable_symbol("import")
         .disable_symbol("export");
     engine.on_progress(|operations| {
@@ -47,8 +49,10 @@ pub(crate) fn engine(limits: &Limits) -> rhai::Engine {
     });
     engine.on_print(|text| tracing::info!(target: "xbus::script", "{text}"));
     engine.on_debug(|text, _, _| tracing::debug!(target: "xbus::script", "{text}"));
+    let measured = limits.clone();
     #[allow(deprecated)] // marked as volatile, not as obsolete
-    engine.on_var(|name, index, context| {
+    engine.on_var(move |name, index, context| {
+        memory::check(&context, &measured)?;
         // An index means that the script has declared the name itself.
         if index > 0 || context.scope().contains(name) {
             return Ok(None);
@@ -82,10 +86,10 @@ fn xpath_all(node: &Node, text: &str, prefixes: Option<&Map>) -> R<List> {
 fn reading_functions(engine: &mut rhai::Engine) {
     engine
         .register_fn("xpath", |e: &str| -> R<Dynamic> {
-            xpath(&reading::root(&reading::own()?)?, e, None)
+            Ok(reading::xpath(&reading::own()?, e, None)?)
         })
         .register_fn("xpath", |e: &str, ns: Map| -> R<Dynamic> {
-            xpath(&reading::root(&reading::own()?)?, e, Some(&ns))
+            Ok(reading::xpath(&reading::own()?, e, Some(&ns))?)
         })
         .register_fn("xpath_all", |e: &str| -> R<List> {
             xpath_all(&reading::root(&reading::own()?)?, e, None)
@@ -101,12 +105,15 @@ fn reading_functions(engine: &mut rhai::Engine) {
         .register_fn("xpath_all", |n: &mut Node, e: &str, ns: Map| {
             xpath_all(n, e, Some(&ns))
         })
-        .register_fn("xpath", |m: &mut MessageHandle, e: &str| {
-            xpath(&reading::root(m)?, e, None)
+        .register_fn("xpath", |m: &mut MessageHandle, e: &str| -> R<Dynamic> {
+            Ok(reading::xpath(m, e, None)?)
         })
-        .register_fn("xpath", |m: &mut MessageHandle, e: &str, ns: Map| {
-            xpath(&reading::root(m)?, e, Some(&ns))
-        })
+        .register_fn(
+            "xpath",
+            |m: &mut MessageHandle, e: &str, ns: Map| -> R<Dynamic> {
+                Ok(reading::xpath(m, e, Some(&ns))?)
+            },
+        )
         .register_fn("xpath_all", |m: &mut MessageHandle, e: &str| {
             xpath_all(&reading::root(m)?, e, None)
         })
@@ -238,7 +245,7 @@ fn building_functions(engine: &mut rhai::Engine) {
                     }
                     crate::convert::form_escape(&mut out, name);
                     out.push('=');
-                    crate::convert::form_escape(&mut out, &*reading::plain_text(&value)?);
+                    crate::convert::form_escape(&mut out, &reading::plain_text(&value)?);
                 }
             }
             let text: ImmutableString = out.into();
@@ -275,26 +282,25 @@ fn write_json(value: Dynamic) -> R<Dynamic> {
 fn build(name: &str, attributes: Option<Map>, content: Dynamic) -> R<Node> {
     use crate::xml::build::Content;
 
-    fn pieces(value: &Dynamic, out: &mut Vec<Content>, nested: bool) -> Result<(), ScriptError> {
+    // Lists within lists are what `map` makes of several parts: they are flattened.
+    fn pieces(value: &Dynamic, out: &mut Vec<Content>, depth: usize) -> Result<(), ScriptError> {
+        if depth > 8 {
+            return Err(ScriptError::text(
+                "lists of content nested more than 8 deep",
+            ));
+        }
         if let Some(node) = value.read_lock::<Node>() {
             out.push(match &*node {
                 Node::Parsed(node) => Content::Node(node.clone()),
                 Node::Built(element) => Content::Element(element.clone()),
             });
         } else if let Some(list) = value.read_lock::<List>() {
-            if nested {
-                return Err(ScriptError::text("a list of content holds another list"));
-            }
             for at in 0..list.len() {
-                pieces(&list.get(at), out, true)?;
+                pieces(&list.get(at), out, depth + 1)?;
             }
         } else if let Some(array) = value.read_lock::<rhai::Array>() {
             for item in array.iter() {
-                // A list of lists of nodes is what `map` makes: one level is flattened.
-                if nested && item.is_array() {
-                    return Err(ScriptError::text("lists of content nested too deep"));
-                }
-                pieces(item, out, true)?;
+                pieces(item, out, depth + 1)?;
             }
         } else if !value.is_unit() {
             let text = reading::plain_text(value)?;
@@ -307,7 +313,7 @@ fn build(name: &str, attributes: Option<Map>, content: Dynamic) -> R<Node> {
 
     let call = current()?;
     let mut content_pieces = Vec::new();
-    pieces(&content, &mut content_pieces, false)?;
+    pieces(&content, &mut content_pieces, 0)?;
     let mut named = Vec::new();
     for (name, value) in attributes.unwrap_or_default() {
         // An attribute that is nothing is left out.

@@ -62,10 +62,18 @@ fn no_script_outlives_its_limits() {
         "let a = list(); a.push(1); loop { a = a.map(|x| a); }",
         "let a = element(\"a\"); loop { a = element(\"a\", a); }",
         "let a = element(\"a\"); loop { a = element(\"a\", [a, a]); }",
-        "let f = || 1; loop { f = f.curry(f); }",
+        "let a = [1]; [1].for_each(|x| a.push(x)); loop { a = [a]; }",
+        "let a = #{}; [1].for_each(|x| a.x = x); loop { a.y = a; }",
+        "let s = \"x\"; [1].for_each(|x| s += s); loop { s += s; }",
+        "let a = []; loop { [1].for_each(|x| a.push(a)); }",
+        "let a = [1]; loop { a = a.map(|x| a); }",
         "let b = blob(10); loop { b += b; }",
         "blob(100000000000)",
         "let m = #{}; let i = 0; loop { m[`k${i}`] = i; i += 1; }",
+        "let s = \"x\"; for i in 0..21 { s += s; } let m = #{}; let i = 0; loop { m[`k${i}`] = s + `${i}`; i += 1; }",
+        "fn grow(s, i) { this[`k${i}`] = s + `${i}`; } let s = \"x\"; for i in 0..21 { s += s; } let m = #{}; let i = 0; loop { m.grow(s, i); i += 1; }",
+        "fn grow(s) { for i in 0..100000 { this[`k${i}`] = s + `${i}`; } } let s = \"x\"; for i in 0..21 { s += s; } let m = #{}; m.grow(s)",
+        "let s = \"x\"; for i in 0..21 { s += s; } let a = [0, 0, 0, 0]; loop { a[0] = a; a[1] = s + \"y\"; }",
         "let i = 0; loop { headers[`h${i}`] = \"x\"; i += 1; }",
         "let s = \"x\"; loop { s += \"0123456789abcdef0123456789abcdef\"; headers[\"h\"] = s; }",
         "for i in 0..9223372036854775807 { }",
@@ -85,7 +93,7 @@ fn no_script_outlives_its_limits() {
         "1 << 1000000; 2 ** 100000",
         "9223372036854775807 + 1",
         "1 / 0",
-        "table(\"../../etc/pass\" + \"wd\")",
+        "let n = \"../../etc/passwd\"; table(n)",
     ] {
         let started = Instant::now();
         let fault = match run(script, limits()) {
@@ -96,6 +104,24 @@ fn no_script_outlives_its_limits() {
         assert_eq!(fault.code, Code::Transform, "{script}: {fault}");
         assert!(took < Duration::from_secs(20), "{script}: {took:?}");
         assert!(fault.for_admin().len() < 4096, "{script}");
+    }
+}
+
+#[test]
+fn functions_cannot_be_nested_without_bound() {
+    for script in [
+        "let f = || 1; loop { f = curry(f, f); }",
+        "let f = || 1; loop { let g = f; f = || g.call(); }",
+        "let f = 1; loop { let g = f; f = [|| g]; }",
+        "let f = 1; loop { let g = f; f = [1].map(|x| || g); }",
+        "let f = 1; loop { let g = f; f = [1].reduce(|s, x| s, || g); }",
+        "fn keep(f) { f } let f = 1; loop { let g = f; f = keep(|| g); }",
+    ] {
+        let (message, ..) = Bench::new().refused(script);
+        assert!(
+            message.contains("closure") || message.contains("curry"),
+            "{script}: {message}"
+        );
     }
 }
 

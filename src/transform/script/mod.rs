@@ -9,12 +9,13 @@ mod functions;
 #[cfg(test)]
 mod hostile;
 mod lists;
+mod memory;
 pub(crate) mod names;
 mod namespaces;
 mod output;
 pub(crate) mod reading;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub(crate) mod values;
 
 use std::cell::{Cell, RefCell};
@@ -173,10 +174,12 @@ impl Program {
             headers: RefCell::new(None),
             typed: Cell::new(false),
             made: RefCell::new(Vec::new()),
+            header_bytes: Cell::new(0),
         })
     }
 
     fn run(&self) -> Result<Dynamic, Fault> {
+        memory::begin();
         let mut scope = rhai::Scope::new();
         if self.sets_headers {
             // The other names are found on demand, but those cannot be assigned to.

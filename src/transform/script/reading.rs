@@ -123,6 +123,21 @@ pub(crate) fn root(message: &MessageHandle) -> Result<Node, ScriptError> {
     Ok(Node::Parsed(NodeRef::root(current()?.xml(&message.0)?)))
 }
 
+/// The value of an XPath over a message: by a stream where that is enough, else by the tree.
+pub(crate) fn xpath(
+    message: &MessageHandle,
+    text: &str,
+    prefixes: Option<&Map>,
+) -> Result<Dynamic, ScriptError> {
+    let compiled = compiled(text, prefixes)?;
+    if let Some(plain) = &compiled.plain
+        && let Some(found) = current()?.stream(&message.0, plain)
+    {
+        return Ok(found?.map_or(Dynamic::UNIT, Dynamic::from));
+    }
+    root(message)?.xpath(&compiled)
+}
+
 pub(crate) fn own() -> Result<MessageHandle, ScriptError> {
     Ok(MessageHandle(current()?.message.clone()))
 }

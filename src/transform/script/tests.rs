@@ -359,6 +359,7 @@ fn mistakes_are_found_at_load_with_the_nearest_name() {
         ("fn f(x) { y }\nf(1)", "no variable 'y'", 1, 11, ""),
         ("[1].map(|x| x + z)", "no variable 'z'", 1, 17, ""),
         ("body.txet()", "no function 'txet'", 1, 6, "text"),
+        ("body.package", "reserved", 1, 6, "[\"package\"]"),
         ("eval(\"1\")", "", 1, 1, ""),
         ("import \"x\" as y;", "", 1, 1, ""),
     ] {
@@ -369,7 +370,7 @@ fn mistakes_are_found_at_load_with_the_nearest_name() {
     }
     for fine in [
         "fn f(x) { x + 1 }\nf(1)",
-        "let m = #{go: |x| x + 1}; m.go(1)",
+        "let m = #{add: |x| x + 1}; m.add(1)",
         "let f = |x| x; f.call(1)",
         "let xs = [1, 2]; let k = 2; xs.map(|x| x * k)",
         "let id = 5; id",

@@ -5,6 +5,8 @@
 
 pub(crate) mod build;
 pub(crate) mod reader;
+#[cfg(test)]
+mod tests;
 pub(crate) mod tree;
 pub(crate) mod write;
 

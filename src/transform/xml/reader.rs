@@ -55,8 +55,6 @@ pub(crate) struct Start<'r, 'a> {
     pub(crate) declarations: &'r [(&'a str, u32)],
     /// Every namespace by its number.
     pub(crate) uris: &'r [Cow<'a, str>],
-    /// Byte offset of the tag.
-    pub(crate) at: usize,
 }
 
 /// What takes the events. Breaking ends the reading early; what follows is not checked.
@@ -163,20 +161,12 @@ impl<'a> State<'a> {
         sink: &mut impl Sink<'a>,
     ) -> Flow {
         match event {
-            Event::Start(tag) => self.start(
-                slice(whole, &tag),
-                tag.name().as_ref().len(),
-                at,
-                false,
-                sink,
-            ),
-            Event::Empty(tag) => self.start(
-                slice(whole, &tag),
-                tag.name().as_ref().len(),
-                at,
-                true,
-                sink,
-            ),
+            Event::Start(tag) => {
+                self.start(slice(whole, &tag), tag.name().as_ref().len(), false, sink)
+            }
+            Event::Empty(tag) => {
+                self.start(slice(whole, &tag), tag.name().as_ref().len(), true, sink)
+            }
             Event::End(_) => {
                 if let Some(mark) = self.marks.pop() {
                     self.scope.truncate(mark as usize);
@@ -192,7 +182,7 @@ impl<'a> State<'a> {
                         Err("text outside the root element".into())
                     };
                 }
-                if memchr::memmem::find(text.as_bytes(), b"]]>").is_some() {
+                if memchr::memchr(b']', text.as_bytes()).is_some() && text.contains("]]>") {
                     return Err("']]>' within text".into());
                 }
                 self.node()?;
@@ -260,7 +250,6 @@ impl<'a> State<'a> {
         &mut self,
         content: &'a str,
         name_len: usize,
-        at: usize,
         empty: bool,
         sink: &mut impl Sink<'a>,
     ) -> Flow {
@@ -305,7 +294,6 @@ impl<'a> State<'a> {
             attributes: &self.attributes,
             declarations: &self.declarations,
             uris: &self.uris,
-            at,
         });
         if empty {
             self.scope.truncate(mark as usize);

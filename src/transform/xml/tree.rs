@@ -304,11 +304,6 @@ impl Document {
             node = self.nodes[node as usize].parent;
         }
     }
-
-    /// How many nodes and attributes there are.
-    pub(crate) fn weight(&self) -> usize {
-        self.nodes.len() + self.attrs.len()
-    }
 }
 
 struct Builder<'a> {

@@ -460,7 +460,8 @@ impl<'d> Evaluator<'d> {
                 each!(from.node + 1..document.end(from.node));
             }
             Axis::DescendantOrSelf => {
-                if look(from)? && from.attr == 0 {
+                let more = look(from)?;
+                if more && from.attr == 0 {
                     each!(from.node + 1..document.end(from.node));
                 }
             }

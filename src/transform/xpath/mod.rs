@@ -4,6 +4,7 @@
 
 pub(crate) mod eval;
 pub(crate) mod parse;
+pub(crate) mod stream;
 #[cfg(test)]
 mod tests;
 
@@ -33,6 +34,8 @@ pub(crate) struct XPath {
     pub(crate) names: usize,
     /// The value is a whole number whatever the document holds.
     pub(crate) whole: bool,
+    /// The form that needs no tree, where there is one.
+    pub(crate) plain: Option<stream::Plain>,
 }
 
 impl XPath {
@@ -41,6 +44,8 @@ impl XPath {
         text: &str,
         namespaces: &BTreeMap<String, String>,
     ) -> Result<Self, XPathError> {
-        parse::parse(text, namespaces)
+        let mut compiled = parse::parse(text, namespaces)?;
+        compiled.plain = stream::Plain::of(&compiled);
+        Ok(compiled)
     }
 }

@@ -334,6 +334,7 @@ pub(crate) fn parse(
         root,
         names: parser.names,
         whole,
+        plain: None,
     })
 }
 

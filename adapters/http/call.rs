@@ -1,0 +1,426 @@
+//! One request to a destination: sent, answered, and judged. A variant of [`SendError`] says what
+//! is known of the destination: nothing was done, it does not want the message, or unknown.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HOST, HeaderMap, LOCATION, RETRY_AFTER};
+use http::{Method, Request, Response, StatusCode, Uri};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use tokio::time::Instant;
+use xbus_core::adapter::Class;
+use xbus_core::{Call, Message, SendError};
+
+use crate::body::{self, BodyError};
+use crate::sender::Config;
+use crate::soap::{self, Envelope, FaultSide, Version};
+use crate::{serve, xml};
+
+/// As much of the answer of a failure is looked at.
+const FAILURE_BODY: u64 = 64 * 1024;
+/// As many characters of it are told.
+const TOLD: usize = 200;
+/// Redirects that are followed.
+const REDIRECTS: usize = 5;
+/// A decoded answer may be so much larger than what came.
+const RATIO: u64 = 100;
+/// The deadline bounds a body, not its pauses.
+const NO_PAUSE: Duration = Duration::from_secs(86_400);
+
+/// A request that is ready to go.
+pub(crate) struct HttpCall {
+    pub(crate) config: Arc<Config>,
+    pub(crate) message: Arc<Message>,
+    pub(crate) target: Uri,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
+
+impl Call for HttpCall {
+    fn run(&self, deadline: Instant) -> BoxFuture<'_, Result<Message, SendError>> {
+        Box::pin(async move {
+            let sent = AtomicBool::new(false);
+            match tokio::time::timeout_at(deadline, self.exchange(&sent)).await {
+                Ok(result) => result,
+                Err(_) if sent.load(Relaxed) => Err(SendError::unknown(format!(
+                    "{} was sent and not answered in time",
+                    self.shown()
+                ))
+                .timed_out()),
+                Err(_) => Err(SendError::outage(format!(
+                    "{}: no connection could be made in time",
+                    self.shown()
+                ))
+                .timed_out()),
+            }
+        })
+    }
+}
+
+/// A request on its way: what redirects change.
+struct Attempt {
+    method: Method,
+    target: Uri,
+    body: Bytes,
+}
+
+impl HttpCall {
+    /// Method and address for administrators: without user and query, where credentials may be.
+    fn shown(&self) -> String {
+        let query = if self.target.query().is_some() {
+            "?…"
+        } else {
+            ""
+        };
+        format!(
+            "{} {}{}{query}",
+            self.config.method,
+            self.config.destination.shown(),
+            self.target.path()
+        )
+    }
+
+    async fn exchange(&self, sent: &AtomicBool) -> Result<Message, SendError> {
+        let mut attempt = Attempt {
+            method: self.config.method.clone(),
+            target: self.target.clone(),
+            body: self.body.clone(),
+        };
+        for _ in 0..=REDIRECTS {
+            let (answer, handle) = self.send(&attempt, sent).await?;
+            let (head, incoming) = answer.into_parts();
+            let good = self.config.success.holds(head.status);
+            let limit = if good {
+                self.config.max_body
+            } else {
+                FAILURE_BODY
+            };
+            let body = body::collect(incoming, limit, NO_PAUSE).await;
+            if body.is_ok() {
+                self.config.destination.put(handle);
+            }
+            if !good && self.config.follow && head.status.is_redirection() {
+                match self.redirect(&attempt, head.status, &head.headers) {
+                    Ok(next) => {
+                        attempt = next;
+                        continue;
+                    }
+                    Err(why) => return Err(self.failed(head.status, &head.headers, why)),
+                }
+            }
+            return self.judge(head.status, &head.headers, body).await;
+        }
+        Err(SendError::outage(format!(
+            "{} was redirected more than {REDIRECTS} times",
+            self.shown()
+        )))
+    }
+
+    fn request(&self, attempt: &Attempt) -> Request<Full<Bytes>> {
+        let mut request = Request::new(Full::new(attempt.body.clone()));
+        *request.method_mut() = attempt.method.clone();
+        *request.uri_mut() = attempt.target.clone();
+        let headers = request.headers_mut();
+        *headers = self.headers.clone();
+        headers.insert(HOST, self.config.destination.authority.clone());
+        request
+    }
+
+    /// Sends over a connection that waits, or over a new one. A request that was certainly not
+    /// sent goes over the next connection; so does a GET or HEAD over a kept connection that was
+    /// lost without an answer, since it changes nothing (RFC 9110 section 9.2.2).
+    async fn send(
+        &self,
+        attempt: &Attempt,
+        sent: &AtomicBool,
+    ) -> Result<
+        (
+            Response<Incoming>,
+            hyper::client::conn::http1::SendRequest<Full<Bytes>>,
+        ),
+        SendError,
+    > {
+        let destination = &self.config.destination;
+        let mut request = self.request(attempt);
+        loop {
+            let (mut handle, kept) = match destination.take().await {
+                Some(handle) => (handle, true),
+                None => {
+                    let handle = destination.connect().await.map_err(|error| {
+                        SendError::outage(format!("{}: no connection: {error}", self.shown()))
+                    })?;
+                    (handle, false)
+                }
+            };
+            let before = sent.swap(true, Relaxed);
+            let mut failure = match handle.try_send_request(request).await {
+                Ok(answer) => return Ok((answer, handle)),
+                Err(failure) => failure,
+            };
+            match failure.take_message() {
+                Some(unsent) => {
+                    sent.store(before, Relaxed);
+                    if kept {
+                        request = unsent;
+                        continue;
+                    }
+                    return Err(SendError::outage(format!(
+                        "{}: the connection was closed before the request was sent",
+                        self.shown()
+                    )));
+                }
+                None => {
+                    let error = failure.into_error();
+                    let harmless = matches!(attempt.method, Method::GET | Method::HEAD);
+                    if kept && harmless && (error.is_incomplete_message() || error.is_closed()) {
+                        request = self.request(attempt);
+                        continue;
+                    }
+                    let what = if error.is_parse() {
+                        "was answered with something that is not HTTP"
+                    } else {
+                        "was sent, and the connection was lost before the answer"
+                    };
+                    return Err(SendError::unknown(format!(
+                        "{} {what}: {}",
+                        self.shown(),
+                        with_sources(&error)
+                    )));
+                }
+            }
+        }
+    }
+
+    /// Where a redirect leads, when it may be followed.
+    fn redirect(
+        &self,
+        from: &Attempt,
+        status: StatusCode,
+        headers: &HeaderMap,
+    ) -> Result<Attempt, &'static str> {
+        let harmless = matches!(from.method, Method::GET | Method::HEAD);
+        let method = match status.as_u16() {
+            307 | 308 => from.method.clone(),
+            301..=303 if harmless => from.method.clone(),
+            _ => return Err("a redirect that would lose the body is not followed"),
+        };
+        let location: Uri = headers
+            .get(LOCATION)
+            .and_then(|value| value.to_str().ok())
+            .and_then(|value| value.parse().ok())
+            .ok_or("a redirect without a usable Location")?;
+        let same_place = match (location.scheme_str(), location.authority()) {
+            (None, None) => location.path().starts_with('/'),
+            (Some(scheme), Some(authority)) => {
+                let usual = if scheme == "https" { 443 } else { 80 };
+                let place = format!(
+                    "{scheme}://{}:{}",
+                    authority.host(),
+                    authority.port_u16().unwrap_or(usual)
+                );
+                place.eq_ignore_ascii_case(&self.config.destination.shown())
+            }
+            _ => false,
+        };
+        if !same_place {
+            return Err("a redirect to another scheme, host or port is not followed");
+        }
+        let target = location
+            .path_and_query()
+            .cloned()
+            .map(Uri::from)
+            .ok_or("a redirect without a path")?;
+        Ok(Attempt {
+            method,
+            target,
+            body: from.body.clone(),
+        })
+    }
+
+    /// Whether an answer is good, and what it makes of the message.
+    async fn judge(
+        &self,
+        status: StatusCode,
+        headers: &HeaderMap,
+        body: Result<Bytes, BodyError>,
+    ) -> Result<Message, SendError> {
+        if !self.config.success.holds(status) {
+            let body = body.unwrap_or_default();
+            let body = decoded(headers, body, FAILURE_BODY)
+                .await
+                .unwrap_or_default();
+            let mut error = self.failed(status, headers, &told(&body));
+            // What a SOAP fault says of itself is more exact than these two statuses.
+            if matches!(status.as_u16(), 400 | 500)
+                && let Some((_, side)) = soap_fault(headers, &body)
+            {
+                error.class = class_of(side);
+            }
+            return Err(error);
+        }
+        let unreadable = |why: &str| {
+            SendError::unknown(format!(
+                "{} was answered with {}, and the answer cannot be read: {why}",
+                self.shown(),
+                status.as_u16()
+            ))
+        };
+        let body = match body {
+            Ok(body) => decoded(headers, body, self.config.max_body).await,
+            Err(error) => Err(error),
+        };
+        let body = body.map_err(|error| match error {
+            BodyError::TooLarge | BodyError::Ratio => {
+                unreadable(&format!("it is larger than {} bytes", self.config.max_body))
+            }
+            BodyError::Lost(why) => unreadable(&why),
+            BodyError::Slow => unreadable("it did not come to its end"),
+            BodyError::Coding(coding) => unreadable(&format!("its coding is '{coding}'")),
+            BodyError::Corrupt => unreadable("it is not what its coding says"),
+        })?;
+        // A fault never counts as success, unless the route asks for that status on purpose.
+        if status.is_success()
+            && let Some((_, side)) = soap_fault(headers, &body)
+        {
+            let mut error = self.failed(status, headers, &told(&body));
+            error.class = class_of(side);
+            return Err(error);
+        }
+        Ok(self.response(status, headers, body))
+    }
+
+    /// A failure by its status alone.
+    fn failed(&self, status: StatusCode, headers: &HeaderMap, told: &str) -> SendError {
+        let detail = format!(
+            "{} was answered with {}: {told}",
+            self.shown(),
+            status.as_u16()
+        );
+        let mut error = match status.as_u16() {
+            401 | 403 | 404 | 408 | 429 => SendError::outage(detail),
+            400..=499 => SendError::rejected(detail),
+            _ => SendError::outage(detail),
+        };
+        error.retry_after = retry_after(headers);
+        error
+    }
+
+    /// The response as a message: the answer's body and headers, and the message's own.
+    fn response(&self, status: StatusCode, headers: &HeaderMap, body: Bytes) -> Message {
+        let mut message = self.message.with_body(body);
+        let content_type = headers
+            .get(CONTENT_TYPE)
+            .map(|value| String::from_utf8_lossy(value.as_bytes()));
+        message.headers.retain(|name| {
+            let of_an_answer = name
+                .get(..5)
+                .is_some_and(|start| start.eq_ignore_ascii_case("http."))
+                && !name.eq_ignore_ascii_case("http.method")
+                && !name.eq_ignore_ascii_case("http.client");
+            !of_an_answer
+                && !name.eq_ignore_ascii_case("content-type")
+                && !name.eq_ignore_ascii_case("content-encoding")
+        });
+        if let Some(content_type) = content_type {
+            message.headers.append("content-type", &content_type);
+        }
+        message.headers.append("http.status", status.as_str());
+        let mut name_under = String::with_capacity(40);
+        for name in headers.keys() {
+            if serve::answer_passes(name) {
+                name_under.clear();
+                name_under.push_str("http.");
+                name_under.push_str(name.as_str());
+                serve::add(
+                    &mut message.headers,
+                    &name_under,
+                    headers.get_all(name).iter(),
+                );
+            }
+        }
+        message
+    }
+}
+
+/// The answer's body without its content coding.
+async fn decoded(headers: &HeaderMap, body: Bytes, limit: u64) -> Result<Bytes, BodyError> {
+    match headers.get(CONTENT_ENCODING) {
+        None => Ok(body),
+        Some(coding) => body::decode(coding.to_str().unwrap_or("?"), body, limit, RATIO).await,
+    }
+}
+
+fn class_of(side: FaultSide) -> Class {
+    match side {
+        FaultSide::Sender => Class::Rejected,
+        FaultSide::Receiver => Class::Outage,
+    }
+}
+
+/// The fault in a body of one of SOAP's media types.
+fn soap_fault(headers: &HeaderMap, body: &[u8]) -> Option<(Version, FaultSide)> {
+    let content_type = headers.get(CONTENT_TYPE)?.to_str().ok()?;
+    let essence = xml::essence(content_type);
+    let is_soap = [Version::V11, Version::V12]
+        .iter()
+        .any(|version| essence.eq_ignore_ascii_case(version.media_type()));
+    if !is_soap {
+        return None;
+    }
+    match soap::look(body, xml::charset(content_type), false) {
+        Ok(Envelope {
+            version: Some(version),
+            fault: Some(side),
+            ..
+        }) => Some((version, side)),
+        _ => None,
+    }
+}
+
+/// The beginning of a body, on one line.
+fn told(body: &[u8]) -> String {
+    if body.is_empty() {
+        return "(empty)".into();
+    }
+    let text = String::from_utf8_lossy(&body[..body.len().min(TOLD * 4)]);
+    let mut out = String::new();
+    for c in text.chars().take(TOLD) {
+        if c.is_control() {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    if text.chars().nth(TOLD).is_some() {
+        out.push('…');
+    }
+    out
+}
+
+/// `Retry-After` (RFC 9110 section 10.2.3): seconds or a date.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse::<u64>() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let at = httpdate::parse_http_date(text).ok()?;
+    Some(
+        at.duration_since(SystemTime::now())
+            .unwrap_or(Duration::ZERO),
+    )
+}
+
+fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(deeper) = source {
+        text.push_str(": ");
+        text.push_str(&deeper.to_string());
+        source = deeper.source();
+    }
+    text
+}

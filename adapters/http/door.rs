@@ -1,0 +1,120 @@
+//! A door: one route's receiver as a listener sees it.
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use http::Method;
+use tokio_util::task::TaskTracker;
+use xbus_core::{Arrival, Fault, Format, Inbox, Reply};
+
+use crate::auth::Auth;
+use crate::soap::{Name, Version};
+use crate::table::Pattern;
+
+/// What a route says of its receiver.
+pub(crate) struct Config {
+    pub(crate) pattern: Pattern,
+    pub(crate) methods: Vec<Method>,
+    pub(crate) soap: Option<SoapConfig>,
+    pub(crate) element: Option<Name>,
+    pub(crate) auth: Auth,
+    /// Bytes.
+    pub(crate) max_body: u64,
+    /// Name of the listener.
+    pub(crate) listener: String,
+    /// Media types that are taken; none: all.
+    pub(crate) accepts: Vec<String>,
+    pub(crate) format: Option<Format>,
+    pub(crate) charset: Option<String>,
+    pub(crate) wellformed: bool,
+}
+
+/// `soap:`.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct SoapConfig {
+    /// Nothing: any.
+    pub(crate) version: Option<Version>,
+    /// Header blocks that the route understands beside WS-Addressing.
+    pub(crate) understands: Vec<Name>,
+}
+
+impl Config {
+    /// In words, such as `POST /orders on default`.
+    pub(crate) fn claim(&self) -> String {
+        let methods: Vec<&str> = self.methods.iter().map(Method::as_str).collect();
+        let mut claim = format!(
+            "{} {} on {}",
+            methods.join(","),
+            self.pattern.claim(),
+            self.listener
+        );
+        if let Some(element) = &self.element {
+            claim.push_str(&format!(" with {element}"));
+        }
+        claim
+    }
+}
+
+/// Where arrivals go.
+pub(crate) enum Entry {
+    Inbox(Inbox),
+    /// Stands in for a route where there is no bus.
+    #[cfg(test)]
+    Stub(Arc<Stub>),
+}
+
+/// What stands in for a route in tests.
+#[cfg(test)]
+pub(crate) type Stub = dyn Fn(Arrival) -> BoxFuture<'static, Result<Reply, Fault>> + Send + Sync;
+
+/// One route's receiver, attached to a listener.
+pub(crate) struct Door {
+    pub(crate) config: Arc<Config>,
+    entry: Entry,
+    route: Arc<str>,
+    /// The requests that are being answered.
+    pub(crate) requests: TaskTracker,
+}
+
+impl Door {
+    pub(crate) fn new(config: Arc<Config>, route: Arc<str>, entry: Entry) -> Self {
+        Self {
+            config,
+            entry,
+            route,
+            requests: TaskTracker::new(),
+        }
+    }
+
+    pub(crate) fn pattern(&self) -> &Pattern {
+        &self.config.pattern
+    }
+
+    pub(crate) fn route(&self) -> &Arc<str> {
+        &self.route
+    }
+
+    pub(crate) fn claim(&self) -> String {
+        self.config.claim()
+    }
+
+    /// Whether another route's door would take the same requests.
+    pub(crate) fn collides(&self, other: &Door) -> bool {
+        self.route != other.route
+            && self.config.element == other.config.element
+            && self
+                .config
+                .methods
+                .iter()
+                .any(|method| other.config.methods.contains(method))
+    }
+
+    /// Hands a message in.
+    pub(crate) fn deliver(&self, arrival: Arrival) -> BoxFuture<'_, Result<Reply, Fault>> {
+        match &self.entry {
+            Entry::Inbox(inbox) => Box::pin(inbox.deliver(arrival)),
+            #[cfg(test)]
+            Entry::Stub(stub) => stub(arrival),
+        }
+    }
+}

@@ -1,0 +1,359 @@
+//! The hub: listeners, their connections, and the routing tables that receivers attach to.
+//!
+//! [`Hub::listen`] binds, [`Hub::start`] accepts, [`Hub::stop`] ends: connections made in between
+//! wait in the system's queue. Absent: HTTP/2, and changing listeners while the bus runs.
+
+use std::collections::{BTreeMap, HashMap};
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use futures_util::task::AtomicWaker;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use xbus_core::adapter::OpenError;
+
+use crate::door::Door;
+use crate::guard::{Guard, Watch};
+use crate::serve;
+use crate::settings::{Limits, ListenerSettings, Settings};
+use crate::table::Table;
+use crate::tls::{self, Subject};
+
+/// All listeners of the bus.
+pub struct Hub {
+    listeners: BTreeMap<String, Arc<Listener>>,
+    limits: Limits,
+    bound: Mutex<Vec<(Arc<Listener>, TcpListener, Option<TlsAcceptor>)>>,
+    connections: Arc<Connections>,
+    accepting: CancellationToken,
+    tasks: TaskTracker,
+}
+
+pub(crate) struct Listener {
+    pub(crate) settings: ListenerSettings,
+    pub(crate) table: ArcSwap<Table>,
+    /// Held while the table is changed.
+    changing: Mutex<()>,
+}
+
+/// The connections that are open, to be told of the end.
+#[derive(Default)]
+struct Connections {
+    stopping: AtomicBool,
+    next: AtomicU64,
+    open: Mutex<HashMap<u64, Arc<Connection>>>,
+}
+
+/// What requests of one connection share.
+pub(crate) struct Connection {
+    pub(crate) listener: Arc<Listener>,
+    pub(crate) limits: Limits,
+    pub(crate) watch: Arc<Watch>,
+    /// The peer's address as text.
+    pub(crate) client: String,
+    /// Whether the peer's forwarding headers count.
+    pub(crate) trusted: bool,
+    /// Whom the client's certificate names.
+    pub(crate) subject: Option<Subject>,
+    waker: AtomicWaker,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Hub {
+    /// A hub with these listeners; nothing is bound yet.
+    pub fn new(settings: Settings) -> Arc<Self> {
+        let listeners = settings
+            .listeners
+            .into_iter()
+            .map(|(name, settings)| {
+                let listener = Listener {
+                    settings,
+                    table: ArcSwap::default(),
+                    changing: Mutex::new(()),
+                };
+                (name, Arc::new(listener))
+            })
+            .collect();
+        Arc::new(Self {
+            listeners,
+            limits: settings.limits,
+            bound: Mutex::new(Vec::new()),
+            connections: Arc::default(),
+            accepting: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        })
+    }
+
+    /// The names of the listeners.
+    pub fn names(&self) -> impl Iterator<Item = &str> + Clone {
+        self.listeners.keys().map(String::as_str)
+    }
+
+    pub(crate) fn has_client_ca(&self, listener: &str) -> bool {
+        self.listeners
+            .get(listener)
+            .and_then(|listener| listener.settings.tls.as_ref())
+            .is_some_and(|tls| tls.client_ca.is_some())
+    }
+
+    /// Binds every listener and reads its certificates; gives the addresses by name. Nothing is
+    /// accepted before [`Hub::start`]. On an error nothing stays bound.
+    pub async fn listen(&self) -> Result<Vec<(String, SocketAddr)>, OpenError> {
+        let mut bound = Vec::new();
+        let mut addresses = Vec::new();
+        for (name, listener) in &self.listeners {
+            let acceptor = match &listener.settings.tls {
+                Some(tls) => Some(TlsAcceptor::from(tls::server_config(tls)?)),
+                None => None,
+            };
+            let address = &listener.settings.listen;
+            let cannot = |error: std::io::Error| not_bound(name, address, &error);
+            let socket = TcpListener::bind(address).await.map_err(cannot)?;
+            addresses.push((name.clone(), socket.local_addr().map_err(cannot)?));
+            bound.push((listener.clone(), socket, acceptor));
+        }
+        *lock(&self.bound) = bound;
+        Ok(addresses)
+    }
+
+    /// Begins to accept on everything that [`Hub::listen`] has bound. Call it when the receivers
+    /// are attached, so that no caller is told 404 while the bus starts.
+    pub fn start(&self) {
+        for (listener, socket, acceptor) in lock(&self.bound).drain(..) {
+            let accepting = Accepting {
+                places: Arc::new(Semaphore::new(listener.settings.max_connections)),
+                listener,
+                limits: self.limits,
+                acceptor,
+                connections: self.connections.clone(),
+                tasks: self.tasks.clone(),
+            };
+            let stop = self.accepting.clone();
+            self.tasks.spawn(async move {
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = accepting.run(socket) => {}
+                }
+            });
+        }
+    }
+
+    /// Stops accepting, lets connections finish what they are at, and returns when all have ended.
+    /// The caller bounds it in time: dropping the future leaves them to end by themselves.
+    pub async fn stop(&self) {
+        lock(&self.bound).clear();
+        self.accepting.cancel();
+        self.connections.stopping.store(true, SeqCst);
+        for connection in lock(&self.connections.open).values() {
+            connection.waker.wake();
+        }
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    /// Puts a door into its listener's table.
+    pub(crate) fn attach(&self, door: &Arc<Door>) -> Result<(), OpenError> {
+        let name = &door.config.listener;
+        let listener = self.listeners.get(name).ok_or_else(|| OpenError {
+            message: format!("there is no listener '{name}'"),
+            help: xbus_core::problem::suggest(name, self.names()),
+        })?;
+        let _changing = lock(&listener.changing);
+        let next = listener.table.load().with(door.clone())?;
+        listener.table.store(Arc::new(next));
+        Ok(())
+    }
+
+    /// Takes a door out of its listener's table.
+    pub(crate) fn detach(&self, door: &Arc<Door>) {
+        if let Some(listener) = self.listeners.get(&door.config.listener) {
+            let _changing = lock(&listener.changing);
+            let next = listener.table.load().without(door);
+            listener.table.store(Arc::new(next));
+        }
+    }
+}
+
+fn not_bound(name: &str, address: &str, error: &std::io::Error) -> OpenError {
+    let key = if name == "default" {
+        "http.listen".to_owned()
+    } else {
+        format!("listeners.{name}.listen")
+    };
+    let help = match error.kind() {
+        std::io::ErrorKind::AddrInUse => format!(
+            "another process listens there: stop it (`ss -ltnp` names it), or set {key} in xbus.yaml to another port"
+        ),
+        std::io::ErrorKind::PermissionDenied => {
+            format!("ports below 1024 need a privilege: set {key} in xbus.yaml to a higher port")
+        }
+        _ => format!("set {key} in xbus.yaml to an address of this machine"),
+    };
+    OpenError {
+        message: format!("cannot listen on {address}: {error}"),
+        help,
+    }
+}
+
+/// One listener that accepts.
+struct Accepting {
+    listener: Arc<Listener>,
+    limits: Limits,
+    acceptor: Option<TlsAcceptor>,
+    places: Arc<Semaphore>,
+    connections: Arc<Connections>,
+    tasks: TaskTracker,
+}
+
+impl Accepting {
+    async fn run(&self, socket: TcpListener) {
+        loop {
+            let Ok(place) = self.places.clone().acquire_owned().await else {
+                return;
+            };
+            let (stream, peer) = match socket.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // Out of file descriptors, or the peer has gone already.
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            };
+            let _ = stream.set_nodelay(true);
+            let open = self.open(stream, peer);
+            self.tasks.spawn(async move {
+                open.await;
+                drop(place);
+            });
+        }
+    }
+
+    /// The life of one connection.
+    fn open(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let acceptor = self.acceptor.clone();
+        let listener = self.listener.clone();
+        let limits = self.limits;
+        let connections = self.connections.clone();
+        async move {
+            match acceptor {
+                None => {
+                    let connection = connection(listener, limits, peer.ip(), None);
+                    connections.run(stream, connection).await;
+                }
+                Some(acceptor) => {
+                    let handshake =
+                        tokio::time::timeout(limits.head_timeout, acceptor.accept(stream)).await;
+                    let Ok(Ok(stream)) = handshake else {
+                        tracing::debug!(%peer, "no TLS session came about");
+                        return;
+                    };
+                    let (_, session) = stream.get_ref();
+                    let subject = session
+                        .peer_certificates()
+                        .and_then(|chain| Subject::of(chain.first()?));
+                    let connection = connection(listener, limits, peer.ip(), subject);
+                    connections.run(stream, connection).await;
+                }
+            }
+        }
+    }
+}
+
+fn connection(
+    listener: Arc<Listener>,
+    limits: Limits,
+    peer: IpAddr,
+    subject: Option<Subject>,
+) -> Arc<Connection> {
+    let trusted = listener
+        .settings
+        .trusted_proxies
+        .iter()
+        .any(|network| network.contains(peer));
+    Arc::new(Connection {
+        listener,
+        limits,
+        watch: Arc::default(),
+        client: peer.to_canonical().to_string(),
+        trusted,
+        subject,
+        waker: AtomicWaker::new(),
+    })
+}
+
+impl Connections {
+    async fn run<T>(&self, stream: T, connection: Arc<Connection>)
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let number = self.next.fetch_add(1, Relaxed);
+        lock(&self.open).insert(number, connection.clone());
+        self.serve(stream, &connection).await;
+        lock(&self.open).remove(&number);
+    }
+
+    async fn serve<T>(&self, stream: T, connection: &Arc<Connection>)
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let limits = connection.limits;
+        let guard = Guard::new(
+            stream,
+            connection.watch.clone(),
+            limits.head_timeout,
+            connection.listener.settings.idle,
+        );
+        let mut builder = http1::Builder::new();
+        builder
+            .pipeline_flush(true)
+            .max_header_size(limits.header_bytes);
+        if limits.headers != 100 {
+            // 100 is hyper's own limit, for which it needs no allocation.
+            builder.max_headers(limits.headers);
+        }
+        let service = {
+            let connection = connection.clone();
+            service_fn(move |request| {
+                let connection = connection.clone();
+                async move { Ok::<_, Infallible>(serve::answer(&connection, request).await) }
+            })
+        };
+        let mut http = pin!(builder.serve_connection(TokioIo::new(guard), service));
+        let mut told = false;
+        let ended = poll_fn(|cx| {
+            if !told {
+                connection.waker.register(cx.waker());
+                if self.stopping.load(SeqCst) {
+                    told = true;
+                    http.as_mut().graceful_shutdown();
+                }
+            }
+            http.as_mut().poll(cx)
+        })
+        .await;
+        if let Err(error) = ended {
+            tracing::debug!(client = connection.client, %error, "a connection ended early");
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! Connections to destinations. Each destination (scheme, host, port and TLS identity) has one
+//! pool that the whole process shares; a connection is taken out for one request and put back when
+//! its answer has been read.
+//!
+//! Absent: proxies, HTTP/2.
+
+use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::HeaderValue;
+use http_body_util::Full;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+use tokio_rustls::TlsConnector;
+
+/// How long a connection is kept without use: below the five seconds after which common servers
+/// close theirs, so that a request seldom meets a connection that is just being closed.
+const KEEP_IDLE: Duration = Duration::from_secs(4);
+/// Idle connections to one destination at most.
+const KEEP_MOST: usize = 256;
+/// Largest head of an answer.
+const MAX_HEAD: usize = 64 * 1024;
+
+type Handle = SendRequest<Full<Bytes>>;
+
+/// The TLS side of a sender: the files decide which senders share connections.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct TlsIdentity {
+    /// Equal keys: equal files.
+    pub(crate) key: String,
+    /// Read when the sender was built; nothing: the usual one, made when it is first needed.
+    pub(crate) config: Option<Arc<ClientConfig>>,
+}
+
+/// Where requests go.
+pub(crate) struct Destination {
+    key: Key,
+    tls: Option<TlsIdentity>,
+    /// `host` or `host:port`, as the header Host says it.
+    pub(crate) authority: HeaderValue,
+    idle: Mutex<Vec<(Handle, Instant)>>,
+    reaping: AtomicBool,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Key {
+    secure: bool,
+    host: String,
+    port: u16,
+    tls: String,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Destination {
+    /// The destination of this name, shared by all that ask for it. `host` is as in a URL: IPv6
+    /// addresses stand in brackets.
+    pub(crate) fn of(secure: bool, host: &str, port: u16, tls: TlsIdentity) -> Option<Arc<Self>> {
+        static ALL: OnceLock<Mutex<HashMap<u64, Vec<Weak<Destination>>>>> = OnceLock::new();
+        let key = Key {
+            secure,
+            host: host.to_ascii_lowercase(),
+            port,
+            tls: tls.key.clone(),
+        };
+        let mut hasher = std::hash::DefaultHasher::new();
+        key.hash(&mut hasher);
+        let usual = if secure { 443 } else { 80 };
+        let authority = if port == usual {
+            host.to_owned()
+        } else {
+            format!("{host}:{port}")
+        };
+        let authority = HeaderValue::from_str(&authority).ok()?;
+        let mut all = lock(ALL.get_or_init(Mutex::default));
+        let same = all.entry(hasher.finish()).or_default();
+        same.retain(|known| known.strong_count() > 0);
+        if let Some(known) = same
+            .iter()
+            .filter_map(Weak::upgrade)
+            .find(|known| known.key == key)
+        {
+            return Some(known);
+        }
+        let destination = Arc::new(Self {
+            key,
+            tls: secure.then_some(tls),
+            authority,
+            idle: Mutex::new(Vec::new()),
+            reaping: AtomicBool::new(false),
+        });
+        same.push(Arc::downgrade(&destination));
+        Some(destination)
+    }
+
+    /// A connection that waits for a request, the latest used first; nothing when there is none.
+    pub(crate) async fn take(&self) -> Option<Handle> {
+        loop {
+            let (mut handle, since) = lock(&self.idle).pop()?;
+            if since.elapsed() > KEEP_IDLE || handle.is_closed() {
+                continue;
+            }
+            if handle.is_ready() {
+                return Some(handle);
+            }
+            // It is still finishing the exchange before; that takes a moment at most.
+            if let Ok(Ok(())) =
+                tokio::time::timeout(Duration::from_millis(50), handle.ready()).await
+            {
+                return Some(handle);
+            }
+        }
+    }
+
+    /// Keeps a connection for the next request.
+    pub(crate) fn put(self: &Arc<Self>, handle: Handle) {
+        if handle.is_closed() {
+            return;
+        }
+        {
+            let mut idle = lock(&self.idle);
+            if idle.len() < KEEP_MOST {
+                idle.push((handle, Instant::now()));
+            }
+        }
+        if !self.reaping.swap(true, SeqCst) {
+            tokio::spawn(reap(Arc::downgrade(self)));
+        }
+    }
+
+    /// Makes a connection.
+    pub(crate) async fn connect(&self) -> io::Result<Handle> {
+        let host = self.key.host.trim_start_matches('[').trim_end_matches(']');
+        let stream = TcpStream::connect((host, self.key.port)).await?;
+        stream.set_nodelay(true)?;
+        match &self.tls {
+            None => handshake(stream).await,
+            Some(tls) => {
+                let config = match &tls.config {
+                    Some(config) => config.clone(),
+                    None => usual_config()?,
+                };
+                let name = ServerName::try_from(host.to_owned())
+                    .map_err(|error| io::Error::other(error.to_string()))?;
+                let stream = TlsConnector::from(config).connect(name, stream).await?;
+                handshake(stream).await
+            }
+        }
+    }
+
+    /// `http://host:port`, for messages to administrators.
+    pub(crate) fn shown(&self) -> String {
+        let scheme = if self.key.secure { "https" } else { "http" };
+        format!("{scheme}://{}:{}", self.key.host, self.key.port)
+    }
+}
+
+/// The TLS side of senders without files of their own: the machine's authorities.
+fn usual_config() -> io::Result<Arc<ClientConfig>> {
+    static USUAL: OnceLock<Arc<ClientConfig>> = OnceLock::new();
+    if let Some(config) = USUAL.get() {
+        return Ok(config.clone());
+    }
+    let config =
+        crate::tls::client_config(None, None).map_err(|error| io::Error::other(error.message))?;
+    Ok(USUAL.get_or_init(|| config).clone())
+}
+
+async fn handshake<T>(stream: T) -> io::Result<Handle>
+where
+    T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let (handle, connection) = http1::Builder::new()
+        .max_header_size(MAX_HEAD)
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(io::Error::other)?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "a connection to a destination ended");
+        }
+    });
+    Ok(handle)
+}
+
+/// Closes connections that nobody used, until there are none left to watch.
+async fn reap(destination: Weak<Destination>) {
+    loop {
+        tokio::time::sleep(KEEP_IDLE).await;
+        let Some(destination) = destination.upgrade() else {
+            return;
+        };
+        let mut idle = lock(&destination.idle);
+        idle.retain(|(handle, since)| since.elapsed() <= KEEP_IDLE && !handle.is_closed());
+        if idle.is_empty() {
+            destination.reaping.store(false, SeqCst);
+            return;
+        }
+    }
+}

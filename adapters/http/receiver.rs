@@ -1,0 +1,286 @@
+//! The receiving side: what a route says under `receive: http`, and a door made of it.
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use http::Method;
+use xbus_core::adapter::{OpenError, ReceiverKind};
+use xbus_core::problem::suggest;
+use xbus_core::spec::{Args, Field, Type};
+use xbus_core::{Format, Inbox, Receiver, Stop};
+
+use crate::auth::{AUTH_FIELDS, Auth};
+use crate::door::{Config, Door, Entry, SoapConfig};
+use crate::hub::Hub;
+use crate::soap::{Name, Version};
+use crate::table::Pattern;
+
+static FIELDS: &[Field] = &[
+    Field::new(
+        "path",
+        Type::Text,
+        "The path that it answers, such as `/orders/{no}`: a segment in braces becomes the header `path.no`, query parameters become `query.NAME`.",
+    )
+    .required(),
+    Field::new(
+        "methods",
+        Type::OneOrMany(&Type::Text),
+        "The request methods that it answers; any other gets 405.",
+    )
+    .default("POST"),
+    Field::new(
+        "soap",
+        Type::Either(&[
+            Type::Choice(&["1.1", "1.2", "any"]),
+            Type::Object(SOAP_FIELDS),
+        ]),
+        "Takes SOAP envelopes of this version. The body is the whole envelope, byte for byte; acknowledgements, replies and faults are envelopes of the caller's version.",
+    ),
+    Field::new(
+        "element",
+        Type::Text,
+        "`{namespace}Name` of the first element in the SOAP Body (without `soap`: of the document). Routes that share a path are told apart by it.",
+    ),
+    Field::new(
+        "auth",
+        Type::Object(AUTH_FIELDS),
+        "Who is let in: any one of the ways that are given. Left out: everybody.",
+    ),
+    Field::new(
+        "max_body",
+        Type::Size,
+        "The largest body that is taken, decompressed (default: `defaults.max_body` of xbus.yaml, 10MiB). A larger one gets 413.",
+    ),
+    Field::new(
+        "listener",
+        Type::Text,
+        "The listener of xbus.yaml that it is reached through; `default` is the one of `http:`.",
+    )
+    .default("default"),
+    Field::new(
+        "accepts",
+        Type::OneOrMany(&Type::Text),
+        "Media types that it takes, such as `application/json` or `text/*`; any other gets 415.",
+    ),
+    Field::new(
+        "format",
+        Type::Choice(&["xml", "json", "csv", "form", "text", "bytes"]),
+        "How the body is read, whatever its content type says.",
+    ),
+    Field::new(
+        "charset",
+        Type::Text,
+        "The body's charset, whatever its content type says (an IANA label).",
+    ),
+    Field::new(
+        "wellformed",
+        Type::Bool,
+        "Checks that the whole body is well-formed XML before anything runs; what is not gets a 400 fault.",
+    )
+    .default("false"),
+];
+
+static SOAP_FIELDS: &[Field] = &[
+    Field::new(
+        "version",
+        Type::Choice(&["1.1", "1.2", "any"]),
+        "The version of SOAP.",
+    )
+    .default("any"),
+    Field::new(
+        "understands",
+        Type::OneOrMany(&Type::Text),
+        "Header blocks (`{namespace}Name`) that the route deals with itself, beside WS-Addressing. One that must be understood and is not is answered with a fault.",
+    ),
+];
+
+/// The receiving side of the kind.
+pub(crate) fn kind(hub: Arc<Hub>) -> ReceiverKind {
+    ReceiverKind {
+        fields: FIELDS,
+        example: "receive:\n  http: { path: \"/orders/{no}\", methods: [POST, PUT] }\n",
+        answers: true,
+        build: Box::new(move |args| {
+            let config = Arc::new(build(&hub, args)?);
+            let receiver = HttpReceiver {
+                hub: hub.clone(),
+                config,
+            };
+            Some(Arc::new(receiver) as Arc<dyn Receiver>)
+        }),
+    }
+}
+
+/// Reports that what stands under a key cannot be used.
+fn bad(args: Args<'_>, key: &str, message: String, help: &str) {
+    args.build
+        .problems
+        .error(&args.place(key), "bad-value", message, help);
+}
+
+fn build(hub: &Hub, args: Args<'_>) -> Option<Config> {
+    let path = args.text("path")?;
+    let pattern = Pattern::parse(&path)
+        .map_err(|why| {
+            let message = format!("'{path}' is not a path: {why}");
+            bad(args, "path", message, "write a path such as /orders/{no}");
+        })
+        .ok();
+    let listener = args.text("listener").unwrap_or_default();
+    let listener_known = hub.names().any(|name| name == listener);
+    if !listener_known {
+        args.build.problems.error(
+            &args.place("listener"),
+            "unknown-listener",
+            format!("there is no listener '{listener}' in xbus.yaml"),
+            suggest(&listener, hub.names()),
+        );
+    }
+    if listener_known
+        && args
+            .node("auth")
+            .is_some_and(|auth| auth.get("client_certificate").is_some())
+        && !hub.has_client_ca(&listener)
+    {
+        let message = format!("the listener '{listener}' asks for no client certificates");
+        let help = "set tls: { cert, key, client_ca } on the listener in xbus.yaml";
+        bad(args, "auth", message, help);
+    }
+    let charset = args.text("charset");
+    if let Some(label) = &charset
+        && encoding_rs::Encoding::for_label(label.as_bytes()).is_none()
+    {
+        let message = format!("the charset '{label}' is not known");
+        bad(
+            args,
+            "charset",
+            message,
+            "write a label such as utf-8 or iso-8859-1",
+        );
+    }
+    let methods = methods(args);
+    let soap = args.has("soap").then(|| soap(args));
+    let element = name(args, "element", args.text("element"));
+    let config = Config {
+        pattern: pattern?,
+        methods: methods?,
+        soap,
+        element: element?,
+        auth: Auth::build(args.object("auth", AUTH_FIELDS)),
+        max_body: args.size("max_body").unwrap_or(args.build.max_body),
+        listener,
+        accepts: args.texts("accepts"),
+        format: args
+            .text("format")
+            .and_then(|name| Format::from_name(&name)),
+        charset,
+        wellformed: args.boolean("wellformed"),
+    };
+    listener_known.then_some(config)
+}
+
+fn methods(args: Args<'_>) -> Option<Vec<Method>> {
+    let mut methods = Vec::new();
+    for text in args.texts("methods") {
+        let known = text.chars().all(|c| c.is_ascii_alphabetic() || c == '-');
+        match Method::from_bytes(text.to_ascii_uppercase().as_bytes()) {
+            Ok(method) if known && method != Method::CONNECT => {
+                if !methods.contains(&method) {
+                    methods.push(method);
+                }
+            }
+            _ => {
+                let message = format!("'{text}' is not a request method");
+                bad(
+                    args,
+                    "methods",
+                    message,
+                    "write GET, POST, PUT, PATCH or DELETE",
+                );
+                return None;
+            }
+        }
+    }
+    Some(methods)
+}
+
+/// The outer `Option` is empty when the name is wrong, the inner when there is none.
+fn name(args: Args<'_>, key: &str, text: Option<String>) -> Option<Option<Name>> {
+    let Some(text) = text else { return Some(None) };
+    let name = Name::parse(&text);
+    if name.is_none() {
+        let message = format!("'{text}' is not the name of an element");
+        bad(
+            args,
+            key,
+            message,
+            "write {namespace}Name, or Name for an element in no namespace",
+        );
+        return None;
+    }
+    Some(name)
+}
+
+fn soap(args: Args<'_>) -> SoapConfig {
+    let short = args.node("soap").and_then(|node| node.text());
+    let inner = args.object("soap", SOAP_FIELDS);
+    let version = match short {
+        Some(text) => Version::from_name(text),
+        None => inner
+            .text("version")
+            .and_then(|text| Version::from_name(&text)),
+    };
+    let understands = match short {
+        Some(_) => Vec::new(),
+        None => inner
+            .texts("understands")
+            .into_iter()
+            .filter_map(|text| name(inner, "understands", Some(text)).flatten())
+            .collect(),
+    };
+    SoapConfig {
+        version,
+        understands,
+    }
+}
+
+/// Answers requests of one route on a listener that it shares with others.
+struct HttpReceiver {
+    hub: Arc<Hub>,
+    config: Arc<Config>,
+}
+
+impl Receiver for HttpReceiver {
+    fn claim(&self) -> Option<String> {
+        Some(self.config.claim())
+    }
+
+    fn open(
+        self: Arc<Self>,
+        inbox: Inbox,
+        stop: Stop,
+    ) -> BoxFuture<'static, Result<BoxFuture<'static, ()>, OpenError>> {
+        Box::pin(async move {
+            let route = inbox.route().clone();
+            let door = Door::new(self.config.clone(), route, Entry::Inbox(inbox));
+            open(&self.hub, door, stop)
+        })
+    }
+}
+
+/// Attaches a door until `stop`.
+pub(crate) fn open(
+    hub: &Arc<Hub>,
+    door: Door,
+    stop: Stop,
+) -> Result<BoxFuture<'static, ()>, OpenError> {
+    let door = Arc::new(door);
+    hub.attach(&door)?;
+    let hub = hub.clone();
+    Ok(Box::pin(async move {
+        stop.cancelled().await;
+        hub.detach(&door);
+        door.requests.close();
+        door.requests.wait().await;
+    }))
+}

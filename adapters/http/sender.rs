@@ -1,0 +1,605 @@
+//! The sending side: what a route says of an `http` step or target, and the requests made of it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
+use http::header::{
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, HeaderMap, HeaderName,
+    HeaderValue, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+};
+use http::{Method, StatusCode};
+use xbus_core::adapter::SenderKind;
+use xbus_core::spec::{Args, Field, Raw, Type};
+use xbus_core::template::Template;
+use xbus_core::{Code, Context, Fault, Message, Reach, Request, Sender};
+
+use crate::call::HttpCall;
+use crate::pool::{Destination, TlsIdentity};
+use crate::soap::{self, Version};
+use crate::url::Url;
+use crate::{tls, xml};
+
+static FIELDS: &[Field] = &[
+    Field::new(
+        "url",
+        Type::Template,
+        "The address, `http://…` or `https://…`. What `{{ }}` gives is percent-encoded as one path segment or query value; scheme, host and port cannot come from a message.",
+    )
+    .required(),
+    Field::new("method", Type::Text, "The request method. GET and HEAD are sent without a body.")
+        .default("POST"),
+    Field::new(
+        "headers",
+        Type::Either(&[Type::Text, Type::List(&Type::Text), Type::Map(&Type::Template)]),
+        "A list of message headers to send along, or a map of names to values. Content type, X-Message-Id, X-Correlation-Id, Idempotency-Key and traceparent are always sent.",
+    ),
+    Field::new("auth", Type::Object(AUTH_FIELDS), "The credentials to send."),
+    Field::new(
+        "soap",
+        Type::Either(&[Type::Choice(&["1.1", "1.2"]), Type::Object(SOAP_FIELDS)]),
+        "Sends SOAP envelopes: a body that is none is wrapped into one.",
+    ),
+    Field::new("tls", Type::Object(TLS_FIELDS), "Certificates for https."),
+    Field::new(
+        "success",
+        Type::OneOrMany(&Type::Text),
+        "The statuses that count as success: numbers (`404`), ranges (`200-299`) or classes (`2xx`).",
+    )
+    .default("2xx"),
+    Field::new(
+        "follow",
+        Type::Bool,
+        "Follows redirects (at most 5) on the same scheme, host and port: of any kind for GET and HEAD, 307 and 308 for other methods. Any other redirect is a failure.",
+    )
+    .default("false"),
+];
+
+static AUTH_FIELDS: &[Field] = &[
+    Field::new("basic", Type::Object(BASIC_FIELDS), "User and password."),
+    Field::new(
+        "bearer",
+        Type::Secret,
+        "A token for `Authorization: Bearer`.",
+    ),
+    Field::new(
+        "api_key",
+        Type::Object(API_KEY_FIELDS),
+        "A key in a header of its own.",
+    ),
+];
+
+static BASIC_FIELDS: &[Field] = &[
+    Field::new("user", Type::Text, "The user.").required(),
+    Field::new("password", Type::Secret, "The password.").required(),
+];
+
+static API_KEY_FIELDS: &[Field] = &[
+    Field::new("header", Type::Text, "The header that holds the key.").default("X-Api-Key"),
+    Field::new("value", Type::Secret, "The key.").required(),
+];
+
+static SOAP_FIELDS: &[Field] = &[
+    Field::new(
+        "version",
+        Type::Choice(&["1.1", "1.2"]),
+        "The version of SOAP.",
+    )
+    .default("1.1"),
+    Field::new(
+        "action",
+        Type::Template,
+        "The SOAP action: the header SOAPAction (1.1), or the parameter `action` of the content type (1.2).",
+    ),
+];
+
+static TLS_FIELDS: &[Field] = &[
+    Field::new(
+        "ca",
+        Type::Path,
+        "Certificates (PEM) of the authorities to believe, in place of the machine's own.",
+    ),
+    Field::new("cert", Type::Path, "The client certificate chain (PEM)."),
+    Field::new(
+        "key",
+        Type::Path,
+        "The client certificate's private key (PEM).",
+    ),
+];
+
+/// The sending side of the kind.
+pub(crate) fn kind() -> SenderKind {
+    SenderKind {
+        fields: FIELDS,
+        example: "http: { url: \"http://127.0.0.1:9001/stock\", headers: [order-id] }\n",
+        answers: true,
+        build: Box::new(|args| build(args).map(|sender| Arc::new(sender) as Arc<dyn Sender>)),
+    }
+}
+
+/// A sender as it runs.
+pub(crate) struct HttpSender(Arc<Config>);
+
+/// What all requests of a sender share.
+pub(crate) struct Config {
+    /// `build.step`: the second half of the idempotency key.
+    pub(crate) step: Arc<str>,
+    pub(crate) method: Method,
+    url: Url,
+    pub(crate) destination: Arc<Destination>,
+    headers: Sent,
+    pub(crate) credential: Option<(HeaderName, HeaderValue)>,
+    soap: Option<SoapOut>,
+    pub(crate) success: Success,
+    pub(crate) follow: bool,
+    /// Largest answer in bytes.
+    pub(crate) max_body: u64,
+}
+
+/// Which message headers go along.
+enum Sent {
+    Named(Vec<HeaderName>),
+    Made(Vec<(HeaderName, Template)>),
+}
+
+struct SoapOut {
+    version: Version,
+    action: Option<Template>,
+}
+
+/// Which statuses are good.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Success(Vec<(u16, u16)>);
+
+impl Success {
+    fn parse(text: &str) -> Option<(u16, u16)> {
+        let in_range = |status: &u16| (200..=599).contains(status);
+        let number = |text: &str| text.trim().parse::<u16>().ok().filter(in_range);
+        if let Some(class) = text.strip_suffix("xx") {
+            let class: u16 = class.parse().ok()?;
+            return in_range(&(class * 100)).then_some((class * 100, class * 100 + 99));
+        }
+        match text.split_once('-') {
+            Some((from, to)) => {
+                let (from, to) = (number(from)?, number(to)?);
+                (from <= to).then_some((from, to))
+            }
+            None => number(text).map(|one| (one, one)),
+        }
+    }
+
+    /// Whether a status counts as success.
+    pub(crate) fn holds(&self, status: StatusCode) -> bool {
+        let status = status.as_u16();
+        self.0
+            .iter()
+            .any(|(from, to)| (*from..=*to).contains(&status))
+    }
+}
+
+fn bad(args: Args<'_>, key: &str, message: String, help: &str) {
+    args.build
+        .problems
+        .error(&args.place(key), "bad-value", message, help);
+}
+
+fn build(args: Args<'_>) -> Option<HttpSender> {
+    let url = args.template("url").and_then(|template| {
+        Url::parse(&template)
+            .map_err(|(message, help)| bad(args, "url", message, help))
+            .ok()
+    });
+    let method = method(args);
+    let headers = sent(args);
+    let soap = args.has("soap").then(|| soap(args));
+    if soap.is_some()
+        && method
+            .as_ref()
+            .is_some_and(|method| *method != Method::POST)
+    {
+        let message = "SOAP is sent with POST".to_owned();
+        bad(args, "method", message, "leave 'method' out");
+    }
+    let success = success(args);
+    let identity = tls_identity(args);
+    let own = credential(args);
+    let url = url?;
+    let credential = own?.or_else(|| url.user_info.as_deref().and_then(basic));
+    if args.has("tls") && !url.secure {
+        let message = "'tls' is set for an http:// address".to_owned();
+        bad(
+            args,
+            "tls",
+            message,
+            "write https:// in 'url', or leave 'tls' out",
+        );
+    }
+    let destination = Destination::of(url.secure, &url.host, url.port, identity?)?;
+    Some(HttpSender(Arc::new(Config {
+        step: args.build.step.clone(),
+        method: method?,
+        destination,
+        url,
+        headers: headers?,
+        credential,
+        soap,
+        success: success?,
+        follow: args.boolean("follow"),
+        max_body: args.build.max_body,
+    })))
+}
+
+fn method(args: Args<'_>) -> Option<Method> {
+    let text = args.text("method")?;
+    match Method::from_bytes(text.to_ascii_uppercase().as_bytes()) {
+        Ok(method) if method != Method::CONNECT => Some(method),
+        _ => {
+            let message = format!("'{text}' is not a request method");
+            bad(
+                args,
+                "method",
+                message,
+                "write POST, GET, PUT, PATCH or DELETE",
+            );
+            None
+        }
+    }
+}
+
+/// A header name that a route may set.
+fn header_name(args: Args<'_>, key: &str, text: &str) -> Option<HeaderName> {
+    let Ok(name) = HeaderName::from_bytes(text.as_bytes()) else {
+        let message = format!("'{text}' is not a header name");
+        bad(args, key, message, "letters, digits and '-' make a name");
+        return None;
+    };
+    let framing = matches!(
+        name,
+        HOST | CONTENT_LENGTH | TRANSFER_ENCODING | CONNECTION | TE | TRAILER | UPGRADE | EXPECT
+    );
+    if framing {
+        let message = format!("the header '{text}' is set by HTTP itself");
+        bad(args, key, message, "leave it out");
+        return None;
+    }
+    Some(name)
+}
+
+fn sent(args: Args<'_>) -> Option<Sent> {
+    match args.node("headers").map(|node| &node.raw) {
+        Some(Raw::Map(entries)) => {
+            let mut made = Vec::new();
+            let mut good = true;
+            for (key, node) in entries {
+                match (
+                    header_name(args, "headers", &key.name),
+                    args.build.template(node),
+                ) {
+                    (Some(name), Some(template)) => made.push((name, template)),
+                    _ => good = false,
+                }
+            }
+            good.then_some(Sent::Made(made))
+        }
+        _ => {
+            let names = args.texts("headers");
+            let wanted = names.len();
+            let found: Vec<HeaderName> = names
+                .iter()
+                .filter_map(|name| header_name(args, "headers", name))
+                .collect();
+            (found.len() == wanted).then_some(Sent::Named(found))
+        }
+    }
+}
+
+fn soap(args: Args<'_>) -> SoapOut {
+    let short = args.node("soap").and_then(|node| node.text());
+    let inner = args.object("soap", SOAP_FIELDS);
+    let version = match short {
+        Some(text) => Version::from_name(text),
+        None => inner
+            .text("version")
+            .and_then(|text| Version::from_name(&text)),
+    };
+    SoapOut {
+        version: version.unwrap_or(Version::V11),
+        action: match short {
+            Some(_) => None,
+            None => inner.template("action"),
+        },
+    }
+}
+
+fn success(args: Args<'_>) -> Option<Success> {
+    let mut ranges = Vec::new();
+    for text in args.texts("success") {
+        match Success::parse(&text) {
+            Some(range) => ranges.push(range),
+            None => {
+                let message = format!("'{text}' is neither a status nor a range of them");
+                bad(args, "success", message, "write 200, 200-299 or 2xx");
+                return None;
+            }
+        }
+    }
+    Some(Success(ranges))
+}
+
+fn tls_identity(args: Args<'_>) -> Option<TlsIdentity> {
+    if !args.has("tls") {
+        return Some(TlsIdentity::default());
+    }
+    let inner = args.object("tls", TLS_FIELDS);
+    let (ca, cert, key) = (inner.path("ca"), inner.path("cert"), inner.path("key"));
+    let identity: Option<(PathBuf, PathBuf)> = match (cert, key) {
+        (Some(cert), Some(key)) => Some((cert, key)),
+        (None, None) => None,
+        _ => {
+            let message = "'cert' and 'key' go together".to_owned();
+            bad(args, "tls", message, "set both, or neither");
+            return None;
+        }
+    };
+    let config = tls::client_config(
+        ca.as_deref(),
+        identity
+            .as_ref()
+            .map(|(cert, key)| (cert.as_path(), key.as_path())),
+    );
+    match config {
+        Ok(config) => Some(TlsIdentity {
+            key: format!("{ca:?} {identity:?}"),
+            config: Some(config),
+        }),
+        Err(error) => {
+            args.build
+                .problems
+                .error(&args.place("tls"), "bad-tls", error.message, error.help);
+            None
+        }
+    }
+}
+
+fn secret(text: &str) -> Option<HeaderValue> {
+    let mut value = HeaderValue::from_bytes(text.as_bytes()).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
+fn basic(pair: &str) -> Option<(HeaderName, HeaderValue)> {
+    let value = secret(&format!("Basic {}", BASE64_STANDARD.encode(pair)))?;
+    Some((AUTHORIZATION, value))
+}
+
+/// The outer `Option` is empty when something is wrong, the inner when there are no credentials.
+fn credential(args: Args<'_>) -> Option<Option<(HeaderName, HeaderValue)>> {
+    if !args.has("auth") {
+        return Some(None);
+    }
+    let auth = args.object("auth", AUTH_FIELDS);
+    let ways = ["basic", "bearer", "api_key"];
+    if ways.iter().filter(|way| auth.has(way)).count() > 1 {
+        let message = "'auth' names more than one way".to_owned();
+        bad(
+            args,
+            "auth",
+            message,
+            "keep one of basic, bearer and api_key",
+        );
+        return None;
+    }
+    let unusable = || {
+        let message = "the credential holds characters that no header can hold".to_owned();
+        bad(
+            args,
+            "auth",
+            message,
+            "control characters and line ends cannot be sent",
+        );
+    };
+    if auth.has("basic") {
+        let inner = auth.object("basic", BASIC_FIELDS);
+        let (user, password) = (inner.text("user")?, inner.secret("password")?);
+        return Some(basic(&format!("{user}:{}", password.0)));
+    }
+    if let Some(token) = auth.secret("bearer") {
+        let value = secret(&format!("Bearer {}", token.0));
+        if value.is_none() {
+            unusable();
+        }
+        return Some(Some((AUTHORIZATION, value?)));
+    }
+    if auth.has("api_key") {
+        let inner = auth.object("api_key", API_KEY_FIELDS);
+        let name = header_name(inner, "header", &inner.text("header")?)?;
+        let value = secret(&inner.secret("value")?.0);
+        if value.is_none() {
+            unusable();
+        }
+        return Some(Some((name, value?)));
+    }
+    Some(None)
+}
+
+impl Sender for HttpSender {
+    fn reach(&self) -> Reach {
+        Reach::OneShot
+    }
+
+    fn make(&self, message: Arc<Message>, context: &Context) -> Result<Request, Fault> {
+        let config = &self.0;
+        let target = config.url.target(&message, context)?;
+        let mut headers = HeaderMap::with_capacity(12);
+        config.identify(&message, &mut headers);
+        let body = config.body(&message, context, &mut headers)?;
+        config.add_headers(&message, context, &mut headers)?;
+        if let Some((name, value)) = &config.credential {
+            headers.insert(name.clone(), value.clone());
+        }
+        Ok(Request::Call(Box::new(HttpCall {
+            config: config.clone(),
+            message,
+            target,
+            headers,
+            body,
+        })))
+    }
+}
+
+fn cannot(what: &str, detail: impl Into<String>) -> Fault {
+    Fault::new(Code::Transform, what).detail(detail)
+}
+
+impl Config {
+    /// Who the message is, over all attempts: one text holds the id, and the key that begins with it.
+    fn identify(&self, message: &Message, headers: &mut HeaderMap) {
+        let key = Bytes::from(format!("{}/{}", message.id, self.step));
+        let id = key.slice(..key.len() - self.step.len() - 1);
+        let correlation = match &message.correlation_id {
+            Some(id) => Bytes::copy_from_slice(id.as_bytes()),
+            None => id.clone(),
+        };
+        for (name, value) in [
+            ("x-message-id", id),
+            ("x-correlation-id", correlation),
+            ("idempotency-key", key),
+        ] {
+            if let Ok(value) = HeaderValue::from_maybe_shared(value) {
+                headers.insert(HeaderName::from_static(name), value);
+            }
+        }
+        if let Some(parent) = message.headers.get("traceparent")
+            && let Ok(value) = HeaderValue::from_str(parent)
+        {
+            headers.insert("traceparent", value);
+        }
+    }
+
+    /// The body to send, and the headers that describe it.
+    fn body(
+        &self,
+        message: &Arc<Message>,
+        context: &Context,
+        headers: &mut HeaderMap,
+    ) -> Result<Bytes, Fault> {
+        if matches!(self.method, Method::GET | Method::HEAD) {
+            return Ok(Bytes::new());
+        }
+        let given = message.content_type();
+        let Some(soap) = &self.soap else {
+            let value = match given {
+                Some(given) => HeaderValue::from_bytes(given.as_bytes()).ok(),
+                None => message
+                    .format
+                    .map(|format| HeaderValue::from_static(format.media_type())),
+            };
+            if let Some(value) = value {
+                headers.insert(CONTENT_TYPE, value);
+            }
+            return Ok(message.body.bytes().clone());
+        };
+        let charset = given.and_then(xml::charset);
+        let (body, changed) = soap::into_envelope(soap.version, message.body.bytes(), charset)
+            .map_err(|why| {
+                cannot(
+                    "the request is not an XML document",
+                    format!("a SOAP request cannot be made of the body: {why}"),
+                )
+            })?;
+        let action = match &soap.action {
+            Some(template) => Some(template.render(message, context)?),
+            None => None,
+        };
+        if action.as_ref().is_some_and(|action| {
+            action.contains(['"', '\\']) || action.chars().any(char::is_control)
+        }) {
+            return Err(cannot(
+                "the SOAP action cannot be sent",
+                "the SOAP action holds a quote, a backslash or a control character",
+            ));
+        }
+        let charset = match charset {
+            _ if changed || xml::is_utf8(&body, charset) => Some("utf-8"),
+            other => other,
+        };
+        let mut content_type = String::from(soap.version.media_type());
+        if let Some(charset) = charset {
+            content_type.push_str("; charset=");
+            content_type.push_str(charset);
+        }
+        match (soap.version, action) {
+            (Version::V11, action) => {
+                // SOAP 1.1 section 6.1.1: the header must be there, quoted.
+                let value = format!("\"{}\"", action.unwrap_or_default());
+                insert(headers, HeaderName::from_static("soapaction"), &value)?;
+            }
+            (Version::V12, Some(action)) => {
+                content_type.push_str("; action=\"");
+                content_type.push_str(&action);
+                content_type.push('"');
+            }
+            (Version::V12, None) => {}
+        }
+        insert(headers, CONTENT_TYPE, &content_type)?;
+        Ok(body)
+    }
+
+    fn add_headers(
+        &self,
+        message: &Arc<Message>,
+        context: &Context,
+        headers: &mut HeaderMap,
+    ) -> Result<(), Fault> {
+        match &self.headers {
+            Sent::Named(names) => {
+                for name in names {
+                    if let Some(value) = message.headers.get(name.as_str()) {
+                        insert(headers, name.clone(), value)?;
+                    }
+                }
+            }
+            Sent::Made(made) => {
+                for (name, template) in made {
+                    let value = template.render(message, context)?;
+                    insert(headers, name.clone(), &value)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Sets a header; what no header can hold (line ends above all) is a fault.
+fn insert(headers: &mut HeaderMap, name: HeaderName, value: &str) -> Result<(), Fault> {
+    match HeaderValue::from_bytes(value.as_bytes()) {
+        Ok(value) => {
+            headers.insert(name, value);
+            Ok(())
+        }
+        Err(_) => Err(cannot(
+            "a header of the request cannot be sent",
+            format!("the value of the header '{name}' holds a control character"),
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statuses_that_count_as_success() {
+        assert_eq!(Success::parse("2xx"), Some((200, 299)));
+        assert_eq!(Success::parse("404"), Some((404, 404)));
+        assert_eq!(Success::parse("200-204"), Some((200, 204)));
+        for bad in ["20", "xx", "9xx", "300-200", "ok", "600", "1xx"] {
+            assert_eq!(Success::parse(bad), None, "{bad}");
+        }
+        let success = Success(vec![(200, 204), (404, 404)]);
+        assert!(success.holds(StatusCode::NOT_FOUND) && success.holds(StatusCode::OK));
+        assert!(!success.holds(StatusCode::MULTI_STATUS));
+    }
+}

@@ -1,0 +1,753 @@
+//! One request: from its head to its answer. Whatever is wrong is refused as early as it can be
+//! seen, and a body that will be refused is not read.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::request::Parts;
+use http::{Method, Request, StatusCode};
+use hyper::body::Incoming;
+use xbus_core::{Arrival, Code, Headers, Message, MessageId, Reply, Timestamp};
+
+use crate::auth::Denied;
+use crate::body::{self, BodyError};
+use crate::door::{Config, Door};
+use crate::hub::Connection;
+use crate::shape::{self, Answer, Refusal, Shape, SoapCode};
+use crate::soap::{self, Envelope, NotSoap, Version};
+use crate::table::{Doors, decode};
+use crate::{wellformed, xml};
+
+/// Documents above this size are checked away from the threads that serve connections.
+const CHECK_ASIDE: usize = 256 * 1024;
+
+/// Answers a request.
+pub(crate) async fn answer(connection: &Arc<Connection>, request: Request<Incoming>) -> Answer {
+    let (_active, ambiguous) = connection.watch.begin();
+    let id = MessageId::new();
+    let (head, body) = request.into_parts();
+    let mut shape = Shape::of(&head.headers);
+    let result = if ambiguous {
+        Err(Refusal::new(
+            Code::Client,
+            "the request says its length in more than one way",
+        )
+        .close())
+    } else {
+        take(connection, head, body, id, &mut shape).await
+    };
+    let answer = match result {
+        Ok((door, reply)) => match good(shape, &door.config, &reply) {
+            Ok(answer) => answer,
+            Err(refusal) => shape::fault(shape, reply.id, &refusal),
+        },
+        Err(refusal) => shape::fault(shape, id, &refusal),
+    };
+    if answer.headers().contains_key(header::CONNECTION) {
+        connection.watch.leave_unread();
+    }
+    answer
+}
+
+/// Takes a request in and runs its route.
+async fn take(
+    connection: &Arc<Connection>,
+    head: Parts,
+    body: Incoming,
+    id: MessageId,
+    shape: &mut Shape,
+) -> Result<(Arc<Door>, Reply), Refusal> {
+    let doors = doors(connection, &head, shape)?;
+    let first = &doors[0];
+    if let Some(soap) = &first.config.soap
+        && !matches!(shape, Shape::Soap(_))
+    {
+        *shape = Shape::Soap(soap.version.unwrap_or(Version::V11));
+    }
+    let alone = doors.len() == 1;
+    if alone {
+        let caller = caller(connection, &head, &first.config)?;
+        return enter(connection, first.clone(), caller, head, body, id, shape).await;
+    }
+    // Several routes: whoever is let in by one of them may send a body; the element then chooses.
+    let mut denied = None;
+    let mut open = Vec::new();
+    for door in doors.iter() {
+        match caller(connection, &head, &door.config) {
+            Ok(caller) => open.push((door.clone(), caller)),
+            Err(refusal) => denied = denied.or(Some(refusal)),
+        }
+    }
+    let chosen = match (open.len(), denied) {
+        (0, Some(refusal)) => return Err(refusal),
+        _ => choose(connection, open, &head, body, shape).await?,
+    };
+    let (door, caller, body) = chosen;
+    hand_in(connection, door, caller, head, body, id, shape).await
+}
+
+/// The doors that path and method lead to.
+fn doors(connection: &Connection, head: &Parts, shape: &Shape) -> Result<Doors, Refusal> {
+    let _ = shape;
+    let table = connection.listener.table.load();
+    let Some(doors) = table.find(head.uri.path()) else {
+        return Err(unread(
+            Refusal::new(Code::NotFound, "there is nothing at this path"),
+            head,
+        ));
+    };
+    if doors
+        .iter()
+        .all(|door| door.config.methods.contains(&head.method))
+        && (doors.len() == 1 || doors.iter().any(|door| door.config.element.is_some()))
+    {
+        return Ok(doors.clone());
+    }
+    let fitting: Vec<Arc<Door>> = doors
+        .iter()
+        .filter(|door| door.config.methods.contains(&head.method))
+        .cloned()
+        .collect();
+    if fitting.is_empty() {
+        let mut allowed: Vec<&str> = doors
+            .iter()
+            .flat_map(|door| door.config.methods.iter().map(Method::as_str))
+            .collect();
+        allowed.sort_unstable();
+        allowed.dedup();
+        let allow = HeaderValue::from_str(&allowed.join(", "))
+            .unwrap_or_else(|_| HeaderValue::from_static("POST"));
+        let refusal = Refusal::new(Code::NotFound, "the method is not allowed at this path")
+            .status(StatusCode::METHOD_NOT_ALLOWED)
+            .header(header::ALLOW, allow);
+        return Err(unread(refusal, head));
+    }
+    // Without an element to choose by, the latest of a route's doors is the one.
+    if fitting.iter().all(|door| door.config.element.is_none()) {
+        return Ok(fitting.into_iter().take(1).collect());
+    }
+    Ok(fitting.into())
+}
+
+/// A refusal before the body was read: unless there is none, the connection ends with it.
+fn unread(refusal: Refusal, head: &Parts) -> Refusal {
+    let empty = !head.headers.contains_key(header::TRANSFER_ENCODING)
+        && head
+            .headers
+            .get(header::CONTENT_LENGTH)
+            .is_none_or(|length| length == "0");
+    if empty { refusal } else { refusal.close() }
+}
+
+fn caller(
+    connection: &Connection,
+    head: &Parts,
+    config: &Config,
+) -> Result<Option<Arc<str>>, Refusal> {
+    let denied = match config
+        .auth
+        .check(&head.headers, connection.subject.as_ref())
+    {
+        Ok(caller) => return Ok(caller),
+        Err(denied) => denied,
+    };
+    let refusal = match denied {
+        Denied::Unauthorized(challenge) => {
+            Refusal::new(Code::Denied, "credentials are missing or wrong")
+                .status(StatusCode::UNAUTHORIZED)
+                .header(
+                    header::WWW_AUTHENTICATE,
+                    HeaderValue::from_static(challenge),
+                )
+        }
+        Denied::Forbidden => {
+            Refusal::new(Code::Denied, "the caller's certificate is not let in here")
+        }
+    };
+    Err(unread(refusal, head))
+}
+
+/// Reads the body for the one route of a path, and goes on.
+async fn enter(
+    connection: &Arc<Connection>,
+    door: Arc<Door>,
+    caller: Option<Arc<str>>,
+    head: Parts,
+    body: Incoming,
+    id: MessageId,
+    shape: &mut Shape,
+) -> Result<(Arc<Door>, Reply), Refusal> {
+    check_type(&door.config, &head)?;
+    let body = read(connection, &head, body, door.config.max_body).await?;
+    let seen = match &door.config.soap {
+        Some(_) => Some(envelope(
+            &door.config,
+            &head,
+            &body,
+            shape,
+            door.config.element.is_some(),
+        )?),
+        None => None,
+    };
+    if let Some(wanted) = &door.config.element {
+        let found = match &seen {
+            Some(seen) => seen.element.clone(),
+            None => wellformed::first_element(&body, charset_of(&head)),
+        };
+        if found.as_ref() != Some(wanted) {
+            return Err(no_element());
+        }
+    }
+    hand_in(connection, door, caller, head, (body, seen), id, shape).await
+}
+
+fn no_element() -> Refusal {
+    Refusal::new(
+        Code::Client,
+        "no route at this path takes the body's first element",
+    )
+}
+
+fn charset_of(head: &Parts) -> Option<&str> {
+    head.headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .and_then(xml::charset)
+}
+
+type Chosen = (Arc<Door>, Option<Arc<str>>, (Bytes, Option<Envelope>));
+
+/// Reads the body and lets its first element choose among the doors of a path.
+async fn choose(
+    connection: &Arc<Connection>,
+    open: Vec<(Arc<Door>, Option<Arc<str>>)>,
+    head: &Parts,
+    body: Incoming,
+    shape: &mut Shape,
+) -> Result<Chosen, Refusal> {
+    let mut refused = None;
+    let mut fitting = Vec::new();
+    for (door, caller) in open {
+        match check_type(&door.config, head) {
+            Ok(()) => fitting.push((door, caller)),
+            Err(refusal) => refused = refused.or(Some(refusal)),
+        }
+    }
+    let largest = fitting.iter().map(|(door, _)| door.config.max_body).max();
+    let Some(largest) = largest else {
+        return Err(refused.unwrap_or_else(no_element));
+    };
+    let body = read(connection, head, body, largest).await?;
+    let seen = match fitting.iter().find(|(door, _)| door.config.soap.is_some()) {
+        Some((door, _)) => Some(envelope(&door.config, head, &body, shape, true)?),
+        None => None,
+    };
+    let element = match &seen {
+        Some(seen) => seen.element.clone(),
+        None => wellformed::first_element(&body, charset_of(head)),
+    };
+    let at = fitting
+        .iter()
+        .position(|(door, _)| door.config.element.is_some() && door.config.element == element)
+        .or_else(|| {
+            fitting
+                .iter()
+                .position(|(door, _)| door.config.element.is_none())
+        });
+    let Some(at) = at else {
+        return Err(no_element());
+    };
+    let (door, caller) = fitting.swap_remove(at);
+    if body.len() as u64 > door.config.max_body {
+        return Err(too_large());
+    }
+    Ok((door, caller, (body, seen)))
+}
+
+/// 415 for content types that the route does not take.
+fn check_type(config: &Config, head: &Parts) -> Result<(), Refusal> {
+    let given = head
+        .headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .map(xml::essence)
+        .unwrap_or_default();
+    let taken = match &config.soap {
+        Some(soap) => [Version::V11, Version::V12]
+            .iter()
+            .filter(|version| soap.version.is_none_or(|only| only == **version))
+            .any(|version| given.eq_ignore_ascii_case(version.media_type())),
+        None => {
+            config.accepts.is_empty() || config.accepts.iter().any(|range| in_range(given, range))
+        }
+    };
+    if taken {
+        return Ok(());
+    }
+    let refusal = Refusal::new(
+        Code::Unsupported,
+        "the content type is not one that is taken here",
+    );
+    Err(unread(refusal, head))
+}
+
+/// Whether a media type lies in a range such as `text/*`.
+fn in_range(given: &str, range: &str) -> bool {
+    match range.strip_suffix('*') {
+        Some("*/") | Some("") => true,
+        Some(start) => given
+            .get(..start.len())
+            .is_some_and(|own| own.eq_ignore_ascii_case(start)),
+        None => given.eq_ignore_ascii_case(range),
+    }
+}
+
+fn too_large() -> Refusal {
+    Refusal::new(Code::TooLarge, "the body is too large")
+}
+
+/// Reads and decodes the body.
+async fn read(
+    connection: &Connection,
+    head: &Parts,
+    body: Incoming,
+    limit: u64,
+) -> Result<Bytes, Refusal> {
+    let limits = &connection.limits;
+    let coding = head.headers.get(header::CONTENT_ENCODING);
+    let received = body::collect(body, limit, limits.body_pause)
+        .await
+        .map_err(|error| refuse_body(error).close())?;
+    match coding {
+        None => Ok(received),
+        Some(coding) => {
+            let coding = coding.to_str().unwrap_or("?");
+            body::decode(coding, received, limit, limits.ratio)
+                .await
+                .map_err(refuse_body)
+        }
+    }
+}
+
+fn refuse_body(error: BodyError) -> Refusal {
+    match error {
+        BodyError::TooLarge => too_large(),
+        BodyError::Ratio => Refusal::new(
+            Code::TooLarge,
+            "the body is compressed beyond what is accepted",
+        ),
+        BodyError::Slow => Refusal::new(Code::Client, "the body did not come in time")
+            .status(StatusCode::REQUEST_TIMEOUT),
+        BodyError::Lost(why) => Refusal::from(
+            xbus_core::Fault::new(Code::Client, "the body did not come to its end").detail(why),
+        ),
+        BodyError::Coding(_) => Refusal::new(
+            Code::Unsupported,
+            "the content coding is not known: gzip and deflate are",
+        )
+        .header(
+            header::ACCEPT_ENCODING,
+            HeaderValue::from_static("gzip, deflate"),
+        ),
+        BodyError::Corrupt => {
+            Refusal::new(Code::Client, "the body is not what its content coding says")
+        }
+    }
+}
+
+/// Looks at the envelope and settles the shape of the answer by its version.
+fn envelope(
+    config: &Config,
+    head: &Parts,
+    body: &Bytes,
+    shape: &mut Shape,
+    want_element: bool,
+) -> Result<Envelope, Refusal> {
+    let only = config.soap.as_ref().and_then(|soap| soap.version);
+    let mismatch = |shape: &mut Shape| {
+        if let Some(only) = only {
+            *shape = Shape::Soap(only);
+        }
+        let mut refusal = Refusal::new(
+            Code::Client,
+            "the envelope is of a version of SOAP that is not taken here",
+        );
+        refusal.soap = SoapCode::VersionMismatch;
+        refusal
+    };
+    let seen = match soap::look(body, charset_of(head), want_element) {
+        Ok(seen) => seen,
+        Err(NotSoap::OtherVersion) => return Err(mismatch(shape)),
+        Err(NotSoap::OtherElement) => {
+            return Err(Refusal::new(
+                Code::Client,
+                "the body is not a SOAP envelope",
+            ));
+        }
+        Err(NotSoap::Malformed(why)) => {
+            return Err(Refusal::new(
+                Code::Client,
+                format!("the envelope cannot be read: {why}"),
+            ));
+        }
+    };
+    if let Some(version) = seen.version {
+        if only.is_some_and(|only| only != version) {
+            return Err(mismatch(shape));
+        }
+        *shape = Shape::Soap(version);
+    }
+    let unknown: Vec<soap::Name> = seen
+        .must_understand
+        .iter()
+        .filter(|name| {
+            !soap::is_addressing(&name.namespace)
+                && !config
+                    .soap
+                    .as_ref()
+                    .is_some_and(|soap| soap.understands.contains(name))
+        })
+        .cloned()
+        .collect();
+    if !unknown.is_empty() {
+        let names: Vec<String> = unknown.iter().map(ToString::to_string).collect();
+        let mut refusal = Refusal::new(
+            Code::Client,
+            format!(
+                "a header that must be understood is not: {}",
+                names.join(", ")
+            ),
+        );
+        refusal.soap = SoapCode::MustUnderstand(unknown);
+        return Err(refusal);
+    }
+    Ok(seen)
+}
+
+/// Makes the message and runs the route.
+async fn hand_in(
+    connection: &Arc<Connection>,
+    door: Arc<Door>,
+    caller: Option<Arc<str>>,
+    head: Parts,
+    (body, seen): (Bytes, Option<Envelope>),
+    id: MessageId,
+    _shape: &mut Shape,
+) -> Result<(Arc<Door>, Reply), Refusal> {
+    let _working = door.requests.token();
+    if door.config.wellformed {
+        check_wellformed(connection, &head, &body).await?;
+    }
+    let correlation_id = head
+        .headers
+        .get("x-correlation-id")
+        .and_then(|value| value.to_str().ok())
+        .filter(|value| !value.is_empty())
+        .map(Arc::from)
+        .or_else(|| seen.and_then(|seen| seen.message_id).map(Arc::from));
+    let message = Message {
+        id,
+        correlation_id,
+        received_at: Timestamp::now(),
+        headers: headers(connection, &door.config, &head),
+        body: body.into(),
+        format: door.config.format,
+    };
+    let mut arrival = Arrival::from(message);
+    arrival.caller = caller;
+    let result = door.deliver(arrival).await;
+    match result {
+        Ok(reply) => Ok((door, reply)),
+        Err(fault) => Err(fault.into()),
+    }
+}
+
+async fn check_wellformed(
+    connection: &Connection,
+    head: &Parts,
+    body: &Bytes,
+) -> Result<(), Refusal> {
+    let charset = charset_of(head).map(str::to_owned);
+    let (depth, attributes) = (
+        connection.limits.xml_depth,
+        connection.limits.xml_attributes,
+    );
+    let checked = if body.len() <= CHECK_ASIDE {
+        wellformed::check(body, charset.as_deref(), depth, attributes)
+    } else {
+        let body = body.clone();
+        tokio::task::spawn_blocking(move || {
+            wellformed::check(&body, charset.as_deref(), depth, attributes)
+        })
+        .await
+        .unwrap_or_else(|_| Err("it could not be checked".into()))
+    };
+    checked.map_err(|why| {
+        Refusal::new(
+            Code::Client,
+            format!("the body is not well-formed XML: {why}"),
+        )
+    })
+}
+
+/// The headers of the message: what the protocol says of it under its prefixes, and the request's
+/// own, but for those that are secret, of one hop only, or feign a prefix.
+fn headers(connection: &Connection, config: &Config, head: &Parts) -> Headers {
+    let size: usize = head
+        .headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len())
+        .sum();
+    let query = head.uri.query();
+    let room = size + query.map_or(0, |query| query.len() + 32) + 64;
+    let mut headers = Headers::with_capacity(head.headers.len() + 4, room);
+    headers.append("http.method", head.method.as_str());
+    headers.append("http.client", &client(connection, &head.headers));
+    for (name, value) in config.pattern.values(head.uri.path()) {
+        headers.append(name, &value);
+    }
+    if let Some(query) = query {
+        add_query(&mut headers, query);
+    }
+    let named_hop = hop_by_hop(&head.headers);
+    let decoded = head.headers.contains_key(header::CONTENT_ENCODING);
+    for name in head.headers.keys() {
+        let text = name.as_str();
+        let skipped = !passes(name)
+            || config.auth.secret_header() == Some(name)
+            || (decoded && *name == header::CONTENT_ENCODING)
+            || (!connection.trusted && is_forwarding(text))
+            || (text.contains('.') && is_reserved(text))
+            || named_hop.is_some_and(|list| lists(list, text));
+        if !skipped {
+            add(&mut headers, text, head.headers.get_all(name).iter());
+        }
+    }
+    if let Some(charset) = &config.charset {
+        set_charset(&mut headers, charset);
+    }
+    headers
+}
+
+/// Adds a header; several lines of one name become one value (RFC 9110 section 5.3).
+pub(crate) fn add<'a>(
+    headers: &mut Headers,
+    name: &str,
+    mut values: impl Iterator<Item = &'a HeaderValue>,
+) {
+    let Some(first) = values.next() else { return };
+    match values.next() {
+        None => headers.append(name, &text_of(first)),
+        Some(second) => {
+            let mut all = text_of(first).into_owned();
+            for value in std::iter::once(second).chain(values) {
+                all.push_str(", ");
+                all.push_str(&text_of(value));
+            }
+            headers.append(name, &all);
+        }
+    }
+}
+
+/// A header's value as text: UTF-8, or else ISO 8859-1.
+fn text_of(value: &HeaderValue) -> std::borrow::Cow<'_, str> {
+    match std::str::from_utf8(value.as_bytes()) {
+        Ok(text) => text.into(),
+        Err(_) => encoding_rs::mem::decode_latin1(value.as_bytes()),
+    }
+}
+
+/// Whether a header may become a message header: not when it is a credential, of one hop (RFC 9110
+/// section 7.6.1), or about the framing of the body.
+fn passes(name: &HeaderName) -> bool {
+    if *name == "keep-alive" || *name == "proxy-connection" {
+        return false;
+    }
+    !matches!(
+        *name,
+        header::AUTHORIZATION
+            | header::COOKIE
+            | header::PROXY_AUTHORIZATION
+            | header::PROXY_AUTHENTICATE
+            | header::CONNECTION
+            | header::TRANSFER_ENCODING
+            | header::CONTENT_LENGTH
+            | header::TE
+            | header::TRAILER
+            | header::UPGRADE
+            | header::EXPECT
+    )
+}
+
+/// The same for the answers of destinations.
+pub(crate) fn answer_passes(name: &HeaderName) -> bool {
+    passes(name) && *name != header::SET_COOKIE
+}
+
+fn hop_by_hop(headers: &HeaderMap) -> Option<&str> {
+    let list = headers.get(header::CONNECTION)?.to_str().ok()?;
+    let usual = list.eq_ignore_ascii_case("keep-alive") || list.eq_ignore_ascii_case("close");
+    (!usual).then_some(list)
+}
+
+fn lists(list: &str, name: &str) -> bool {
+    list.split(',')
+        .any(|item| item.trim().eq_ignore_ascii_case(name))
+}
+
+fn is_forwarding(name: &str) -> bool {
+    name.starts_with("x-forwarded-") || name == "forwarded" || name == "x-real-ip"
+}
+
+/// Whether a name has a prefix that only the bus sets.
+fn is_reserved(name: &str) -> bool {
+    ["http.", "path.", "query.", "amqp.", "mail.", "file."]
+        .iter()
+        .any(|prefix| name.starts_with(prefix))
+}
+
+/// The caller's address; behind a trusted proxy the last one in X-Forwarded-For that is none.
+fn client<'a>(connection: &'a Connection, headers: &HeaderMap) -> std::borrow::Cow<'a, str> {
+    if !connection.trusted {
+        return connection.client.as_str().into();
+    }
+    let networks = &connection.listener.settings.trusted_proxies;
+    headers
+        .get_all("x-forwarded-for")
+        .iter()
+        .rev()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.rsplit(','))
+        .map_while(|item| item.trim().parse::<IpAddr>().ok())
+        .find(|address| !networks.iter().any(|network| network.contains(*address)))
+        .map_or_else(
+            || connection.client.as_str().into(),
+            |address| address.to_string().into(),
+        )
+}
+
+/// Query parameters (WHATWG URL, application/x-www-form-urlencoded); of several with one name all
+/// values count, joined by a comma as headers are.
+fn add_query(headers: &mut Headers, query: &str) {
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let name = format!("query.{}", form_decode(name));
+        let value = form_decode(value);
+        match headers.get(&name) {
+            Some(known) => {
+                let both = format!("{known}, {value}");
+                headers.set(&name, &both);
+            }
+            None => headers.append(&name, &value),
+        }
+    }
+}
+
+fn form_decode(text: &str) -> String {
+    if text.contains('+') {
+        decode(&text.replace('+', " ")).into_owned()
+    } else {
+        decode(text).into_owned()
+    }
+}
+
+/// Makes the content type say the charset that the route says.
+fn set_charset(headers: &mut Headers, charset: &str) {
+    let given = headers.get("content-type").unwrap_or("text/plain");
+    let mut value = xml::essence(given).to_owned();
+    for parameter in given.split(';').skip(1).map(str::trim) {
+        let is_charset = parameter
+            .get(..8)
+            .is_some_and(|start| start.eq_ignore_ascii_case("charset="));
+        if !is_charset && !parameter.is_empty() {
+            value.push_str("; ");
+            value.push_str(parameter);
+        }
+    }
+    value.push_str("; charset=");
+    value.push_str(charset);
+    headers.set("content-type", &value);
+}
+
+/// The answer to a message that was taken.
+fn good(shape: Shape, config: &Config, reply: &Reply) -> Result<Answer, Refusal> {
+    let Some(message) = &reply.message else {
+        return Ok(shape::acknowledgement(shape, reply.id, reply.status));
+    };
+    let asked = reply
+        .http_status
+        .and_then(|status| StatusCode::from_u16(status).ok());
+    let (mut body, mut content_type) = (
+        message.body.bytes().clone(),
+        message
+            .content_type()
+            .and_then(|value| HeaderValue::from_str(value).ok()),
+    );
+    let mut status = match shape {
+        Shape::Soap(_) => StatusCode::OK,
+        _ => shape::ack_status(reply.status),
+    };
+    if let (Shape::Soap(version), true) = (shape, config.soap.is_some()) {
+        let charset = message.content_type().and_then(xml::charset);
+        let not_xml = |why: String| {
+            Refusal::from(
+                xbus_core::Fault::new(Code::Transform, "the reply is not an XML document")
+                    .detail(why),
+            )
+        };
+        let (enveloped, changed) = soap::into_envelope(version, &body, charset).map_err(not_xml)?;
+        let fitting = message
+            .content_type()
+            .is_some_and(|given| xml::essence(given).eq_ignore_ascii_case(version.media_type()));
+        if changed || !fitting {
+            content_type = Some(soap_type(version, &enveloped, charset, changed));
+        }
+        body = enveloped;
+        // A transformation may answer with a fault of its own: never with 200.
+        if let Ok(Envelope {
+            fault: Some(side), ..
+        }) = soap::look(&body, charset, false)
+        {
+            status = match (version, side) {
+                (Version::V12, soap::FaultSide::Sender) => StatusCode::BAD_REQUEST,
+                _ => StatusCode::INTERNAL_SERVER_ERROR,
+            };
+        }
+    }
+    let content_type = content_type.unwrap_or_else(|| {
+        HeaderValue::from_static(match message.format() {
+            Some(format) => format.media_type(),
+            None => "application/octet-stream",
+        })
+    });
+    let mut answer = shape::answer(asked.unwrap_or(status), content_type, body, reply.id);
+    for (name, value) in reply.headers.iter() {
+        let pair = (
+            HeaderName::from_bytes(name.as_bytes()),
+            HeaderValue::from_bytes(value.as_bytes()),
+        );
+        if let (Ok(name), Ok(value)) = pair
+            && passes(&name)
+        {
+            answer.headers_mut().insert(name, value);
+        }
+    }
+    Ok(answer)
+}
+
+/// The content type of an envelope that stays in its own charset.
+fn soap_type(version: Version, body: &[u8], charset: Option<&str>, changed: bool) -> HeaderValue {
+    let usual = HeaderValue::from_static(version.content_type());
+    if changed || xml::is_utf8(body, charset) {
+        return usual;
+    }
+    match charset {
+        Some(charset) => {
+            HeaderValue::from_str(&format!("{}; charset={charset}", version.media_type()))
+                .unwrap_or(usual)
+        }
+        None => HeaderValue::from_static(version.media_type()),
+    }
+}

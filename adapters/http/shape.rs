@@ -1,0 +1,560 @@
+//! Answers in the caller's shape: a SOAP envelope of its version, plain XML, or JSON; with the
+//! HTTP status that goes with it. Never HTML, never a fault with 200.
+
+use std::fmt::Write as _;
+
+use bytes::Bytes;
+use http::header::{
+    ACCEPT, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
+};
+use http::{Response, StatusCode};
+use http_body_util::Full;
+use xbus_core::{Code, Fault, Format, MessageId, Status};
+
+use crate::soap::{NS_11, NS_12, Name, Version, envelope};
+use crate::xml;
+
+/// An HTTP answer.
+pub(crate) type Answer = Response<Full<Bytes>>;
+
+const NAMESPACE: &str = "urn:xbus:reply:1";
+static MESSAGE_ID: HeaderName = HeaderName::from_static("x-message-id");
+
+/// The shape in which a caller wants its answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Shape {
+    Soap(Version),
+    Xml,
+    Json,
+}
+
+impl Shape {
+    /// The shape that a request asks for by itself: SOAP when it is SOAP, else by `Accept`, else
+    /// by its content type; JSON for requests without one, for text and for CSV.
+    pub(crate) fn of(headers: &HeaderMap) -> Self {
+        let content_type = headers
+            .get(CONTENT_TYPE)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default();
+        if let Some(version) = soap_by_type(content_type, headers) {
+            return Shape::Soap(version);
+        }
+        headers
+            .get(ACCEPT)
+            .and_then(|value| value.to_str().ok())
+            .and_then(by_accept)
+            .unwrap_or(match Format::from_media_type(content_type) {
+                Some(Format::Xml) => Shape::Xml,
+                _ => Shape::Json,
+            })
+    }
+}
+
+/// The version of a SOAP request by its head alone.
+fn soap_by_type(content_type: &str, headers: &HeaderMap) -> Option<Version> {
+    let essence = xml::essence(content_type);
+    if essence.eq_ignore_ascii_case(Version::V12.media_type()) {
+        Some(Version::V12)
+    } else if essence.eq_ignore_ascii_case(Version::V11.media_type())
+        && headers.contains_key("soapaction")
+    {
+        Some(Version::V11)
+    } else {
+        None
+    }
+}
+
+/// XML or JSON, whichever `Accept` (RFC 9110 section 12.5.1) prefers; nothing when it does not say.
+fn by_accept(accept: &str) -> Option<Shape> {
+    let mut best: Option<(f32, Shape)> = None;
+    let mut tie = false;
+    for part in accept.split(',') {
+        let essence = xml::essence(part);
+        let shape = match Format::from_media_type(essence) {
+            Some(Format::Json) => Shape::Json,
+            Some(Format::Xml) if !essence.eq_ignore_ascii_case("application/xhtml+xml") => {
+                Shape::Xml
+            }
+            _ => continue,
+        };
+        let quality: f32 = xml::parameter(part, "q")
+            .and_then(|q| q.parse().ok())
+            .unwrap_or(1.0);
+        if quality <= 0.0 {
+            continue;
+        }
+        match best {
+            Some((known, _)) if quality < known => {}
+            Some((known, other)) if quality == known => tie |= other != shape,
+            _ => (best, tie) = (Some((quality, shape)), false),
+        }
+    }
+    best.filter(|_| !tie).map(|(_, shape)| shape)
+}
+
+/// What SOAP says beside "whose fault".
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) enum SoapCode {
+    #[default]
+    Usual,
+    VersionMismatch,
+    MustUnderstand(Vec<Name>),
+}
+
+/// A request that gets no good answer.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    pub(crate) fault: Fault,
+    /// In place of the status that goes with the fault's code.
+    pub(crate) status: Option<StatusCode>,
+    /// A header that belongs to the status (Allow, WWW-Authenticate, Accept-Encoding).
+    pub(crate) header: Option<(HeaderName, HeaderValue)>,
+    /// Whether the connection cannot be used further.
+    pub(crate) close: bool,
+    pub(crate) soap: SoapCode,
+}
+
+impl From<Fault> for Refusal {
+    fn from(fault: Fault) -> Self {
+        Self {
+            fault,
+            status: None,
+            header: None,
+            close: false,
+            soap: SoapCode::Usual,
+        }
+    }
+}
+
+impl Refusal {
+    pub(crate) fn new(code: Code, reason: impl Into<String>) -> Self {
+        Fault::new(code, reason).into()
+    }
+
+    pub(crate) fn status(mut self, status: StatusCode) -> Self {
+        self.status = Some(status);
+        self
+    }
+
+    pub(crate) fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.header = Some((name, value));
+        self
+    }
+
+    pub(crate) fn close(mut self) -> Self {
+        self.close = true;
+        self
+    }
+}
+
+/// The status that goes with a fault, SOAP aside.
+pub(crate) fn status_of(fault: &Fault) -> StatusCode {
+    let said = fault
+        .http_status
+        .and_then(|status| StatusCode::from_u16(status).ok());
+    if let Some(status) = said.filter(|status| status.as_u16() >= 400) {
+        return status;
+    }
+    match fault.code {
+        Code::Client => StatusCode::BAD_REQUEST,
+        Code::Unroutable => StatusCode::UNPROCESSABLE_ENTITY,
+        Code::NotFound => StatusCode::NOT_FOUND,
+        Code::Denied => StatusCode::FORBIDDEN,
+        Code::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+        Code::Unsupported => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        Code::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
+        Code::Destination => StatusCode::BAD_GATEWAY,
+        Code::Timeout | Code::InDoubt => StatusCode::GATEWAY_TIMEOUT,
+        Code::Transform | Code::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+/// The status of a SOAP fault: what HTTP itself says of a request keeps its status; otherwise the
+/// binding's (SOAP 1.1 section 6.2, SOAP 1.2 part 2 table 20).
+fn soap_status(version: Version, usual: StatusCode, sender: bool, code: &SoapCode) -> StatusCode {
+    match usual.as_u16() {
+        401 | 403 | 404 | 405 | 408 | 413 | 415 | 429 | 431 | 503 => usual,
+        _ if version == Version::V12 && sender && *code == SoapCode::Usual => {
+            StatusCode::BAD_REQUEST
+        }
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+/// The answer to a request that failed.
+pub(crate) fn fault(shape: Shape, id: MessageId, refusal: &Refusal) -> Answer {
+    let fault = &refusal.fault;
+    let usual = refusal.status.unwrap_or_else(|| status_of(fault));
+    let (status, body) = match shape {
+        Shape::Soap(version) => {
+            let sender = fault.code.is_rejection();
+            let status = soap_status(version, usual, sender, &refusal.soap);
+            let body = soap_fault(version, id, fault, sender, &refusal.soap);
+            (status, body)
+        }
+        Shape::Xml => (usual, fault_element(id, fault)),
+        Shape::Json => (usual, fault_json(id, fault)),
+    };
+    let mut answer = answer(status, content_type(shape), body.into(), id);
+    let headers = answer.headers_mut();
+    if let Some(after) = fault.retry_after {
+        // Whole seconds, rounded up: coming earlier would be in vain.
+        let seconds = after.as_millis().div_ceil(1000).max(1) as u64;
+        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+    } else if fault.code == Code::Overloaded {
+        headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    if let Some((name, value)) = &refusal.header {
+        headers.insert(name.clone(), value.clone());
+    }
+    if refusal.close {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    answer
+}
+
+/// The acknowledgement of a message.
+pub(crate) fn acknowledgement(shape: Shape, id: MessageId, status: Status) -> Answer {
+    let word = status.name();
+    let (code, body) = match shape {
+        Shape::Soap(version) => (
+            StatusCode::OK,
+            envelope(version, &acknowledgement_element(id, word)),
+        ),
+        Shape::Xml => (ack_status(status), acknowledgement_element(id, word)),
+        Shape::Json => (
+            ack_status(status),
+            format!("{{\"id\":\"{id}\",\"status\":\"{word}\"}}"),
+        ),
+    };
+    answer(code, content_type(shape), body.into(), id)
+}
+
+/// The status of an acknowledgement outside of SOAP.
+pub(crate) fn ack_status(status: Status) -> StatusCode {
+    match status {
+        Status::Accepted => StatusCode::ACCEPTED,
+        Status::Delivered | Status::Filtered => StatusCode::OK,
+    }
+}
+
+fn acknowledgement_element(id: MessageId, status: &str) -> String {
+    format!("<ack xmlns=\"{NAMESPACE}\" id=\"{id}\" status=\"{status}\"/>")
+}
+
+fn content_type(shape: Shape) -> HeaderValue {
+    HeaderValue::from_static(match shape {
+        Shape::Soap(version) => version.content_type(),
+        Shape::Xml => "application/xml; charset=utf-8",
+        Shape::Json => "application/json",
+    })
+}
+
+/// An answer with the message's id.
+pub(crate) fn answer(
+    status: StatusCode,
+    content_type: HeaderValue,
+    body: Bytes,
+    id: MessageId,
+) -> Answer {
+    let mut answer = Response::new(Full::new(body));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(CONTENT_TYPE, content_type);
+    set_id(&mut answer, id);
+    answer
+}
+
+/// Says the message's id.
+pub(crate) fn set_id(answer: &mut Answer, id: MessageId) {
+    if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(id.to_string())) {
+        answer.headers_mut().insert(&MESSAGE_ID, value);
+    }
+}
+
+fn fault_element(id: MessageId, fault: &Fault) -> String {
+    let mut out = String::with_capacity(160 + fault.reason.len());
+    let code = fault.code.name();
+    let _ = write!(
+        out,
+        "<fault xmlns=\"{NAMESPACE}\" id=\"{id}\" code=\"{code}\""
+    );
+    if let Some(step) = &fault.step {
+        out.push_str(" step=\"");
+        xml::escape_into(&mut out, step);
+        out.push('"');
+    }
+    out.push('>');
+    xml::escape_into(&mut out, &fault.reason);
+    out.push_str("</fault>");
+    out
+}
+
+fn fault_json(id: MessageId, fault: &Fault) -> String {
+    let mut out = String::with_capacity(160 + fault.reason.len());
+    let code = fault.code.name();
+    let _ = write!(
+        out,
+        "{{\"id\":\"{id}\",\"fault\":{{\"code\":\"{code}\",\"reason\":"
+    );
+    json_string(&mut out, &fault.reason);
+    if let Some(step) = &fault.step {
+        out.push_str(",\"step\":");
+        json_string(&mut out, step);
+    }
+    out.push_str("}}");
+    out
+}
+
+fn json_string(out: &mut String, text: &str) {
+    out.push('"');
+    for c in text.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            c if (c as u32) < 0x20 => {
+                let _ = write!(out, "\\u{:04x}", c as u32);
+            }
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+}
+
+/// A SOAP fault in its envelope. Faults of the header carry no detail (SOAP 1.1 section 4.4).
+fn soap_fault(
+    version: Version,
+    id: MessageId,
+    fault: &Fault,
+    sender: bool,
+    code: &SoapCode,
+) -> String {
+    let mut reason = String::with_capacity(fault.reason.len() + 16);
+    xml::escape_into(&mut reason, &fault.reason);
+    let detail = match code {
+        SoapCode::Usual => fault_element(id, fault),
+        _ => String::new(),
+    };
+    let namespace = version.namespace();
+    let word = match (code, version, sender) {
+        (SoapCode::VersionMismatch, ..) => "VersionMismatch",
+        (SoapCode::MustUnderstand(_), ..) => "MustUnderstand",
+        (_, Version::V11, true) => "Client",
+        (_, Version::V11, false) => "Server",
+        (_, Version::V12, true) => "Sender",
+        (_, Version::V12, false) => "Receiver",
+    };
+    let mut out = String::with_capacity(500 + reason.len() + detail.len());
+    let _ = write!(out, "<soap:Envelope xmlns:soap=\"{namespace}\">");
+    match version {
+        Version::V11 => {
+            let _ = write!(
+                out,
+                "<soap:Body><soap:Fault><faultcode>soap:{word}</faultcode><faultstring>{reason}</faultstring>"
+            );
+            if !detail.is_empty() {
+                let _ = write!(out, "<detail>{detail}</detail>");
+            }
+        }
+        Version::V12 => {
+            header_of_fault(&mut out, code);
+            let _ = write!(
+                out,
+                "<soap:Body><soap:Fault><soap:Code><soap:Value>soap:{word}</soap:Value></soap:Code>\
+                 <soap:Reason><soap:Text xml:lang=\"en\">{reason}</soap:Text></soap:Reason>"
+            );
+            if !detail.is_empty() {
+                let _ = write!(out, "<soap:Detail>{detail}</soap:Detail>");
+            }
+        }
+    }
+    out.push_str("</soap:Fault></soap:Body></soap:Envelope>");
+    out
+}
+
+/// What was not understood, or which versions are (SOAP 1.2 part 1 section 5.4.7 and 5.4.8).
+fn header_of_fault(out: &mut String, code: &SoapCode) {
+    match code {
+        SoapCode::Usual => {}
+        SoapCode::VersionMismatch => {
+            let _ = write!(
+                out,
+                "<soap:Header><soap:Upgrade>\
+                 <soap:SupportedEnvelope qname=\"v:Envelope\" xmlns:v=\"{NS_12}\"/>\
+                 <soap:SupportedEnvelope qname=\"v:Envelope\" xmlns:v=\"{NS_11}\"/>\
+                 </soap:Upgrade></soap:Header>"
+            );
+        }
+        SoapCode::MustUnderstand(names) => {
+            out.push_str("<soap:Header>");
+            for name in names {
+                out.push_str("<soap:NotUnderstood qname=\"n:");
+                xml::escape_into(out, &name.local);
+                out.push_str("\" xmlns:n=\"");
+                xml::escape_into(out, &name.namespace);
+                out.push_str("\"/>");
+            }
+            out.push_str("</soap:Header>");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body_util::BodyExt;
+    use std::sync::Arc;
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        pairs
+            .iter()
+            .map(|(name, value)| {
+                (
+                    HeaderName::from_static(name),
+                    HeaderValue::from_static(value),
+                )
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_shape_follows_soap_then_accept_then_content_type() {
+        let soap11 = Shape::Soap(Version::V11);
+        let soap12 = Shape::Soap(Version::V12);
+        for (pairs, expected) in [
+            (&[][..], Shape::Json),
+            (&[("content-type", "text/csv")], Shape::Json),
+            (&[("content-type", "text/xml")], Shape::Xml),
+            (&[("content-type", "application/atom+xml")], Shape::Xml),
+            (
+                &[("content-type", "application/soap+xml; action=x")],
+                soap12,
+            ),
+            (&[("content-type", "text/xml"), ("soapaction", "")], soap11),
+            (
+                &[("content-type", "text/xml"), ("accept", "application/json")],
+                Shape::Json,
+            ),
+            (
+                &[("accept", "text/html, application/xml;q=0.9, */*")],
+                Shape::Xml,
+            ),
+            (
+                &[("accept", "application/json;q=0.5, text/xml;q=0.6")],
+                Shape::Xml,
+            ),
+            (
+                &[("content-type", "text/xml"), ("accept", "*/*")],
+                Shape::Xml,
+            ),
+            (
+                &[
+                    ("content-type", "text/xml"),
+                    ("accept", "text/xml, application/json"),
+                ],
+                Shape::Xml,
+            ),
+        ] {
+            assert_eq!(Shape::of(&headers(pairs)), expected, "{pairs:?}");
+        }
+    }
+
+    async fn text(answer: Answer) -> (u16, String) {
+        let status = answer.status().as_u16();
+        let bytes = answer.into_body().collect().await.unwrap().to_bytes();
+        (status, String::from_utf8(bytes.to_vec()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn faults_take_every_shape_and_the_status_that_goes_with_it() {
+        let id = MessageId::new();
+        let failed = || -> Refusal {
+            Fault::new(Code::Client, "a < \"b\"")
+                .at(&Arc::from("erp"))
+                .into()
+        };
+        let json = text(fault(Shape::Json, id, &failed())).await;
+        let expected = format!(
+            "{{\"id\":\"{id}\",\"fault\":{{\"code\":\"client\",\"reason\":\"a < \\\"b\\\"\",\"step\":\"erp\"}}}}"
+        );
+        assert_eq!(json, (400, expected));
+        let element = format!(
+            "<fault xmlns=\"urn:xbus:reply:1\" id=\"{id}\" code=\"client\" step=\"erp\">a &lt; &quot;b&quot;</fault>"
+        );
+        assert_eq!(
+            text(fault(Shape::Xml, id, &failed())).await,
+            (400, element.clone())
+        );
+        let (status, body) = text(fault(Shape::Soap(Version::V11), id, &failed())).await;
+        assert_eq!(status, 500);
+        assert!(
+            body.contains("<faultcode>soap:Client</faultcode>"),
+            "{body}"
+        );
+        assert!(
+            body.contains(&format!("<detail>{element}</detail>")),
+            "{body}"
+        );
+        let (status, body) = text(fault(Shape::Soap(Version::V12), id, &failed())).await;
+        assert_eq!(status, 400);
+        assert!(
+            body.contains("<soap:Value>soap:Sender</soap:Value>"),
+            "{body}"
+        );
+    }
+
+    #[tokio::test]
+    async fn statuses_follow_the_code_and_soap_keeps_what_http_says() {
+        let id = MessageId::new();
+        for (code, plain, soap11, soap12) in [
+            (Code::Client, 400, 500, 400),
+            (Code::Unroutable, 422, 500, 400),
+            (Code::NotFound, 404, 404, 404),
+            (Code::Denied, 403, 403, 403),
+            (Code::TooLarge, 413, 413, 413),
+            (Code::Unsupported, 415, 415, 415),
+            (Code::Overloaded, 503, 503, 503),
+            (Code::Destination, 502, 500, 500),
+            (Code::Timeout, 504, 500, 500),
+            (Code::InDoubt, 504, 500, 500),
+            (Code::Transform, 500, 500, 500),
+            (Code::Internal, 500, 500, 500),
+        ] {
+            let refusal = Refusal::new(code, "x");
+            for (shape, status) in [
+                (Shape::Json, plain),
+                (Shape::Soap(Version::V11), soap11),
+                (Shape::Soap(Version::V12), soap12),
+            ] {
+                assert_eq!(fault(shape, id, &refusal).status(), status, "{code:?}");
+            }
+        }
+        let mut limited = Fault::new(Code::Overloaded, "x");
+        limited.http_status = Some(429);
+        let answer = fault(
+            Shape::Json,
+            id,
+            &limited
+                .retry_after(std::time::Duration::from_millis(1200))
+                .into(),
+        );
+        assert_eq!(answer.status(), 429);
+        assert_eq!(answer.headers()[RETRY_AFTER], "2");
+        assert_eq!(answer.headers()[&MESSAGE_ID], id.to_string());
+    }
+
+    #[tokio::test]
+    async fn acknowledgements_say_what_became_of_the_message() {
+        let id = MessageId::new();
+        let json = acknowledgement(Shape::Json, id, Status::Accepted);
+        let expected = format!("{{\"id\":\"{id}\",\"status\":\"accepted\"}}");
+        assert_eq!(text(json).await, (202, expected));
+        let soap = acknowledgement(Shape::Soap(Version::V11), id, Status::Accepted);
+        let (status, body) = text(soap).await;
+        assert_eq!(status, 200);
+        let element = format!("<ack xmlns=\"urn:xbus:reply:1\" id=\"{id}\" status=\"accepted\"/>");
+        assert!(body.contains(&format!("<soap:Body>{element}</soap:Body>")));
+        let plain = acknowledgement(Shape::Xml, id, Status::Filtered);
+        assert_eq!(text(plain).await.0, 200);
+    }
+}

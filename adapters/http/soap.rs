@@ -1,0 +1,490 @@
+//! SOAP envelopes: which version one has, what its body holds, and wrapping what is none.
+//!
+//! The look at an envelope stops at the first element of its Body; nothing is built or copied.
+//! Absent: WSDL, WS-Security and attachments.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+
+use bytes::Bytes;
+use quick_xml::events::{BytesStart, Event};
+use quick_xml::name::ResolveResult;
+use quick_xml::reader::NsReader;
+
+use crate::xml;
+
+/// Namespace of SOAP 1.1 envelopes.
+pub const NS_11: &str = "http://schemas.xmlsoap.org/soap/envelope/";
+/// Namespace of SOAP 1.2 envelopes.
+pub const NS_12: &str = "http://www.w3.org/2003/05/soap-envelope";
+
+/// A look at the first so many bytes is enough for most envelopes.
+const FIRST_LOOK: usize = 4096;
+
+/// A version of SOAP.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Version {
+    /// SOAP 1.1 (W3C note of 2000).
+    V11,
+    /// SOAP 1.2 (W3C recommendation of 2007).
+    V12,
+}
+
+impl Version {
+    /// The envelope's namespace.
+    pub fn namespace(self) -> &'static str {
+        match self {
+            Version::V11 => NS_11,
+            Version::V12 => NS_12,
+        }
+    }
+
+    /// The media type of its messages.
+    pub fn media_type(self) -> &'static str {
+        match self {
+            Version::V11 => "text/xml",
+            Version::V12 => "application/soap+xml",
+        }
+    }
+
+    /// The content type of a message in UTF-8.
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Version::V11 => "text/xml; charset=utf-8",
+            Version::V12 => "application/soap+xml; charset=utf-8",
+        }
+    }
+
+    /// The version that `1.1` or `1.2` stands for.
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "1.1" => Some(Version::V11),
+            "1.2" => Some(Version::V12),
+            _ => None,
+        }
+    }
+
+    fn of_namespace(namespace: &str) -> Option<Self> {
+        match namespace {
+            NS_11 => Some(Version::V11),
+            NS_12 => Some(Version::V12),
+            _ => None,
+        }
+    }
+}
+
+/// A name with its namespace; the latter is empty for names in none.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Name {
+    /// Namespace.
+    pub namespace: String,
+    /// Local name.
+    pub local: String,
+}
+
+impl Name {
+    /// Reads `{namespace}local` or `local`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (namespace, local) = match text.strip_prefix('{') {
+            Some(rest) => rest.split_once('}')?,
+            None => ("", text),
+        };
+        (!local.is_empty() && !local.contains([':', '{', '}', ' '])).then(|| Self {
+            namespace: namespace.to_owned(),
+            local: local.to_owned(),
+        })
+    }
+}
+
+impl std::fmt::Display for Name {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.namespace.is_empty() {
+            f.write_str(&self.local)
+        } else {
+            write!(f, "{{{}}}{}", self.namespace, self.local)
+        }
+    }
+}
+
+/// Who is meant by a fault.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FaultSide {
+    /// Client (1.1), Sender (1.2), and what is wrong with the envelope.
+    Sender,
+    /// Server (1.1), Receiver (1.2).
+    Receiver,
+}
+
+/// What an envelope is seen to be.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Envelope {
+    pub(crate) version: Option<Version>,
+    /// First element of the Body, where it was asked for.
+    pub(crate) element: Option<Name>,
+    /// Whether the Body holds a Fault, and whose.
+    pub(crate) fault: Option<FaultSide>,
+    /// Header blocks that must be understood by the one who receives the message.
+    pub(crate) must_understand: Vec<Name>,
+    /// The text of wsa:MessageID.
+    pub(crate) message_id: Option<String>,
+}
+
+/// Why a body is not an envelope that can be taken.
+#[derive(Debug, PartialEq)]
+pub(crate) enum NotSoap {
+    /// Well-formed so far, and its first element is something else.
+    OtherElement,
+    /// An Envelope of a version that is neither 1.1 nor 1.2.
+    OtherVersion,
+    /// Not well-formed, empty, or against a limit of documents.
+    Malformed(String),
+}
+
+/// Looks at an envelope. `charset` is what the content type says.
+pub(crate) fn look(
+    body: &[u8],
+    charset: Option<&str>,
+    want_element: bool,
+) -> Result<Envelope, NotSoap> {
+    // Most envelopes are UTF-8 and say early what they are.
+    if body.len() > FIRST_LOOK && xml::is_utf8(body, charset) {
+        let head = &body[..FIRST_LOOK];
+        let head = match std::str::from_utf8(head) {
+            Ok(text) => text,
+            Err(error) => std::str::from_utf8(&head[..error.valid_up_to()]).unwrap_or_default(),
+        };
+        if let Ok(seen) = look_at(head, want_element) {
+            return Ok(seen);
+        }
+    }
+    let text = xml::decode(body, charset).map_err(NotSoap::Malformed)?;
+    look_at(&text, want_element)
+}
+
+fn malformed(error: impl std::fmt::Display) -> NotSoap {
+    NotSoap::Malformed(error.to_string())
+}
+
+fn look_at(text: &str, want_element: bool) -> Result<Envelope, NotSoap> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    if text.trim_start().is_empty() {
+        return Err(malformed("the body is empty"));
+    }
+    let mut reader = NsReader::from_str(text);
+    let mut seen = Envelope::default();
+    let (version, empty) = root(&mut reader)?;
+    seen.version = Some(version);
+    let namespace = version.namespace();
+    if empty {
+        return Err(malformed("the Envelope has no Body"));
+    }
+    loop {
+        let (resolved, event) = reader.read_resolved_event().map_err(malformed)?;
+        let (start, empty) = match event {
+            Event::Start(start) => (start, false),
+            Event::Empty(start) => (start, true),
+            Event::End(_) | Event::Eof => return Err(malformed("the Envelope has no Body")),
+            other => {
+                misplaced(&other)?;
+                continue;
+            }
+        };
+        let in_soap = matches!(resolved, ResolveResult::Bound(ns) if ns.0 == namespace);
+        match start.local_name().into_inner() {
+            "Header" if in_soap => {
+                if !empty {
+                    header(&mut reader, version, &mut seen)?;
+                }
+            }
+            "Body" if in_soap => {
+                if !empty {
+                    first_in_body(&mut reader, version, want_element, &mut seen)?;
+                }
+                return Ok(seen);
+            }
+            other => return Err(malformed(format!("<{other}> stands where the Body should"))),
+        }
+    }
+}
+
+/// What may not stand between elements of an envelope.
+fn misplaced(event: &Event<'_>) -> Result<(), NotSoap> {
+    match event {
+        Event::DocType(_) => Err(malformed("a DTD is not allowed")),
+        Event::Text(text) if !text.trim().is_empty() => Err(malformed("text outside of elements")),
+        Event::CData(_) | Event::GeneralRef(_) => Err(malformed("text outside of elements")),
+        _ => Ok(()),
+    }
+}
+
+/// Reads up to the Envelope; gives its version and whether it is empty.
+fn root(reader: &mut NsReader<&[u8]>) -> Result<(Version, bool), NotSoap> {
+    loop {
+        let (resolved, event) = reader.read_resolved_event().map_err(malformed)?;
+        let (start, empty) = match event {
+            Event::Start(start) => (start, false),
+            Event::Empty(start) => (start, true),
+            Event::Eof => return Err(malformed("there is no element")),
+            Event::End(_) => return Err(malformed("an end tag without its start")),
+            other => {
+                misplaced(&other)?;
+                continue;
+            }
+        };
+        if start.local_name().into_inner() != "Envelope" {
+            return Err(NotSoap::OtherElement);
+        }
+        return match resolved {
+            ResolveResult::Bound(ns) => Version::of_namespace(ns.0)
+                .map(|version| (version, empty))
+                .ok_or(NotSoap::OtherVersion),
+            ResolveResult::Unbound => Err(NotSoap::OtherVersion),
+            ResolveResult::Unknown(prefix) => {
+                Err(malformed(format!("the prefix '{prefix}' is not declared")))
+            }
+        };
+    }
+}
+
+/// Reads the Header's blocks and its end.
+fn header(
+    reader: &mut NsReader<&[u8]>,
+    version: Version,
+    seen: &mut Envelope,
+) -> Result<(), NotSoap> {
+    loop {
+        let (resolved, event) = reader.read_resolved_event().map_err(malformed)?;
+        let (start, empty) = match event {
+            Event::Start(start) => (start, false),
+            Event::Empty(start) => (start, true),
+            Event::End(_) => return Ok(()),
+            Event::Eof => return Err(malformed("the Header does not end")),
+            other => {
+                misplaced(&other)?;
+                continue;
+            }
+        };
+        let namespace = match resolved {
+            ResolveResult::Bound(ns) => ns.0.to_owned(),
+            ResolveResult::Unbound => String::new(),
+            ResolveResult::Unknown(prefix) => {
+                return Err(malformed(format!("the prefix '{prefix}' is not declared")));
+            }
+        };
+        let local = start.local_name().into_inner().to_owned();
+        let is_id = local == "MessageID" && is_addressing(&namespace);
+        if is_mandatory(reader, &start, version)? {
+            seen.must_understand.push(Name { namespace, local });
+        }
+        if !empty {
+            if is_id {
+                let text = reader.read_text(start.name()).map_err(malformed)?;
+                let text = xml::plain_text(&text);
+                seen.message_id = (!text.is_empty()).then_some(text);
+            } else {
+                reader.read_to_end(start.name()).map_err(malformed)?;
+            }
+        }
+    }
+}
+
+/// Whether a namespace is one of WS-Addressing (2005/08, or the submission of 2004/08).
+pub(crate) fn is_addressing(namespace: &str) -> bool {
+    matches!(
+        namespace,
+        "http://www.w3.org/2005/08/addressing" | "http://schemas.xmlsoap.org/ws/2004/08/addressing"
+    )
+}
+
+/// Whether a header block must be understood, and by us: actor (SOAP 1.1 section 4.2.2) or role
+/// (SOAP 1.2 part 1 section 2.2) is not set, next, or the ultimate receiver.
+fn is_mandatory(
+    reader: &NsReader<&[u8]>,
+    start: &BytesStart<'_>,
+    version: Version,
+) -> Result<bool, NotSoap> {
+    let mut mandatory = false;
+    let mut ours = true;
+    for attribute in start.attributes().with_checks(false) {
+        let attribute = attribute.map_err(malformed)?;
+        let (resolved, local) = reader.resolver().resolve_attribute(attribute.key);
+        if !matches!(resolved, ResolveResult::Bound(ns) if ns.0 == version.namespace()) {
+            continue;
+        }
+        let value = attribute.value.trim();
+        match local.into_inner() {
+            "mustUnderstand" => mandatory = matches!(value, "1" | "true"),
+            "actor" | "role" => {
+                ours = matches!(
+                    value,
+                    "" | "http://schemas.xmlsoap.org/soap/actor/next"
+                        | "http://www.w3.org/2003/05/soap-envelope/role/next"
+                        | "http://www.w3.org/2003/05/soap-envelope/role/ultimateReceiver"
+                );
+            }
+            _ => {}
+        }
+    }
+    Ok(mandatory && ours)
+}
+
+fn first_in_body(
+    reader: &mut NsReader<&[u8]>,
+    version: Version,
+    want_element: bool,
+    seen: &mut Envelope,
+) -> Result<(), NotSoap> {
+    loop {
+        let (resolved, event) = reader.read_resolved_event().map_err(malformed)?;
+        let start = match event {
+            Event::Start(start) | Event::Empty(start) => start,
+            Event::End(_) => return Ok(()),
+            Event::Eof => return Err(malformed("the Body does not end")),
+            other => {
+                misplaced(&other)?;
+                continue;
+            }
+        };
+        let local = start.local_name().into_inner();
+        let namespace = match resolved {
+            ResolveResult::Bound(ns) => ns.0,
+            ResolveResult::Unbound => "",
+            ResolveResult::Unknown(prefix) => {
+                return Err(malformed(format!("the prefix '{prefix}' is not declared")));
+            }
+        };
+        let is_fault = local == "Fault" && namespace == version.namespace();
+        if want_element {
+            seen.element = Some(Name {
+                namespace: namespace.to_owned(),
+                local: local.to_owned(),
+            });
+        }
+        if is_fault {
+            seen.fault = Some(fault_side(reader)?);
+        }
+        return Ok(());
+    }
+}
+
+/// Whose fault it is, from faultcode (1.1) or Code/Value (1.2). Without a code: the receiver's.
+fn fault_side(reader: &mut NsReader<&[u8]>) -> Result<FaultSide, NotSoap> {
+    let mut in_code = false;
+    loop {
+        match reader.read_event().map_err(malformed)? {
+            Event::Start(start) => {
+                let local = start.local_name().into_inner();
+                in_code = local == "faultcode" || local == "Value";
+            }
+            Event::Text(text) if in_code && !text.trim().is_empty() => {
+                let code = text.trim();
+                let local = code.rsplit(':').next().unwrap_or(code);
+                // SOAP 1.1 allows codes to be refined with dots: Client.Authentication.
+                let first = local.split('.').next().unwrap_or(local);
+                return Ok(match first {
+                    "Client"
+                    | "Sender"
+                    | "VersionMismatch"
+                    | "MustUnderstand"
+                    | "DataEncodingUnknown" => FaultSide::Sender,
+                    _ => FaultSide::Receiver,
+                });
+            }
+            Event::End(end) if end.local_name().into_inner() == "Fault" => {
+                return Ok(FaultSide::Receiver);
+            }
+            Event::Eof => return Ok(FaultSide::Receiver),
+            _ => {}
+        }
+    }
+}
+
+/// An envelope around `content` (XML in UTF-8 without declaration).
+pub(crate) fn envelope(version: Version, content: &str) -> String {
+    let namespace = version.namespace();
+    let mut out = String::with_capacity(content.len() + namespace.len() + 120);
+    let _ = write!(
+        out,
+        "<soap:Envelope xmlns:soap=\"{namespace}\"><soap:Body>{content}</soap:Body></soap:Envelope>"
+    );
+    out
+}
+
+/// Makes a message of `version` of a body: an envelope of that version stays as it is, one of the
+/// other version is mapped, anything else is wrapped. The flag says whether it was changed (and is
+/// UTF-8 now). The error says why it cannot be done.
+pub(crate) fn into_envelope(
+    version: Version,
+    body: &Bytes,
+    charset: Option<&str>,
+) -> Result<(Bytes, bool), String> {
+    match look(body, charset, false) {
+        Ok(seen) if seen.version == Some(version) => Ok((body.clone(), false)),
+        Ok(_) => {
+            let text = xml::decode(body, charset)?;
+            Ok((map(version, xml::without_prolog(&text)?)?.into(), true))
+        }
+        Err(NotSoap::OtherElement) => {
+            let text = xml::decode(body, charset)?;
+            let content = xml::without_prolog(&text)?;
+            Ok((envelope(version, content).into(), true))
+        }
+        Err(NotSoap::OtherVersion) => Err("an envelope of an unknown version of SOAP".into()),
+        Err(NotSoap::Malformed(_)) if body.trim_ascii().is_empty() => {
+            Ok((envelope(version, "").into(), true))
+        }
+        Err(NotSoap::Malformed(why)) => Err(format!("it is not XML: {why}")),
+    }
+}
+
+/// Maps an envelope to another version: its namespace and the names of what only differs by
+/// version. Fault codes and their structure are not mapped: a fault is a failure, not a message.
+fn map(version: Version, text: &str) -> Result<String, String> {
+    let (from, to) = match version {
+        Version::V11 => (NS_12, NS_11),
+        Version::V12 => (NS_11, NS_12),
+    };
+    let mut reader = quick_xml::Reader::from_str(text);
+    let mut writer = quick_xml::Writer::new(Vec::with_capacity(text.len() + 64));
+    loop {
+        let event = reader.read_event().map_err(|error| error.to_string())?;
+        let event = match event {
+            Event::Eof => break,
+            Event::Start(start) => Event::Start(mapped(&start, from, to)?),
+            Event::Empty(start) => Event::Empty(mapped(&start, from, to)?),
+            other => other,
+        };
+        writer
+            .write_event(event)
+            .map_err(|error| error.to_string())?;
+    }
+    String::from_utf8(writer.into_inner()).map_err(|error| error.to_string())
+}
+
+fn mapped<'a>(start: &BytesStart<'a>, from: &str, to: &str) -> Result<BytesStart<'a>, String> {
+    let declares = |attribute: &str| {
+        attribute == "xmlns" || attribute.get(..6).is_some_and(|prefix| prefix == "xmlns:")
+    };
+    let hit = start
+        .attributes()
+        .with_checks(false)
+        .flatten()
+        .any(|a| declares(a.key.0) && a.value == from);
+    if !hit {
+        return Ok(start.to_owned());
+    }
+    let mut changed = BytesStart::new(start.name().0.to_owned());
+    for attribute in start.attributes().with_checks(false) {
+        let attribute = attribute.map_err(|error| error.to_string())?;
+        let value = if declares(attribute.key.0) && attribute.value == from {
+            Cow::Borrowed(to)
+        } else {
+            attribute.value
+        };
+        changed.push_attribute(quick_xml::events::attributes::Attribute {
+            key: attribute.key,
+            value,
+        });
+    }
+    Ok(changed)
+}

@@ -1,0 +1,91 @@
+//! How the bus is: status, incidents, and health for whatever watches over the process.
+
+use std::sync::atomic::Ordering::SeqCst;
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use http::StatusCode;
+use serde_json::{Value, json};
+use xbus_core::Timestamp;
+use xbus_core::store::StoreError;
+
+use crate::{App, Shared};
+
+/// `GET /api/v1/status`.
+pub(crate) async fn status(State(app): State<Shared>) -> Json<Value> {
+    let plan = app.bus.plan();
+    let store = app.bus.store();
+    let health = store.health();
+    let queues = store.queues();
+    let reasons = why_not_ready(&app);
+    Json(json!({
+        "name": &*plan.bus,
+        "node": &*plan.node,
+        "version": app.settings.version,
+        "started_at": app.started.to_string(),
+        "uptime_seconds": app.started.until(Timestamp::now()).as_secs(),
+        "ready": reasons.is_empty(),
+        "not_ready_because": reasons,
+        "routes": plan.routes.len(),
+        "store": {
+            "healthy": health.is_ok(),
+            "error": health.err().map(|error| error.to_string()),
+            "disk_bytes": store.disk_bytes(),
+        },
+        "queued": queues.iter().map(|queue| queue.depth).sum::<u64>(),
+        "parked": queues.iter().map(|queue| queue.parked).sum::<u64>(),
+        "incidents_open": app.bus.incidents().open().len(),
+        "mails_waiting": app.bus.incidents().outbox().len(),
+    }))
+}
+
+/// `GET /api/v1/incidents`: what has failed and is not mended.
+pub(crate) async fn incidents(State(app): State<Shared>) -> Json<Value> {
+    let open = app.bus.incidents().open();
+    let shown = open.iter().map(|incident| {
+        json!({
+            "id": incident.id.to_string(),
+            "route": &*incident.route,
+            "step": &*incident.step,
+            "kind": &*incident.kind,
+            "opened_at": incident.opened_at.to_string(),
+            "count": incident.count,
+            "last_error": incident.last_error,
+            "message": incident.message.map(|id| id.to_string()),
+            "queue": incident.queue.as_deref(),
+        })
+    });
+    Json(shown.collect())
+}
+
+/// `GET /health/live`: the process answers.
+pub(crate) async fn live() -> Json<Value> {
+    Json(json!({ "status": "live" }))
+}
+
+/// `GET /health/ready`: messages are taken now; else 503 and why not.
+pub(crate) async fn ready(State(app): State<Shared>) -> Response {
+    let reasons = why_not_ready(&app);
+    if reasons.is_empty() {
+        return Json(json!({ "status": "ready" })).into_response();
+    }
+    let body = json!({ "status": "not-ready", "reasons": reasons });
+    (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response()
+}
+
+/// Why no messages are taken, in words that everybody may read (no paths, no addresses).
+pub(crate) fn why_not_ready(app: &App) -> Vec<&'static str> {
+    let mut reasons = Vec::new();
+    if app.bus.stopping().is_cancelled() {
+        reasons.push("the bus is stopping");
+    } else if !app.settings.ready.load(SeqCst) {
+        reasons.push("the receivers are not open");
+    }
+    match app.bus.store().health() {
+        Ok(()) => {}
+        Err(StoreError::Full(_)) => reasons.push("the store has no room"),
+        Err(_) => reasons.push("the store has failed; the log says why"),
+    }
+    reasons
+}

@@ -1,0 +1,178 @@
+use std::time::{Duration, Instant};
+
+use super::XmlLimits;
+use super::tree::{Document, NodeRef};
+use super::write::Writer;
+
+fn limits() -> XmlLimits {
+    (&crate::Limits::default()).into()
+}
+
+fn refused(text: &str) -> String {
+    match Document::parse(text, &limits()) {
+        Ok(_) => panic!("accepted: {text}"),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn what_is_not_well_formed_is_refused_with_its_place() {
+    for (text, part) in [
+        ("", "no root element"),
+        ("<a>", "ends within an element"),
+        ("<a></b>", "expected `</a>`"),
+        ("<a/>x", "text outside"),
+        ("x<a/>", "text outside"),
+        ("<a/><b/>", "second root"),
+        ("<a/><![CDATA[x]]>", "CDATA section outside"),
+        ("&lt;<a/>", "reference outside"),
+        ("<1a/>", "not a name"),
+        ("<a:b:c/>", "not a name"),
+        ("<:a/>", "not a name"),
+        ("< a/>", ""),
+        ("<a\u{d7}/>", "not a name"),
+        ("<a b/>", "has no value"),
+        ("<a b=c/>", "not quoted"),
+        ("<a b='1'c='2'/>", "white space"),
+        ("<a b='1' b='2'/>", "appears twice"),
+        (
+            "<a xmlns:p='u' xmlns:q='u' p:b='1' q:b='2'/>",
+            "appears twice",
+        ),
+        ("<a b='<'/>", "'<' within a value"),
+        ("<a b='&'/>", "does not begin a reference"),
+        ("<a b='&x;'/>", "not declared"),
+        ("<a>&x;</a>", "not declared"),
+        ("<a>&#0;</a>", "not a character"),
+        ("<a>&#xD800;</a>", "not a character"),
+        ("<a>&#x;</a>", "not a character"),
+        ("<a>&#+1;</a>", "not a character"),
+        ("<a>& b</a>", ""),
+        ("<a>]]></a>", "']]>'"),
+        ("<a>\u{8}</a>", "U+0008"),
+        ("<a>\u{ffff}</a>", "U+FFFF"),
+        ("<a><!-- a -- b --></a>", ""),
+        ("<a><!-- a </a>", ""),
+        ("<a><?xml x?></a>", "XML declaration"),
+        ("<a><?XmL x?></a>", "XML declaration"),
+        ("<a><?1 x?></a>", "processing instruction"),
+        (" <?xml version='1.0'?><a/>", "XML declaration"),
+        (
+            "<?xml version='1.0'?><?xml version='1.0'?><a/>",
+            "XML declaration",
+        ),
+        ("<?xml?><a/>", "version is missing"),
+        ("<?xml version='2.0'?><a/>", "not allowed"),
+        ("<?xml encoding='utf-8'?><a/>", "the order is"),
+        (
+            "<?xml version='1.0' standalone='maybe'?><a/>",
+            "not allowed",
+        ),
+        ("<?xml version='1.0'encoding='utf-8'?><a/>", "white space"),
+        ("<?xml version='1.0' encoding='-'?><a/>", "not allowed"),
+        ("<!DOCTYPE a><a/>", "DTD"),
+        ("<a><!DOCTYPE a></a>", "DTD"),
+        ("<!ELEMENT a ANY><a/>", ""),
+        ("<p:a/>", "prefix 'p' is not declared"),
+        ("<a p:b='1'/>", "prefix 'p' is not declared"),
+        ("<a xmlns:p=''/>", "cannot be undeclared"),
+        ("<a xmlns:xmlns='u'/>", "cannot be declared"),
+        ("<a xmlns:xml='u'/>", "belong together"),
+        (
+            "<a xmlns:p='http://www.w3.org/XML/1998/namespace'/>",
+            "belong together",
+        ),
+        ("<a xmlns:p='u' xmlns:p='v'/>", "declared twice"),
+        ("<xmlns:a/>", "prefix xmlns"),
+    ] {
+        let error = refused(text);
+        assert!(error.contains(part), "{text}: {error}");
+        assert!(error.contains("(line "), "{error}");
+    }
+    assert!(refused("<a>\n  <b>\n</a>").contains("(line 3, column 1)"));
+}
+
+#[test]
+fn another_parser_agrees_on_small_inputs() {
+    // Every text of up to six pieces of markup: uppsala is asked as well.
+    let pieces = [
+        "<a>",
+        "</a>",
+        "<b/>",
+        "x",
+        "&amp;",
+        "<!--c-->",
+        "<![CDATA[d]]>",
+        "<?p q?>",
+        " ",
+    ];
+    let mut parser_agreed = 0;
+    let mut texts = vec![String::new()];
+    for _ in 0..5 {
+        let mut longer = Vec::new();
+        for text in &texts {
+            for piece in pieces {
+                longer.push(format!("{text}{piece}"));
+            }
+        }
+        for text in &longer {
+            let ours = Document::parse(text, &limits()).is_ok();
+            let theirs = uppsala::Parser::new()
+                .with_forbid_dtd(true)
+                .parse(text)
+                .is_ok();
+            assert_eq!(ours, theirs, "{text}");
+            parser_agreed += 1;
+        }
+        if longer.len() > 7_000 {
+            break;
+        }
+        texts = longer;
+    }
+    assert!(parser_agreed > 7_000);
+}
+
+#[test]
+fn limits_are_kept_in_little_time() {
+    let started = Instant::now();
+    let wide = format!(
+        "<a {}/>",
+        (0..100_000)
+            .map(|n| format!("a{n}='' "))
+            .collect::<String>()
+    );
+    assert!(refused(&wide).contains("more than 1000 attributes"));
+    assert!(refused(&"<a>".repeat(100_000)).contains("more than 256 deep"));
+    let deep = format!("{}{}", "<a>".repeat(256), "</a>".repeat(256));
+    assert!(Document::parse(&deep, &limits()).is_ok());
+    let declared: String = (0..300).map(|n| format!(" xmlns:p{n}='u{n}'")).collect();
+    assert!(refused(&format!("<a{declared}/>")).contains("namespace declarations"));
+    assert!(started.elapsed() < Duration::from_secs(5));
+}
+
+#[test]
+fn what_is_read_is_written_with_its_meaning() {
+    for (text, written) in [
+        (
+            "<a b='1\t2\n3&#9;\"'>x\r\ny&#13;]]&gt;<!--c--><?p q?></a>",
+            "<a b=\"1 2 3&#9;&quot;\">x\ny&#13;]]&gt;<!--c--><?p q?></a>",
+        ),
+        (
+            "<?xml version='1.0'?>\n<!--x--><a xmlns='u'><b xmlns=''/><c/></a>",
+            "<!--x--><a xmlns=\"u\"><b xmlns=\"\"/><c/></a>",
+        ),
+        (
+            "<p:a xmlns:p='u' p:b='1' xml:lang='de'/>",
+            "<p:a xmlns:p=\"u\" p:b=\"1\" xml:lang=\"de\"/>",
+        ),
+        ("<a><![CDATA[<&]]></a>", "<a>&lt;&amp;</a>"),
+    ] {
+        let document = Document::parse(text, &limits()).unwrap();
+        let none = std::collections::BTreeMap::new();
+        let mut writer = Writer::new(10_000, &none);
+        writer.node(&NodeRef::root(document.into())).unwrap();
+        let out = writer.finish();
+        assert_eq!(out, written, "{text}");
+        Document::parse(&out, &limits()).unwrap();
+    }
+}

@@ -1,0 +1,434 @@
+//! The quick way for plain paths: reads the document as a stream and stops at the first match.
+//!
+//! Plain is an absolute path of child and descendant steps with name tests and attribute
+//! tests (`[@a]`, `[@a='v']`), that ends in an element, an attribute or `text()`. The value is
+//! exactly that of the full evaluation.
+//!
+//! What follows the match is not read, so a fault in it is not found: a body is checked as far as
+//! it is read.
+
+use std::ops::ControlFlow;
+
+use super::XPath;
+use super::parse::{Axis, Expr, Op, Start as PathStart, Step, Test};
+use crate::xml::XmlLimits;
+use crate::xml::reader::{self, Attribute, End, Sink, Start, XmlError};
+
+/// Steps that one path may have; states are kept in the bits of a word.
+const MAX_STEPS: usize = 30;
+
+/// A compiled plain path.
+#[derive(Debug)]
+pub(crate) struct Plain {
+    steps: Vec<PlainStep>,
+    end: Ending,
+}
+
+#[derive(Debug)]
+struct PlainStep {
+    /// The step may be any number of elements below the one before.
+    descendant: bool,
+    name: NameTest,
+    tests: Vec<AttributeTest>,
+}
+
+#[derive(Debug)]
+enum NameTest {
+    Any,
+    Namespace(String),
+    Name { uri: String, local: String },
+}
+
+#[derive(Debug)]
+struct AttributeTest {
+    uri: String,
+    local: String,
+    value: Option<String>,
+}
+
+#[derive(Debug)]
+enum Ending {
+    /// The string value of the element.
+    Element,
+    /// An attribute of the element.
+    Attribute { uri: String, local: String },
+    /// The first text node directly within the element.
+    Text,
+}
+
+impl Plain {
+    /// The plain form of an expression that is a plain path.
+    pub(crate) fn of(xpath: &XPath) -> Option<Self> {
+        let Expr::Path(PathStart::Root, steps) = &xpath.root else {
+            return None;
+        };
+        let (last, before) = steps.split_last()?;
+        let (path, end) = match (last.axis, &last.test) {
+            (Axis::Attribute, Test::Name { uri, local, .. }) if last.predicates.is_empty() => (
+                before,
+                Ending::Attribute {
+                    uri: uri.clone(),
+                    local: local.clone(),
+                },
+            ),
+            (Axis::Child, Test::Text) if last.predicates.is_empty() => (before, Ending::Text),
+            _ => (&steps[..], Ending::Element),
+        };
+        if path.is_empty() || path.len() > MAX_STEPS {
+            return None;
+        }
+        let steps = path.iter().map(PlainStep::of).collect::<Option<Vec<_>>>()?;
+        Some(Self { steps, end })
+    }
+
+    /// The string value of the first match in document order; nothing when nothing matches.
+    /// `Err` when the document is not well-formed as far as it was read.
+    pub(crate) fn first(&self, text: &str, limits: &XmlLimits) -> Result<Option<String>, XmlError> {
+        let mut search = Search::new(self);
+        match reader::read(text, limits, &mut search)? {
+            End::Document | End::Early => Ok(search.found),
+        }
+    }
+
+    /// As [`Plain::first`], on the beginning of a document. Nothing: the beginning does not decide.
+    pub(crate) fn first_within(&self, head: &str, limits: &XmlLimits) -> Option<String> {
+        let mut search = Search::new(self);
+        match reader::read(head, limits, &mut search) {
+            Ok(End::Early) => search.found,
+            _ => None,
+        }
+    }
+}
+
+impl PlainStep {
+    fn of(step: &Step) -> Option<Self> {
+        let descendant = match step.axis {
+            Axis::Child => false,
+            Axis::Descendant => true,
+            _ => return None,
+        };
+        let name = match &step.test {
+            Test::Any => NameTest::Any,
+            Test::Namespace(uri) => NameTest::Namespace(uri.clone()),
+            Test::Name { uri, local, .. } => NameTest::Name {
+                uri: uri.clone(),
+                local: local.clone(),
+            },
+            _ => return None,
+        };
+        let tests = step
+            .predicates
+            .iter()
+            .map(AttributeTest::of)
+            .collect::<Option<Vec<_>>>()?;
+        Some(Self {
+            descendant,
+            name,
+            tests,
+        })
+    }
+
+    fn matches(&self, tag: &Start<'_, '_>) -> bool {
+        let uri = || &*tag.uris[tag.uri as usize];
+        let named = match &self.name {
+            NameTest::Any => true,
+            NameTest::Namespace(wanted) => uri() == wanted,
+            NameTest::Name { uri: wanted, local } => tag.local == local && uri() == wanted,
+        };
+        named
+            && self.tests.iter().all(|test| {
+                find(tag, &test.uri, &test.local)
+                    .is_some_and(|found| test.value.as_ref().is_none_or(|v| *v == *found.value))
+            })
+    }
+}
+
+impl AttributeTest {
+    fn of(predicate: &Expr) -> Option<Self> {
+        let (path, value) = match predicate {
+            Expr::Binary(Op::Equal, path, value) => match (&**path, &**value) {
+                (path, Expr::Literal(text)) | (Expr::Literal(text), path) => {
+                    (path, Some(text.clone()))
+                }
+                _ => return None,
+            },
+            path => (path, None),
+        };
+        let Expr::Path(PathStart::Context, steps) = path else {
+            return None;
+        };
+        match &steps[..] {
+            [
+                Step {
+                    axis: Axis::Attribute,
+                    test: Test::Name { uri, local, .. },
+                    predicates,
+                },
+            ] if predicates.is_empty() => Some(Self {
+                uri: uri.clone(),
+                local: local.clone(),
+                value,
+            }),
+            _ => None,
+        }
+    }
+}
+
+fn find<'r, 'a>(tag: &'r Start<'_, 'a>, uri: &str, local: &str) -> Option<&'r Attribute<'a>> {
+    tag.attributes
+        .iter()
+        .find(|a| a.local == local && *tag.uris[a.uri as usize] == *uri)
+}
+
+struct Search<'p> {
+    plain: &'p Plain,
+    /// For each open element: bit n set when the first n steps lead to it or (for a descendant
+    /// step that follows) to one of its ancestors.
+    states: Vec<u32>,
+    /// Depth of the element whose text is being gathered.
+    capture: Option<usize>,
+    value: String,
+    found: Option<String>,
+}
+
+impl<'a> Sink<'a> for Search<'_> {
+    fn start(&mut self, tag: &Start<'_, 'a>) -> ControlFlow<()> {
+        if self.capture.is_some() {
+            self.states.push(0);
+            return ControlFlow::Continue(());
+        }
+        self.boundary()?;
+        let above = self.states.last().copied().unwrap_or(0);
+        let steps = &self.plain.steps;
+        let mut here = 0;
+        for (at, step) in steps.iter().enumerate() {
+            if above & (1 << at) == 0 {
+                continue;
+            }
+            if step.descendant {
+                here |= 1 << at;
+            }
+            if step.matches(tag) {
+                here |= 1 << (at + 1);
+            }
+        }
+        self.states.push(here);
+        if here & (1 << steps.len()) != 0 {
+            match &self.plain.end {
+                Ending::Attribute { uri, local } => {
+                    if let Some(attribute) = find(tag, uri, local) {
+                        self.found = Some(attribute.value.clone().into_owned());
+                        return ControlFlow::Break(());
+                    }
+                }
+                Ending::Element => self.capture = Some(self.states.len()),
+                Ending::Text => {}
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn end(&mut self) -> ControlFlow<()> {
+        self.boundary()?;
+        let depth = self.states.len();
+        self.states.pop();
+        if self.capture == Some(depth) {
+            return self.take();
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn text(&mut self, text: &str) -> ControlFlow<()> {
+        let wanted = match self.plain.end {
+            Ending::Element => self.capture.is_some(),
+            Ending::Attribute { .. } => false,
+            Ending::Text => self
+                .states
+                .last()
+                .is_some_and(|state| state & (1 << self.plain.steps.len()) != 0),
+        };
+        if wanted {
+            self.value.push_str(text);
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn comment(&mut self, _: &str) -> ControlFlow<()> {
+        self.boundary()
+    }
+
+    fn instruction(&mut self, _: &'a str, _: &str) -> ControlFlow<()> {
+        self.boundary()
+    }
+}
+
+impl<'p> Search<'p> {
+    fn new(plain: &'p Plain) -> Self {
+        Self {
+            plain,
+            states: vec![1],
+            capture: None,
+            value: String::new(),
+            found: None,
+        }
+    }
+
+    /// All other markup ends a text node.
+    fn boundary(&mut self) -> ControlFlow<()> {
+        if matches!(self.plain.end, Ending::Text) && !self.value.is_empty() {
+            return self.take();
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn take(&mut self) -> ControlFlow<()> {
+        self.found = Some(std::mem::take(&mut self.value));
+        ControlFlow::Break(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::xml::Document;
+    use crate::xml::tree::Id;
+    use crate::xpath::{Budget, Value};
+
+    fn limits() -> XmlLimits {
+        (&crate::Limits::default()).into()
+    }
+
+    fn compile(path: &str) -> XPath {
+        let namespaces = BTreeMap::from([("p".to_owned(), "urn:p".to_owned())]);
+        XPath::compile(path, &namespaces).unwrap()
+    }
+
+    fn full(xpath: &XPath, xml: &str) -> Option<String> {
+        let document = Document::parse(xml, &limits()).unwrap();
+        let budget = Budget::new(u64::MAX, None);
+        match xpath.evaluate(&document, Id::ROOT, &budget).unwrap() {
+            Value::Nodes(nodes) => nodes.first().map(|id| document.string_value(*id)),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Small names from a small alphabet, so that paths match often.
+    fn xml() -> impl Strategy<Value = String> {
+        let leaf = prop_oneof![
+            Just("t".to_owned()),
+            Just("&amp;".to_owned()),
+            Just("<![CDATA[<c>]]>".to_owned()),
+            Just("<![CDATA[]]>".to_owned()),
+            Just("<!--x-->".to_owned()),
+            Just("<?q x?>".to_owned()),
+            Just(" ".to_owned()),
+        ];
+        let name = || prop_oneof![Just("a"), Just("b"), Just("p:a"), Just("q:b")];
+        let attribute = prop_oneof![
+            Just(""),
+            Just(" x='1'"),
+            Just(" x='2'"),
+            Just(" p:x='1'"),
+            Just(" xmlns='urn:p'"),
+            Just(" xmlns:p='urn:o'")
+        ];
+        let element = leaf.prop_recursive(5, 40, 5, move |inner| {
+            (
+                name(),
+                attribute.clone(),
+                prop::collection::vec(inner, 0..5),
+            )
+                .prop_map(|(name, attribute, content)| {
+                    format!("<{name}{attribute}>{}</{name}>", content.concat())
+                })
+        });
+        prop::collection::vec(element, 0..4).prop_map(|content| {
+            format!(
+                "<a xmlns:p='urn:p' xmlns:q='urn:p' x='0'>{}</a>",
+                content.concat()
+            )
+        })
+    }
+
+    fn path() -> impl Strategy<Value = String> {
+        let step = (
+            prop_oneof![Just("/"), Just("//")],
+            prop_oneof![
+                Just("a"),
+                Just("b"),
+                Just("*"),
+                Just("p:a"),
+                Just("p:b"),
+                Just("p:*")
+            ],
+            prop_oneof![
+                Just(""),
+                Just("[@x]"),
+                Just("[@x='1']"),
+                Just("['2'=@x][@p:x]")
+            ],
+        )
+            .prop_map(|(slash, name, test)| format!("{slash}{name}{test}"));
+        let end = prop_oneof![
+            Just(""),
+            Just("/text()"),
+            Just("/@x"),
+            Just("/@p:x"),
+            Just("//text()"),
+            Just("//@x")
+        ];
+        (prop::collection::vec(step, 1..4), end).prop_map(|(steps, end)| steps.concat() + end)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 3000, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_plain_path_gives_what_the_full_evaluation_gives(xml in xml(), path in path()) {
+            let compiled = compile(&path);
+            let expected = full(&compiled, &xml);
+            if let Some(plain) = Plain::of(&compiled) {
+                prop_assert_eq!(plain.first(&xml, &limits()).unwrap(), expected.clone());
+                for cut in 0..xml.len() {
+                    if let Some(found) = plain.first_within(&xml[..cut], &limits()) {
+                        prop_assert_eq!(Some(found), expected.clone());
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn which_paths_are_plain() {
+        for (path, plain) in [
+            ("/a/b", true),
+            ("//p:a", true),
+            ("//a[@x='1']/b/@y", true),
+            ("//a/text()", true),
+            ("/a//b/text()", true),
+            ("a/b", false),
+            ("//a[1]", false),
+            ("//a[b]", false),
+            ("/a/../b", false),
+            ("count(//a)", false),
+            ("//a | //b", false),
+        ] {
+            assert_eq!(Plain::of(&compile(path)).is_some(), plain, "{path}");
+        }
+    }
+
+    #[test]
+    fn what_follows_the_match_is_not_read() {
+        let plain = Plain::of(&compile("/a/b")).unwrap();
+        assert_eq!(
+            plain.first("<a><b>1</b><oops", &limits()),
+            Ok(Some("1".into()))
+        );
+        assert!(plain.first("<a><oops><b>1</b></a>", &limits()).is_err());
+        assert_eq!(plain.first("<a><c>1</c></a>", &limits()), Ok(None));
+    }
+}
