@@ -1,0 +1,523 @@
+//! The sender: one mail a message.
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use lettre::message::Mailbox;
+use lettre::message::header::HeaderName;
+use tokio::time::Instant;
+use xbus_core::adapter::{Call, Reach, Request};
+use xbus_core::spec::{Args, Field, Node, Raw, Type};
+use xbus_core::template::{Part, Template};
+use xbus_core::{Context, Fault, Format, Message, SendError, Sender};
+
+use crate::address::{self, Recipient};
+use crate::compose::{Attached, Composed, Draft, message_id};
+use crate::connection::{Smtp, host_name};
+use crate::text;
+
+/// What can stand under `mail` in a target.
+pub(crate) const FIELDS: &[Field] = &[
+    Field::new(
+        "connection",
+        Type::Connection(&["smtp"]),
+        "The mail server. Left out: the only smtp connection that there is.",
+    ),
+    Field::new(
+        "from",
+        Type::Template,
+        "The sender's address. Left out: `from` of the connection, else `xbus@` and the machine's name.",
+    ),
+    Field::new(
+        "to",
+        Type::OneOrMany(&Type::Template),
+        "Recipients. What an expression gives is one address; anything else fails before a mail is sent.",
+    )
+    .required(),
+    Field::new("cc", Type::OneOrMany(&Type::Template), "Recipients of copies."),
+    Field::new(
+        "bcc",
+        Type::OneOrMany(&Type::Template),
+        "Recipients that the others do not see.",
+    ),
+    Field::new("subject", Type::Template, "The subject; one line, in any script."),
+    Field::new(
+        "body",
+        Type::Template,
+        "The text. Left out: the message's body where it is text (HTML as such), otherwise the body \
+         is attached.",
+    ),
+    Field::new(
+        "html",
+        Type::Template,
+        "The text as HTML. Values within it are escaped; a lone `{{ }}` gives the whole document.",
+    ),
+    Field::new(
+        "attach",
+        Type::Either(&[Type::Text, Type::List(&Type::Object(ATTACH))]),
+        "`body` attaches the message's body; or a list of attachments.",
+    ),
+    Field::new(
+        "headers",
+        Type::Either(&[Type::List(&Type::Text), Type::Map(&Type::Template)]),
+        "Further headers: a list of message headers that are passed on, or a map of names to values.",
+    ),
+];
+
+/// What can stand in an entry of `attach`.
+const ATTACH: &[Field] = &[
+    Field::new("name", Type::Template, "The attachment's file name."),
+    Field::new("content_type", Type::Template, "Its content type."),
+    Field::new(
+        "body",
+        Type::Template,
+        "Its content. Left out: the message's body.",
+    ),
+];
+
+/// Headers that a route cannot set, because the mail's own parts make them.
+const OWN: [&str; 11] = [
+    "from",
+    "sender",
+    "to",
+    "cc",
+    "bcc",
+    "subject",
+    "date",
+    "message-id",
+    "auto-submitted",
+    "return-path",
+    "received",
+];
+
+struct MailSender {
+    smtp: Arc<Smtp>,
+    from: Recipient,
+    to: Vec<Recipient>,
+    cc: Vec<Recipient>,
+    bcc: Vec<Recipient>,
+    subject: Option<Template>,
+    body: Option<Template>,
+    html: Option<Template>,
+    attach_body: bool,
+    attach: Vec<Attach>,
+    headers: Vec<(String, Extra)>,
+    bus: Arc<str>,
+    target: Arc<str>,
+}
+
+#[derive(Default)]
+struct Attach {
+    name: Option<Template>,
+    content_type: Option<Template>,
+    body: Option<Template>,
+}
+
+/// Where a further header's value comes from.
+enum Extra {
+    /// The message's header of the same name, where there is one.
+    Passed,
+    /// A text.
+    Text(Template),
+}
+
+/// Builds a sender from what the target says.
+pub(crate) fn build(args: Args<'_>) -> Option<Arc<dyn Sender>> {
+    let smtp = connection(&args);
+    let optional = |name: &str| match args.has(name) {
+        true => args.template(name).map(Some),
+        false => Some(None),
+    };
+    let (subject, body, html) = (optional("subject"), optional("body"), optional("html"));
+    let (to, cc) = (address::entries(&args, "to"), address::entries(&args, "cc"));
+    let bcc = address::entries(&args, "bcc");
+    let attach = attach(&args);
+    let headers = headers(&args);
+    let smtp = smtp?;
+    let from = match address::entries(&args, "from")?.pop() {
+        Some(from) => from,
+        None => {
+            let fallback = smtp.from.clone();
+            let text = fallback.unwrap_or_else(|| format!("xbus@{}", host_name()));
+            Recipient::Fixed(address::fixed(&text)?)
+        }
+    };
+    if matches!(&from, Recipient::Fixed(all) if all.len() != 1) {
+        problem(
+            &args,
+            "from",
+            "bad-address",
+            "a mail has one sender",
+            "write one address",
+        );
+        return None;
+    }
+    let (attach_body, attach) = attach?;
+    Some(Arc::new(MailSender {
+        smtp,
+        from,
+        to: to?,
+        cc: cc?,
+        bcc: bcc?,
+        subject: subject?,
+        body: body?,
+        html: html?,
+        attach_body,
+        attach,
+        headers: headers?,
+        bus: args.build.bus.clone(),
+        target: args.build.step.clone(),
+    }))
+}
+
+fn problem(args: &Args<'_>, name: &str, code: &'static str, message: &str, help: &str) {
+    let place = args.place(name);
+    args.build.problems.error(&place, code, message, help);
+}
+
+fn connection(args: &Args<'_>) -> Option<Arc<Smtp>> {
+    if let Some(name) = args.text("connection") {
+        return args.build.connection::<Smtp>(&name);
+    }
+    let mut all = args
+        .build
+        .connections
+        .iter()
+        .filter(|(_, (kind, _))| *kind == "smtp");
+    match (all.next(), all.next()) {
+        (Some((name, _)), None) => args.build.connection::<Smtp>(name),
+        (None, _) => {
+            problem(
+                args,
+                "connection",
+                "no-connection",
+                "there is no mail server to send by",
+                "add one to xbus.yaml: connections: { relay: { smtp: { host: mail.acme.example } } }",
+            );
+            None
+        }
+        _ => {
+            problem(
+                args,
+                "connection",
+                "no-connection",
+                "there is more than one mail server to send by",
+                "say which: connection: NAME",
+            );
+            None
+        }
+    }
+}
+
+/// Whether the body is attached, and what else is; nothing when that is wrong, which is reported.
+fn attach(args: &Args<'_>) -> Option<(bool, Vec<Attach>)> {
+    let Some(node) = args.node("attach") else {
+        return Some((false, Vec::new()));
+    };
+    match node.text() {
+        Some("body") => return Some((true, Vec::new())),
+        Some(_) => {
+            problem(
+                args,
+                "attach",
+                "bad-value",
+                "'attach' is 'body' or a list of attachments",
+                "write attach: body, or attach: [{ name: order.xml }]",
+            );
+            return None;
+        }
+        None => {}
+    }
+    let one = |node: &Node| {
+        let own = Args::new(Some(node), ATTACH, args.build);
+        let part = |name: &str| match own.has(name) {
+            true => own.template(name).map(Some),
+            false => Some(None),
+        };
+        Some(Attach {
+            name: part("name")?,
+            content_type: part("content_type")?,
+            body: part("body")?,
+        })
+    };
+    let all: Option<Vec<Attach>> = node.items().iter().map(one).collect();
+    all.map(|all| (false, all))
+}
+
+/// Further headers; nothing when one is wrong, which is reported.
+fn headers(args: &Args<'_>) -> Option<Vec<(String, Extra)>> {
+    let Some(node) = args.node("headers") else {
+        return Some(Vec::new());
+    };
+    let mut good = true;
+    let mut all = Vec::new();
+    let mut add = |name: &str, node: &Node, value: Option<Extra>| {
+        let lower = name.to_ascii_lowercase();
+        let own = OWN.contains(&lower.as_str())
+            || ["content-", "mime-", "resent-"]
+                .iter()
+                .any(|start| lower.starts_with(start));
+        if own || HeaderName::new_from_ascii(name.to_owned()).is_err() {
+            good = false;
+            args.build.problems.error(
+                &node.place,
+                "bad-header",
+                format!("'{name}' cannot be set as a further header"),
+                "choose another name, such as X-Customer",
+            );
+        }
+        match value {
+            Some(value) => all.push((name.to_owned(), value)),
+            None => good = false,
+        }
+    };
+    match &node.raw {
+        Raw::Map(entries) => {
+            for (key, value) in entries {
+                add(
+                    &key.name,
+                    value,
+                    args.build.template(value).map(Extra::Text),
+                );
+            }
+        }
+        _ => {
+            for item in node.items() {
+                if let Some(name) = item.text() {
+                    add(name, item, Some(Extra::Passed));
+                }
+            }
+        }
+    }
+    good.then_some(all)
+}
+
+impl MailSender {
+    fn draft(&self, message: &Arc<Message>, context: &Context) -> Result<Draft, Fault> {
+        let addresses = |all: &[Recipient]| -> Result<Vec<Mailbox>, Fault> {
+            let mut found = Vec::new();
+            for one in all {
+                found.extend(one.addresses(message, context)?);
+            }
+            Ok(found)
+        };
+        let text = |template: &Option<Template>| {
+            let rendered = template.as_ref().map(|text| text.render(message, context));
+            rendered.transpose()
+        };
+        let html = self.html.as_ref().map(|html| match html.parts() {
+            [Part::Expression(_)] => html.render(message, context),
+            _ => html.render_with(message, context, |value| Ok(escaped(&value))),
+        });
+        let (mut body, mut html) = (text(&self.body)?, html.transpose()?);
+        let mut attachments = Vec::new();
+        for attach in &self.attach {
+            attachments.push(Attached {
+                name: text(&attach.name)?.unwrap_or_else(|| file_name(message)),
+                content_type: text(&attach.content_type)?
+                    .unwrap_or_else(|| content_type(message, attach.body.is_some())),
+                content: match text(&attach.body)? {
+                    Some(text) => text.into_bytes(),
+                    None => message.body.bytes().to_vec(),
+                },
+            });
+        }
+        let mut attach_body = self.attach_body;
+        if body.is_none() && html.is_none() && !attach_body && attachments.is_empty() {
+            match text::of(message) {
+                Some(text) if text::is_html(message) => html = Some(text),
+                Some(text) => body = Some(text),
+                None => attach_body = true,
+            }
+        }
+        if attach_body {
+            attachments.push(Attached {
+                name: file_name(message),
+                content_type: content_type(message, false),
+                content: message.body.bytes().to_vec(),
+            });
+        }
+        Ok(Draft {
+            from: addresses(std::slice::from_ref(&self.from))?.remove(0),
+            to: addresses(&self.to)?,
+            cc: addresses(&self.cc)?,
+            bcc: addresses(&self.bcc)?,
+            subject: text(&self.subject)?.unwrap_or_default(),
+            text: body,
+            html,
+            attachments,
+            headers: self.headers(message, context)?,
+            message_id: message_id(message.id, &self.target, &self.bus),
+        })
+    }
+
+    fn headers(
+        &self,
+        message: &Arc<Message>,
+        context: &Context,
+    ) -> Result<Vec<(String, String)>, Fault> {
+        let mut headers = vec![
+            (String::from("X-Message-Id"), message.id.to_string()),
+            (String::from("X-Correlation-Id"), message.correlation()),
+            (
+                String::from("Idempotency-Key"),
+                format!("{}/{}", message.id, self.target),
+            ),
+        ];
+        if let Some(trace) = message.headers.get("traceparent") {
+            headers.push((String::from("traceparent"), trace.to_owned()));
+        }
+        for (name, extra) in &self.headers {
+            let value = match extra {
+                Extra::Passed => message.headers.get(name).map(str::to_owned),
+                Extra::Text(text) => Some(text.render(message, context)?),
+            };
+            if let Some(value) = value {
+                headers.push((name.clone(), value));
+            }
+        }
+        Ok(headers)
+    }
+}
+
+/// Text as HTML shows it.
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
+        .replace('\'', "&#39;")
+}
+
+/// The name under which the message's body is attached.
+fn file_name(message: &Message) -> String {
+    if let Some(name) = message.headers.get("file.name") {
+        return name.to_owned();
+    }
+    let extension = match message.format() {
+        Some(Format::Xml) => "xml",
+        Some(Format::Json) => "json",
+        Some(Format::Csv) => "csv",
+        Some(Format::Text | Format::Form) => "txt",
+        Some(Format::Bytes) | None => "bin",
+    };
+    format!("message.{extension}")
+}
+
+fn content_type(message: &Message, own_text: bool) -> String {
+    if own_text {
+        return Format::Text.media_type().to_owned();
+    }
+    match (message.content_type(), message.format()) {
+        (Some(content_type), _) => content_type.to_owned(),
+        (None, Some(format)) => format.media_type().to_owned(),
+        (None, None) => Format::Bytes.media_type().to_owned(),
+    }
+}
+
+impl Sender for MailSender {
+    fn reach(&self) -> Reach {
+        Reach::OneShot
+    }
+
+    fn make(&self, message: Arc<Message>, context: &Context) -> Result<Request, Fault> {
+        let mail = self.draft(&message, context)?.compose()?;
+        Ok(Request::Call(Box::new(MailCall {
+            smtp: self.smtp.clone(),
+            mail,
+            message,
+        })))
+    }
+}
+
+/// One mail to one server.
+struct MailCall {
+    smtp: Arc<Smtp>,
+    mail: Composed,
+    message: Arc<Message>,
+}
+
+impl Call for MailCall {
+    fn run(&self, deadline: Instant) -> BoxFuture<'_, Result<Message, SendError>> {
+        Box::pin(async move {
+            let (envelope, data) = (&self.mail.envelope, &self.mail.data);
+            let refused = self.smtp.send(envelope, data, deadline).await?;
+            let mut response = self.message.with_body("");
+            response.headers.remove("mail.refused");
+            if !refused.is_empty() {
+                let all: Vec<String> = refused
+                    .iter()
+                    .map(|one| format!("{}: {}", one.address, one.answer))
+                    .collect();
+                let all = all.join("; ").replace(['\r', '\n'], " ");
+                tracing::warn!(id = %self.message.id, refused = %all, "the mail was sent, but not to all recipients");
+                response.headers.set("mail.refused", &all);
+            }
+            Ok(response)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sender(port: u16) -> MailSender {
+        let fixed = |text: &str| Recipient::Fixed(address::fixed(text).unwrap());
+        MailSender {
+            smtp: Arc::new(crate::connection::to(port)),
+            from: fixed("bus@acme.example"),
+            to: vec![fixed("desk@acme.example")],
+            cc: vec![],
+            bcc: vec![],
+            subject: Some(Template::constant("Order")),
+            body: None,
+            html: None,
+            attach_body: false,
+            attach: vec![],
+            headers: vec![(String::from("X-Customer"), Extra::Passed)],
+            bus: Arc::from("acme"),
+            target: Arc::from("desk"),
+        }
+    }
+
+    fn mail(sender: &MailSender, content_type: &str, body: &[u8]) -> String {
+        let mut message = Message::new(body.to_vec());
+        message.headers.set("content-type", content_type);
+        message.headers.set("x-customer", "7");
+        let message = Arc::new(message);
+        let context = Context::new(Arc::from("r"), message.clone());
+        let draft = sender.draft(&message, &context).unwrap();
+        String::from_utf8(draft.compose().unwrap().data).unwrap()
+    }
+
+    #[test]
+    fn the_body_is_text_html_or_attached() {
+        let sender = sender(1);
+        let plain = mail(&sender, "text/plain", b"hello");
+        assert!(plain.ends_with("\r\n\r\nhello\r\n"), "{plain}");
+        assert!(plain.contains("X-Customer: 7\r\n") && plain.contains("Idempotency-Key: "));
+        let html = mail(&sender, "text/html", b"<b>hello</b>");
+        assert!(html.contains("Content-Type: text/html"), "{html}");
+        let bytes = mail(&sender, "application/pdf", b"%PDF\0\xff");
+        assert!(bytes.contains("filename=\"message.bin\""), "{bytes}");
+        assert!(bytes.contains("Content-Type: application/pdf"), "{bytes}");
+    }
+
+    #[test]
+    fn the_body_is_attached_when_asked() {
+        let mut sender = sender(1);
+        sender.attach_body = true;
+        sender.body = Some(Template::constant("see below"));
+        let mail = mail(&sender, "application/xml", b"<a/>");
+        assert!(
+            mail.contains("see below") && mail.contains("filename=\"message.xml\""),
+            "{mail}"
+        );
+    }
+
+    #[test]
+    fn html_values_are_escaped() {
+        assert_eq!(escaped("<a href='x'>&"), "&lt;a href=&#39;x&#39;&gt;&amp;");
+    }
+}

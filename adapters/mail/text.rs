@@ -1,0 +1,76 @@
+//! The message's body as text, for the text of a mail.
+
+use encoding_rs::{Encoding, UTF_8};
+use xbus_core::{Format, Message};
+
+/// The body where it is text: by its byte order mark, its content type, its XML declaration, else
+/// UTF-8. Nothing when it is none.
+pub(crate) fn of(message: &Message) -> Option<String> {
+    if message.format() == Some(Format::Bytes) {
+        return None;
+    }
+    let bytes = message.body.bytes();
+    let (encoding, skip) = Encoding::for_bom(bytes).unwrap_or_else(|| {
+        let label = message
+            .content_type()
+            .and_then(charset_parameter)
+            .or_else(|| declared(bytes));
+        let named = label.and_then(|label| Encoding::for_label(label.trim().as_bytes()));
+        (named.unwrap_or(UTF_8), 0)
+    });
+    let text = encoding.decode_without_bom_handling_and_without_replacement(&bytes[skip..])?;
+    let binary = |c: char| c.is_control() && !matches!(c, '\t' | '\n' | '\r' | '\u{c}');
+    (!text.chars().any(binary)).then(|| text.into_owned())
+}
+
+/// Whether the content type says HTML.
+pub(crate) fn is_html(message: &Message) -> bool {
+    message.content_type().is_some_and(|content_type| {
+        let essence = content_type.split(';').next().unwrap_or_default();
+        essence.trim().eq_ignore_ascii_case("text/html")
+    })
+}
+
+/// The `charset` parameter of a media type (RFC 9110 section 8.3.2).
+fn charset_parameter(content_type: &str) -> Option<&str> {
+    content_type.split(';').skip(1).find_map(|parameter| {
+        let (name, value) = parameter.split_once('=')?;
+        name.trim()
+            .eq_ignore_ascii_case("charset")
+            .then(|| value.trim().trim_matches('"'))
+    })
+}
+
+/// The encoding that an XML declaration names (XML 1.0, production 80).
+fn declared(bytes: &[u8]) -> Option<&str> {
+    let head = &bytes[..bytes.len().min(256)];
+    if !head.starts_with(b"<?xml") {
+        return None;
+    }
+    let end = head.windows(2).position(|pair| pair == b"?>")?;
+    let text = std::str::from_utf8(&head[..end]).ok()?;
+    let (_, after) = text.split_once("encoding")?;
+    after.split(['"', '\'']).nth(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(content_type: &str, body: &[u8]) -> Option<String> {
+        let mut message = Message::new(body.to_vec());
+        message.headers.set("content-type", content_type);
+        of(&message)
+    }
+
+    #[test]
+    fn text_is_read_in_its_charset() {
+        assert_eq!(text("text/plain", "ä".as_bytes()).as_deref(), Some("ä"));
+        let latin = text("text/plain; charset=iso-8859-1", b"\xe4");
+        assert_eq!(latin.as_deref(), Some("ä"));
+        let xml = b"<?xml version='1.0' encoding='iso-8859-1'?><a>\xe4</a>";
+        assert!(text("application/xml", xml).unwrap().contains("ä"));
+        assert_eq!(text("application/pdf", b"%PDF\0\xff"), None);
+        assert_eq!(text("text/plain", b"a\0b"), None);
+    }
+}
