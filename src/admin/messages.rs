@@ -104,6 +104,7 @@ pub(crate) async fn list(
 
 /// Searching ten million entries takes its time: not on a thread that serves others.
 async fn search(bus: &Bus, query: Query) -> Result<Vec<JournalEntry>, ApiError> {
+    bus.catch_up().await;
     let store: Arc<dyn Store> = bus.store().clone();
     Ok(tokio::task::spawn_blocking(move || store.find(&query)).await??)
 }

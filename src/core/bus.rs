@@ -11,7 +11,7 @@ use crate::incident::Incidents;
 use crate::lanes::Lanes;
 use crate::once::Once;
 use crate::plan::{Plan, Route};
-use crate::store::{JournalEntry, Store, StoreError};
+use crate::store::{Commit, Durability, JournalEntry, Store, StoreError};
 use crate::target::TargetConsumer;
 use crate::{Inbox, MessageId, Stop, recovery};
 
@@ -235,6 +235,15 @@ impl Bus {
         let entry = recovery::resolve(self, id, commit).await?;
         self.incidents.route_cleared(&entry.route);
         Ok(entry)
+    }
+
+    /// Waits until everything that was journalled so far can be found. A store that takes no commits
+    /// shows what it has.
+    pub async fn catch_up(&self) {
+        let nothing = Commit::default();
+        if let Err(error) = self.store.commit(nothing, Durability::Synced).await {
+            tracing::warn!(%error, "the newest journal entries cannot be shown");
+        }
     }
 
     /// Tells the administrators that the store does not take messages.

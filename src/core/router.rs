@@ -361,7 +361,7 @@ impl<'a> Journey<'a> {
             took_micros: self.started.elapsed().as_micros() as u64,
             outcome,
             keys: self.keys.clone(),
-            targets: self.entries.clone(),
+            targets: self.entries_in_order(),
             fault: fault.map(|fault| JournalFault {
                 code: Arc::from(fault.code.name()),
                 step: fault.step.clone(),
@@ -378,6 +378,18 @@ impl<'a> Journey<'a> {
             changes.push(Change::Payload(received.clone()));
         }
         changes
+    }
+
+    /// What is known of the targets, as the route lists them; compensable steps come first.
+    fn entries_in_order(&self) -> Vec<TargetEntry> {
+        let mut entries = self.entries.clone();
+        let place = |entry: &TargetEntry| {
+            let name = &entry.name;
+            let among = |target: &crate::plan::Target| target.step.name == *name;
+            self.route.targets.iter().position(among).map_or(0, |at| at + 1)
+        };
+        entries.sort_by_key(place);
+        entries
     }
 
     /// Journals a failure and tells whom it concerns.

@@ -156,7 +156,7 @@ fn sigterm_lets_what_is_in_flight_end() {
         let running = crate::support::get(bus.admin, "/metrics").text();
         running
             .lines()
-            .any(|line| line.starts_with("xbus_messages_running") && line.ends_with(" 1"))
+            .any(|line| line.starts_with("xbus_messages_running") && line.ends_with(" 1.0"))
             .then_some(())
     });
     let status = bus.stop();

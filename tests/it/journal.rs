@@ -172,7 +172,7 @@ fn health_and_metrics_tell_how_the_bus_is() {
         };
         (has("xbus_messages_received_total{route=\"r\"}", " 1")
             && has("xbus_messages_acknowledged_total{route=\"r\"}", " 1")
-            && has("xbus_queue_depth{queue=\"r.t\"}", " 1")
+            && has("xbus_queue_depth{queue=\"r.t\"}", " 1.0")
             && metrics.contains("xbus_target_failed_total{"))
         .then_some(())
     });
