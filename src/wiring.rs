@@ -48,6 +48,8 @@ fn kinds(hub: &Arc<Hub>) -> Vec<Kind> {
     vec![
         xbus_http::kind(hub.clone()),
         xbus_file::kind(),
+        xbus_mail::kind(),
+        xbus_mail::connection_kind(),
         xbus_queue::kind(),
         xbus_schedule::kind(),
     ]
@@ -136,6 +138,25 @@ fn notifier(loaded: &xbus_config::Loaded) -> Result<Option<Arc<dyn Notifier>>, P
         place: xbus_core::problem::Place::file(Path::new("xbus.yaml")),
         help: Some("name an smtp connection and addresses such as ops@example.com".to_owned()),
     };
-    let _ = problem;
-    Ok(None)
+    let (_, connection) = loaded
+        .connections
+        .get(&mail.connection)
+        .ok_or_else(|| problem(format!("there is no connection '{}'", mail.connection)))?;
+    let mailer =
+        xbus_mail::Mailer::new(connection.clone(), &mail.from, &mail.to).map_err(problem)?;
+    Ok(Some(Arc::new(FailureMail(mailer))))
+}
+
+/// The mail adapter as the core's way to administrators.
+struct FailureMail(xbus_mail::Mailer);
+
+impl Notifier for FailureMail {
+    fn notify<'a>(&'a self, mail: &'a Mail) -> BoxFuture<'a, Result<(), SendError>> {
+        Box::pin(async move {
+            let headers = [("X-Xbus-Incident", mail.incident.as_str())];
+            self.0
+                .send(&mail.subject, &mail.text, None, &headers)
+                .await
+        })
+    }
 }
