@@ -23,7 +23,7 @@ use crate::segment::{scan, segment_file};
 use crate::state::{position, segment_of};
 
 /// Name of the file that keeps room for a checkpoint on a full disk.
-pub const CHECKPOINT_RESERVE: &str = "reserve.checkpoint";
+pub const CHECKPOINT_RESERVE: &str = "reserve-checkpoint";
 /// Bytes that are copied at most to free a segment, as a part of its length.
 const COPY_AT_MOST: u64 = 4;
 
@@ -328,7 +328,7 @@ impl Keeper {
 }
 
 fn keep_reserve(inner: &Inner, last: u64) -> io::Result<()> {
-    let wanted = (2 * last).next_multiple_of(1 << 20);
+    let wanted = (2 * last).next_multiple_of(64 << 10);
     if let Ok(file) = inner.disk.open(CHECKPOINT_RESERVE, false)
         && file.len()? >= wanted
     {

@@ -62,6 +62,8 @@ struct Gate {
     writer: Writer,
     refuses: Option<StoreError>,
     closing: bool,
+    /// The writer has ended: nothing that is handed in would ever be answered.
+    ended: bool,
     last_probe: Option<Instant>,
 }
 
@@ -199,7 +201,7 @@ impl Inner {
         if let Some(error) = &gate.refuses {
             return Err(error.clone());
         }
-        if gate.closing && !inside {
+        if gate.ended || (gate.closing && !inside) {
             return Err(StoreError::Failed("it is closed".into()));
         }
         if !essential && self.is_full.load(Ordering::Relaxed) {
@@ -287,6 +289,18 @@ impl Inner {
             let _ = waiter.send(Err(error.clone()));
         }
         self.wake.notify_one();
+    }
+
+    /// Says that the writer has ended, however it did.
+    fn writer_ended(&self) {
+        let mut gate = lock(&self.gate);
+        gate.ended = true;
+        if !gate.closing {
+            let error = StoreError::Failed("its writer ended".into());
+            gate.refuses.get_or_insert(error);
+        }
+        // Whoever waits for what is left is told by the drop.
+        gate.batch = Batch::default();
     }
 
     /// Tells the writer to end once everything is written.
@@ -422,6 +436,15 @@ pub struct LogWriter {
     unsynced_since: Option<Instant>,
 }
 
+/// Tells when the writer ends, a panic included.
+struct Ended(Arc<Inner>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.writer_ended();
+    }
+}
+
 /// Name of the file that keeps room for what must get through on a full disk.
 pub const RESERVE: &str = "reserve";
 
@@ -481,6 +504,12 @@ impl LogWriter {
 
     /// Runs until the store is closed or fails.
     pub fn run(mut self) {
+        let ended = Ended(self.inner.clone());
+        self.work();
+        drop(ended);
+    }
+
+    fn work(&mut self) {
         let mut spare = Batch::default();
         while let Some(mut batch) = self.inner.take(spare, self.unsynced_since) {
             if let Err(error) = self.write(&mut batch) {

@@ -1,6 +1,11 @@
 //! Tests of the whole engine through its public trait, on a simulated disk where they must break it.
 
 mod basics;
+mod crashes;
+mod deep;
+mod full;
+mod retention;
+mod search;
 mod sim;
 
 use std::sync::Arc;
