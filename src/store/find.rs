@@ -285,12 +285,7 @@ impl Inner {
     }
 
     /// By route, outcome and time: the rows of the segments, newest first.
-    fn by_rows(
-        &self,
-        query: &Query,
-        limit: usize,
-        found: &mut Found,
-    ) -> Result<(), StoreError> {
+    fn by_rows(&self, query: &Query, limit: usize, found: &mut Found) -> Result<(), StoreError> {
         let waiting = 1u16 << PENDING_IN_LANES;
         let classes = match query.outcome {
             None => 0,
@@ -339,21 +334,17 @@ impl Inner {
             if query.outcome == Some(Outcome::Delivered) {
                 // Nothing of the segment has left its lanes: nothing of it that waited is done.
                 let live = lock(&self.state).live.get(&segment).copied();
-                if live.is_some_and(|live| live >= index.summary.puts) {
+                if live.is_some_and(|live| live >= index.summary.pins) {
                     filter.classes &= !waiting;
                     if index.summary.may_pass(&filter).is_none() {
                         continue;
                     }
                 }
             }
-            let Ok(rows) = index.journal() else {
-                continue;
-            };
+            // An index that is gone was deleted meanwhile.
+            let offsets = index.passing(&filter, route, extra).unwrap_or_default();
             places.clear();
-            let passing = rows.iter().rev().filter(|row| {
-                route.is_some_and(|route| row.passes(&filter, route)) || extra.contains(&row.offset)
-            });
-            places.extend(passing.map(|row| position(segment, row.offset)));
+            places.extend(offsets.into_iter().map(|offset| position(segment, offset)));
             if self.check_until(&places, query, limit, found)? {
                 return Ok(());
             }
@@ -412,12 +403,7 @@ impl Inner {
     }
 
     /// Pending messages, from what waits in lanes or is parked: newest first.
-    fn by_lanes(
-        &self,
-        query: &Query,
-        limit: usize,
-        found: &mut Found,
-    ) -> Result<(), StoreError> {
+    fn by_lanes(&self, query: &Query, limit: usize, found: &mut Found) -> Result<(), StoreError> {
         let (mut walks, capacity) = {
             let state = lock(&self.state);
             let queues = state.queues.values().filter(|queue| queue.has_targets);

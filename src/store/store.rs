@@ -124,11 +124,6 @@ impl LogStore {
         self.shut();
     }
 
-    #[cfg(test)]
-    pub(crate) fn inner(&self) -> &Inner {
-        &self.inner
-    }
-
     /// Checks that what a commit is about is there, and finds what the journal must be told.
     fn resolve(&self, commit: &Commit) -> Result<Vec<Option<EntryOf>>, StoreError> {
         let mut found = Vec::new();

@@ -21,6 +21,9 @@ use measure::{Cpu, dir_bytes, median, resident};
 use xbus_core::store::{JournalEntry, Outcome, TargetEntry};
 use xbus_core::{Message, MessageId, Timestamp};
 
+/// Tasks that queue a million messages.
+const DEEP_PRODUCERS: usize = 1_000;
+
 const ENGINES: [&str; 3] = ["sqlite", "fjall", "log"];
 
 fn main() {
@@ -55,7 +58,10 @@ pub fn sample(lane: usize) -> (Arc<Message>, JournalEntry) {
         received_at: message.received_at,
         took_micros: 150,
         outcome: Outcome::Pending,
-        keys: vec![("order-no".into(), format!("{lane}-{}", message.id.as_u128() as u32))],
+        keys: vec![(
+            "order-no".into(),
+            format!("{lane}-{}", message.id.as_u128() as u32),
+        )],
         targets: vec![TargetEntry {
             name: "erp".into(),
             outcome: Outcome::Queued,
@@ -114,11 +120,11 @@ fn deep(engine: &str, dir: &str, messages: usize) {
     let before = resident();
     let start = Instant::now();
     runtime().block_on(async {
-        let tasks: Vec<_> = (0..64)
+        let tasks: Vec<_> = (0..DEEP_PRODUCERS)
             .map(|_| {
                 let store = store.clone();
                 tokio::spawn(async move {
-                    for _ in 0..messages / 64 {
+                    for _ in 0..messages / DEEP_PRODUCERS {
                         let (message, entry) = sample(0);
                         store.put(0, message, entry).await;
                     }
@@ -190,7 +196,7 @@ fn all(rounds: usize, deep_count: usize) {
     println!("put + journal, then settle, both synced, 1 KiB; median of {rounds} rounds\n");
     println!("| store | producers | messages/s | syncs/s | CPU us a message |");
     println!("|---|---|---|---|---|");
-    for (producers, messages) in [(1, 1_500), (32, 30_000), (128, 60_000)] {
+    for (producers, messages) in [(1, 400), (32, 8_000), (128, 30_000)] {
         let mut figures = vec![Vec::new(); ENGINES.len()];
         for _ in 0..rounds {
             for (at, engine) in ENGINES.iter().enumerate() {

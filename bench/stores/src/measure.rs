@@ -20,7 +20,10 @@ impl Cpu {
 pub fn thread_seconds() -> f64 {
     // Nanoseconds on the CPU come first.
     let text = fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
-    let nanos = text.split_whitespace().next().and_then(|n| n.parse::<f64>().ok());
+    let nanos = text
+        .split_whitespace()
+        .next()
+        .and_then(|n| n.parse::<f64>().ok());
     nanos.unwrap_or_default() / 1e9
 }
 

@@ -56,7 +56,11 @@ fn ten_thousand_lanes_are_kept_apart_and_vanish_when_empty() {
     let store = open(&disk, options);
     let lanes = store.lanes("q");
     assert_eq!(lanes.len(), 10_000);
-    assert!(lanes.windows(2).all(|two| two[0].head_seq < two[1].head_seq));
+    assert!(
+        lanes
+            .windows(2)
+            .all(|two| two[0].head_seq < two[1].head_seq)
+    );
     for round in 0..2 {
         let mut changes = Vec::new();
         for n in 0..10_000 {

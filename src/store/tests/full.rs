@@ -30,8 +30,8 @@ fn a_full_disk_refuses_puts_lets_lanes_drain_and_recovers_by_itself() {
     let (store, kept) = fill(&disk);
     assert!(kept > 10);
     let entry = Change::Journal(journal(MessageId::new(), "r", Outcome::Delivered));
-    let dropped = commit_lazily(&store, vec![entry.clone()]);
-    assert!(matches!(dropped, Ok(()) | Err(StoreError::Full(_))));
+    // A journal record that nobody waits for is no reason to refuse a message.
+    commit_lazily(&store, vec![entry.clone()]).unwrap();
     assert_eq!(store.entries("q", false, 1000).unwrap().len(), kept);
     let drained = kept / 2;
     for _ in 0..drained {
@@ -64,7 +64,10 @@ fn a_store_opens_on_a_full_disk_and_drains() {
     disk.limit(Some(disk.used()));
     let store = open(&disk, small());
     assert!(matches!(
-        commit(&store, vec![put("q", "", &message(&"n".repeat(20_000)), "")]),
+        commit(
+            &store,
+            vec![put("q", "", &message(&"n".repeat(20_000)), "")]
+        ),
         Err(StoreError::Full(_))
     ));
     for _ in 0..kept {

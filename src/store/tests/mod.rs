@@ -35,13 +35,6 @@ pub fn small() -> Options {
     }
 }
 
-pub fn keep_all() -> Retention {
-    Retention {
-        keep: Duration::from_secs(1 << 32),
-        max_size: u64::MAX,
-    }
-}
-
 pub fn open(disk: &SimDisk, options: Options) -> Arc<LogStore> {
     LogStore::open_on(Arc::new(disk.clone()), options, None).unwrap()
 }
@@ -125,9 +118,9 @@ pub fn body(queued: &xbus_core::store::Queued) -> String {
     String::from_utf8(queued.message.body.bytes().to_vec()).unwrap()
 }
 
-/// Waits until something is so, a minute at most.
+/// Waits until something is so, half a minute at most.
 pub fn until(what: &str, mut is: impl FnMut() -> bool) {
-    for _ in 0..60_000 {
+    for _ in 0..20_000 {
         if is() {
             return;
         }

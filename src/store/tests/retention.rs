@@ -99,12 +99,13 @@ fn a_drained_queue_gives_its_disk_back() {
         let text = format!("{n}{}", "w".repeat(1000));
         commit(&store, vec![put("q", "", &message(&text), "")]).unwrap();
     }
-    assert!(store.disk_bytes() > 300_000);
+    assert!(store.disk_bytes() > 300_000 && disk.used() > 300_000);
     for _ in 0..300 {
         let head = store.head("q", "").unwrap().unwrap();
         commit(&store, vec![settle(&head.at)]).unwrap();
     }
-    until("the disk is given back", || disk.used() < 150_000);
+    // What retention leaves, the reserves, and what the two kept checkpoints may still need.
+    until("the disk is given back", || disk.used() < 200_000);
     until("it is said so", || store.disk_bytes() < 150_000);
 }
 

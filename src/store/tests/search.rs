@@ -8,7 +8,10 @@ use super::*;
 fn expected(model: &[JournalEntry], query: &Query) -> Vec<MessageId> {
     let matching = model.iter().rev().filter(|entry| {
         query.id.is_none_or(|id| entry.id == id)
-            && query.route.as_ref().is_none_or(|route| entry.route == *route)
+            && query
+                .route
+                .as_ref()
+                .is_none_or(|route| entry.route == *route)
             && query.outcome.is_none_or(|outcome| entry.outcome == outcome)
             && query.since.is_none_or(|since| entry.received_at >= since)
             && query.until.is_none_or(|until| entry.received_at < until)

@@ -30,7 +30,10 @@ pub struct Fjall {
 impl Fjall {
     pub fn open(dir: &Path) -> Self {
         let db = Database::builder(dir).open().expect("a database");
-        let space = |name| db.keyspace(name, KeyspaceCreateOptions::default).expect("a keyspace");
+        let space = |name| {
+            db.keyspace(name, KeyspaceCreateOptions::default)
+                .expect("a keyspace")
+        };
         let spaces = Spaces {
             lanes: space("lanes"),
             journal: space("journal"),

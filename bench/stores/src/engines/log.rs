@@ -30,7 +30,10 @@ impl Log {
     }
 
     fn settle(&self, lane: usize) -> Option<Done<'_>> {
-        let head = self.store.head("orders.erp", &lane.to_string()).expect("read")?;
+        let head = self
+            .store
+            .head("orders.erp", &lane.to_string())
+            .expect("read")?;
         assert!(head.message.body.bytes().len() == 1024);
         let settle = Change::Settle {
             at: head.at,
@@ -129,6 +132,9 @@ impl Engine for Log {
     }
 }
 
+/// Sets what a search asks for.
+type Ask<'a> = Box<dyn Fn(&mut Query, usize) + 'a>;
+
 /// Lazy journal records, as requests without lanes write them.
 pub fn lazy(dir: &Path, messages: usize) {
     let store = LogStore::open(dir, Options::default()).expect("a store");
@@ -219,7 +225,11 @@ pub fn find(count: usize) {
                 keys: vec![(name.clone(), n.to_string())],
                 targets: vec![TargetEntry {
                     name: target.clone(),
-                    outcome: if pending { Outcome::Queued } else { Outcome::Delivered },
+                    outcome: if pending {
+                        Outcome::Queued
+                    } else {
+                        Outcome::Delivered
+                    },
                     attempts: 1,
                     error: None,
                     at: received_at,
@@ -234,7 +244,10 @@ pub fn find(count: usize) {
     }
     wait(vec![store.close()]);
     drop(store);
-    println!("{count} messages journalled in {:.0} s", start.elapsed().as_secs_f64());
+    println!(
+        "{count} messages journalled in {:.0} s",
+        start.elapsed().as_secs_f64()
+    );
     let start = Instant::now();
     let store = LogStore::open(dir.path(), options).expect("a store");
     println!(
@@ -245,47 +258,69 @@ pub fn find(count: usize) {
     );
     let id = |n: usize| -> MessageId { id_at(start_millis + n as u64 / 2, n as u64) };
     let at = |n: usize| Timestamp::from_micros((start_millis + n as u64 / 2) as i64 * 1000);
-    let base = || Query {
-        limit: 100,
-        ..Query::default()
-    };
-    let query = |change: &dyn Fn(&mut Query, usize)| {
-        move |n: usize| {
-            let mut query = base();
-            change(&mut query, n);
-            query
-        }
-    };
     let key = |q: &mut Query, n: usize| q.key = Some(("order-no".into(), n.to_string()));
-    let cases: Vec<(&str, Box<dyn Fn(usize) -> Query + '_>)> = vec![
-        ("newest 100", Box::new(query(&|_, _| {}))),
-        ("id", Box::new(query(&|q, n| q.id = Some(id(n))))),
-        ("unknown id", Box::new(query(&|q, _| q.id = Some(MessageId::new())))),
-        ("business key", Box::new(query(&key))),
-        ("unknown key", Box::new(query(&|q, n| q.key = Some(("no".into(), n.to_string()))))),
-        ("route", Box::new(query(&|q, n| q.route = Some(format!("route-{}", n % 50).into())))),
-        ("rare route, all 200", Box::new(query(&|q, _| {
-            q.route = Some("rare".into());
-            q.limit = 1000;
-        }))),
-        ("unknown route", Box::new(query(&|q, _| q.route = Some("none".into())))),
-        ("outcome failed", Box::new(query(&|q, _| q.outcome = Some(Outcome::Failed)))),
-        ("outcome in-doubt", Box::new(query(&|q, _| q.outcome = Some(Outcome::InDoubt)))),
-        ("outcome pending", Box::new(query(&|q, _| q.outcome = Some(Outcome::Pending)))),
-        ("outcome undone (none)", Box::new(query(&|q, _| q.outcome = Some(Outcome::Undone)))),
-        ("a second of time", Box::new(query(&|q, n| {
-            q.since = Some(at(n));
-            q.until = Some(at(n + 2000));
-        }))),
-        ("route and failed", Box::new(query(&|q, n| {
-            q.route = Some(format!("route-{}", n % 50).into());
-            q.outcome = Some(Outcome::Failed);
-        }))),
-        ("route, in-doubt, before", Box::new(query(&|q, n| {
-            q.route = Some("route-7".into());
-            q.outcome = Some(Outcome::InDoubt);
-            q.until = Some(at(n));
-        }))),
+    let cases: Vec<(&str, Ask<'_>)> = vec![
+        ("newest 100", Box::new(|_, _| {})),
+        ("id", Box::new(|q, n| q.id = Some(id(n)))),
+        ("unknown id", Box::new(|q, _| q.id = Some(MessageId::new()))),
+        ("business key", Box::new(key)),
+        (
+            "unknown key",
+            Box::new(|q, n| q.key = Some(("no".into(), n.to_string()))),
+        ),
+        (
+            "route",
+            Box::new(|q, n| q.route = Some(format!("route-{}", n % 50).into())),
+        ),
+        (
+            "rare route, all 200",
+            Box::new(|q, _| {
+                q.route = Some("rare".into());
+                q.limit = 1000;
+            }),
+        ),
+        (
+            "unknown route",
+            Box::new(|q, _| q.route = Some("none".into())),
+        ),
+        (
+            "outcome failed",
+            Box::new(|q, _| q.outcome = Some(Outcome::Failed)),
+        ),
+        (
+            "outcome in-doubt",
+            Box::new(|q, _| q.outcome = Some(Outcome::InDoubt)),
+        ),
+        (
+            "outcome pending",
+            Box::new(|q, _| q.outcome = Some(Outcome::Pending)),
+        ),
+        (
+            "outcome undone (none)",
+            Box::new(|q, _| q.outcome = Some(Outcome::Undone)),
+        ),
+        (
+            "a second of time",
+            Box::new(|q, n| {
+                q.since = Some(at(n));
+                q.until = Some(at(n + 2000));
+            }),
+        ),
+        (
+            "route and failed",
+            Box::new(|q, n| {
+                q.route = Some(format!("route-{}", n % 50).into());
+                q.outcome = Some(Outcome::Failed);
+            }),
+        ),
+        (
+            "route, in-doubt, before",
+            Box::new(|q, n| {
+                q.route = Some("route-7".into());
+                q.outcome = Some(Outcome::InDoubt);
+                q.until = Some(at(n));
+            }),
+        ),
     ];
     println!("\n| search | found | first, ms | median, ms | longest, ms |\n|---|---|---|---|---|");
     for (what, query) in cases {
@@ -293,13 +328,24 @@ pub fn find(count: usize) {
         let mut found = 0;
         for round in 0..9usize {
             let n = (round * 1_234_567 + 4321) % count.max(1);
+            let mut asked = Query {
+                limit: 100,
+                ..Query::default()
+            };
+            query(&mut asked, n);
             let start = Instant::now();
-            found = store.find(&query(n)).expect("found").len();
+            found = store.find(&asked).expect("found").len();
             took.push(start.elapsed().as_secs_f64() * 1e3);
         }
         let first = took[0];
         took.sort_by(f64::total_cmp);
-        println!("| {what} | {found} | {first:.1} | {:.1} | {:.1} |", took[4], took[8]);
+        println!(
+            "| {what} | {found} | {first:.1} | {:.1} | {:.1} |",
+            took[4], took[8]
+        );
     }
-    println!("\n{:.0} MiB resident after searching", resident() as f64 / 1048576.0);
+    println!(
+        "\n{:.0} MiB resident after searching",
+        resident() as f64 / 1048576.0
+    );
 }

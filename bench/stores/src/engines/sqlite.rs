@@ -90,14 +90,16 @@ fn apply(db: &Connection, op: &Op) -> rusqlite::Result<()> {
             entry,
         } => {
             let id = entry.id.as_u128().to_be_bytes();
-            db.prepare_cached("INSERT INTO lane (key, id, target, since, message) VALUES (?,?,?,?,?)")?
-                .execute(params![
-                    lane.to_string(),
-                    id,
-                    "erp",
-                    message.received_at.as_micros(),
-                    pack(message)
-                ])?;
+            db.prepare_cached(
+                "INSERT INTO lane (key, id, target, since, message) VALUES (?,?,?,?,?)",
+            )?
+            .execute(params![
+                lane.to_string(),
+                id,
+                "erp",
+                message.received_at.as_micros(),
+                pack(message)
+            ])?;
             db.prepare_cached("INSERT OR REPLACE INTO journal VALUES (?,?,?,?,?)")?
                 .execute(params![
                     id,
@@ -145,7 +147,9 @@ impl Engine for Sqlite {
             let found: Vec<(i64, Vec<u8>)> = {
                 let db = self.reader.lock().expect("a reader");
                 let mut statement = db
-                    .prepare_cached("SELECT seq, id FROM lane WHERE key = ? ORDER BY seq LIMIT 1000")
+                    .prepare_cached(
+                        "SELECT seq, id FROM lane WHERE key = ? ORDER BY seq LIMIT 1000",
+                    )
                     .expect("a statement");
                 let rows = statement
                     .query_map([lane.to_string()], |row| Ok((row.get(0)?, row.get(1)?)))
@@ -172,8 +176,10 @@ impl Engine for Sqlite {
 
     fn forget_journal(&self) {
         let db = connect(&self.path);
-        db.execute_batch("DELETE FROM journal; DELETE FROM business; PRAGMA wal_checkpoint(TRUNCATE);")
-            .expect("deleted");
+        db.execute_batch(
+            "DELETE FROM journal; DELETE FROM business; PRAGMA wal_checkpoint(TRUNCATE);",
+        )
+        .expect("deleted");
     }
 
     fn syncs(&self) -> u64 {
