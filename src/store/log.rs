@@ -612,12 +612,10 @@ impl LogWriter {
         while at < batch.frames.len() {
             let frame = &batch.frames[at];
             let full = self.inner.is_full.load(Ordering::Relaxed);
-            if full && !frame.essential {
-                if tried_room || !self.leave_full(frame.len as u64)? {
-                    tried_room = true;
-                    at += 1;
-                    continue;
-                }
+            if full && !frame.essential && (tried_room || !self.leave_full(frame.len as u64)?) {
+                tried_room = true;
+                at += 1;
+                continue;
             }
             let full = self.inner.is_full.load(Ordering::Relaxed);
             // As many frames as go into this segment with one write.
