@@ -478,7 +478,7 @@ impl Queue {
             attempts: head.attempts + 1,
             error: None,
         });
-        tracing::info!(
+        tracing::debug!(
             id = %head.message.id,
             queue = %self.name,
             attempts = head.attempts + 1,

@@ -312,7 +312,8 @@ impl<'a> Journey<'a> {
     /// Writes the journal entry of a message that is done, unless its decision did. Waits for the
     /// disk only when a key must be remembered.
     pub(crate) async fn finish(&mut self, outcome: Outcome, status: Status) -> Result<(), Fault> {
-        tracing::info!(
+        // One line a message would cost more than the message; the journal has it.
+        tracing::debug!(
             status = status.name(),
             micros = self.started.elapsed().as_micros() as u64,
             "done"
