@@ -20,6 +20,7 @@ pub enum Durability {
     Synced,
     /// Not at all, unless the write buffer is full. It is written within milliseconds and so
     /// outlives a kill of the process soon after; a power loss may take it, later commits with it.
+    /// On a full disk a lazy commit of journal records alone is dropped and counted, not refused.
     Lazy,
 }
 
@@ -375,7 +376,7 @@ pub struct Query {
     pub since: Option<Timestamp>,
     /// Received before.
     pub until: Option<Timestamp>,
-    /// At most so many.
+    /// At most so many; 0 stands for 100.
     pub limit: usize,
 }
 
@@ -416,10 +417,11 @@ pub trait Store: Send + Sync {
     /// The entry of a queue that holds this message, waiting or parked.
     fn entry(&self, queue: &str, id: MessageId) -> Result<Option<Queued>, StoreError>;
 
-    /// Journal entries, newest first.
+    /// Journal entries, the one last written first. A search for pending messages is quick where a
+    /// message's entry and its puts were one commit.
     fn find(&self, query: &Query) -> Result<Vec<JournalEntry>, StoreError>;
 
-    /// The kept payload of a message.
+    /// The kept payload of a message; where none was kept, what an entry of a lane holds for it.
     fn payload(&self, id: MessageId) -> Result<Option<Message>, StoreError>;
 
     /// Protocol records of messages whose protocol has not ended, each in the order written.

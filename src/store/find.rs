@@ -1,6 +1,7 @@
 //! Searching the journal. Indexes give places in the log that may match; each is read, folded with
 //! what was said of the message later, and checked against the whole query.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
 use std::sync::{Arc, PoisonError};
 
@@ -28,6 +29,31 @@ enum Candidates {
     Ids(Vec<MessageId>),
 }
 
+/// What matched so far, each message once.
+#[derive(Default)]
+struct Found {
+    entries: Vec<(u64, JournalEntry)>,
+    ids: HashSet<MessageId>,
+}
+
+impl Found {
+    fn add(&mut self, place: u64, entry: JournalEntry) {
+        if self.ids.insert(entry.id) {
+            self.entries.push((place, entry));
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    fn newest(mut self, limit: usize) -> Vec<JournalEntry> {
+        self.entries.sort_by_key(|(place, _)| Reverse(*place));
+        self.entries.truncate(limit);
+        self.entries.into_iter().map(|(_, entry)| entry).collect()
+    }
+}
+
 impl Inner {
     /// Journal entries that match, newest first.
     pub fn find(&self, query: &Query) -> Result<Vec<JournalEntry>, StoreError> {
@@ -35,7 +61,7 @@ impl Inner {
             0 => DEFAULT_LIMIT,
             limit => limit,
         };
-        let mut found: Vec<(u64, JournalEntry)> = Vec::new();
+        let mut found = Found::default();
         if let Some(id) = query.id {
             self.check(Candidates::Ids(vec![id]), query, &mut found)?;
         } else if let Some((name, value)) = &query.key {
@@ -44,28 +70,20 @@ impl Inner {
             if query.outcome == Some(Outcome::Pending) {
                 self.by_lanes(query, limit, &mut found)?;
             }
-            let mut rows = Vec::new();
-            self.by_rows(query, limit, &mut rows)?;
-            found.append(&mut rows);
+            let more = limit + found.len();
+            self.by_rows(query, more, &mut found)?;
         }
-        found.sort_by(|a, b| b.0.cmp(&a.0));
-        let mut seen = HashSet::new();
-        found.retain(|(_, entry)| seen.insert(entry.id));
-        found.truncate(limit);
-        Ok(found.into_iter().map(|(_, entry)| entry).collect())
+        Ok(found.newest(limit))
     }
 
     /// What the journal says now of these messages.
     pub fn journal_of(&self, ids: &[MessageId]) -> Result<Vec<JournalEntry>, StoreError> {
-        let mut found = Vec::new();
+        let mut found = Found::default();
         for chunk in ids.chunks(CHUNK) {
-            self.check(
-                Candidates::Ids(chunk.to_vec()),
-                &Query::default(),
-                &mut found,
-            )?;
+            let ids = Candidates::Ids(chunk.to_vec());
+            self.check(ids, &Query::default(), &mut found)?;
         }
-        Ok(found.into_iter().map(|(_, entry)| entry).collect())
+        Ok(found.newest(usize::MAX))
     }
 
     /// The kept payload: the one kept for the journal, else a lane entry's.
@@ -96,7 +114,7 @@ impl Inner {
             .remove(&hash_id(id))
             .unwrap_or_default();
         rows.retain(|(_, tag)| *tag == Tag::Put);
-        rows.sort_by(|a, b| b.0.cmp(&a.0));
+        rows.sort_by_key(|(place, _)| Reverse(*place));
         Ok(rows.into_iter().map(|(place, _)| place).collect())
     }
 
@@ -152,7 +170,7 @@ impl Inner {
         &self,
         candidates: Candidates,
         query: &Query,
-        found: &mut Vec<(u64, JournalEntry)>,
+        found: &mut Found,
     ) -> Result<(), StoreError> {
         let mut read: HashMap<u64, JournalEntry> = HashMap::new();
         let ids = match candidates {
@@ -186,7 +204,7 @@ impl Inner {
             if let Some((place, mut entry)) = entry {
                 self.fold(&mut entry, place, rows);
                 if matches(&entry, query) {
-                    found.push((place, entry));
+                    found.add(place, entry);
                 }
             }
         }
@@ -236,7 +254,7 @@ impl Inner {
         hash: u64,
         query: &Query,
         limit: usize,
-        found: &mut Vec<(u64, JournalEntry)>,
+        found: &mut Found,
     ) -> Result<(), StoreError> {
         let mut places = Vec::new();
         {
@@ -267,12 +285,7 @@ impl Inner {
     }
 
     /// By route, outcome and time: the rows of the segments, newest first.
-    fn by_rows(
-        &self,
-        query: &Query,
-        limit: usize,
-        found: &mut Vec<(u64, JournalEntry)>,
-    ) -> Result<(), StoreError> {
+    fn by_rows(&self, query: &Query, limit: usize, found: &mut Found) -> Result<(), StoreError> {
         let waiting = 1u16 << PENDING_IN_LANES;
         let classes = match query.outcome {
             None => 0,
@@ -321,21 +334,17 @@ impl Inner {
             if query.outcome == Some(Outcome::Delivered) {
                 // Nothing of the segment has left its lanes: nothing of it that waited is done.
                 let live = lock(&self.state).live.get(&segment).copied();
-                if live.is_some_and(|live| live >= index.summary.puts) {
+                if live.is_some_and(|live| live >= index.summary.pins) {
                     filter.classes &= !waiting;
                     if index.summary.may_pass(&filter).is_none() {
                         continue;
                     }
                 }
             }
-            let Ok(rows) = index.journal() else {
-                continue;
-            };
+            // An index that is gone was deleted meanwhile.
+            let offsets = index.passing(&filter, route, extra).unwrap_or_default();
             places.clear();
-            let passing = rows.iter().rev().filter(|row| {
-                route.is_some_and(|route| row.passes(&filter, route)) || extra.contains(&row.offset)
-            });
-            places.extend(passing.map(|row| position(segment, row.offset)));
+            places.extend(offsets.into_iter().map(|offset| position(segment, offset)));
             if self.check_until(&places, query, limit, found)? {
                 return Ok(());
             }
@@ -348,7 +357,7 @@ impl Inner {
         places: &[u64],
         query: &Query,
         limit: usize,
-        found: &mut Vec<(u64, JournalEntry)>,
+        found: &mut Found,
     ) -> Result<bool, StoreError> {
         // Few at first: most searches end after a handful.
         let mut rest = places;
@@ -394,12 +403,7 @@ impl Inner {
     }
 
     /// Pending messages, from what waits in lanes or is parked: newest first.
-    fn by_lanes(
-        &self,
-        query: &Query,
-        limit: usize,
-        found: &mut Vec<(u64, JournalEntry)>,
-    ) -> Result<(), StoreError> {
+    fn by_lanes(&self, query: &Query, limit: usize, found: &mut Found) -> Result<(), StoreError> {
         let (mut walks, capacity) = {
             let state = lock(&self.state);
             let queues = state.queues.values().filter(|queue| queue.has_targets);

@@ -21,6 +21,8 @@ const FENCE: usize = 256;
 /// Size of every row but the notable ones.
 const ROW: usize = 16;
 const NOTABLE: usize = 17;
+/// How many journal rows one read takes.
+const ROWS_AT_ONCE: usize = 4096;
 /// The class of a pending message whose targets wait in lanes of this store.
 pub const PENDING_IN_LANES: u8 = 9;
 /// A route's number when there are more routes than numbers.
@@ -57,7 +59,8 @@ pub struct Summary {
     pub received: (i64, i64),
     /// Of the ids that rows are about, in milliseconds.
     pub made: (u64, u64),
-    pub puts: u64,
+    /// Puts, moved entries and protocol records: what may keep the segment.
+    pub pins: u64,
     /// When the last of it was written.
     pub newest: i64,
 }
@@ -69,7 +72,7 @@ impl Default for Summary {
             classes: [0; 10],
             received: (i64::MAX, i64::MIN),
             made: (u64::MAX, 0),
-            puts: 0,
+            pins: 0,
             newest: 0,
         }
     }
@@ -166,7 +169,7 @@ impl Rows {
     pub fn add(&mut self, view: &View<'_>, offset: u32, waits: impl FnOnce(MessageId) -> bool) {
         match view {
             View::Put(put) | View::Moved(put) => {
-                self.summary.puts += u64::from(!put.target.is_empty());
+                self.summary.pins += 1;
                 self.add_id(put.id, offset, Tag::Put);
             }
             View::Settle { at, dropped, .. } => {
@@ -182,6 +185,7 @@ impl Rows {
                     self.add_id(id, offset, Tag::Attempt);
                 }
             }
+            View::Protocol { .. } => self.summary.pins += 1,
             View::Payload { id } => self.add_id(*id, offset, Tag::Payload),
             View::Target { id, target } => {
                 self.add_id(*id, offset, Tag::Target);
@@ -331,7 +335,7 @@ impl Rows {
         for edge in [summary.received.0, summary.received.1, newest.as_micros()] {
             out.extend_from_slice(&edge.to_le_bytes());
         }
-        for edge in [summary.made.0, summary.made.1, summary.puts] {
+        for edge in [summary.made.0, summary.made.1, summary.pins] {
             put_u64(&mut out, edge);
         }
         for hash in ids.iter().step_by(FENCE).map(|row| row.hash) {
@@ -351,6 +355,8 @@ impl Rows {
         file.write_at(&out, 0)?;
         file.sync()?;
         disk.rename(&temporary, &name)?;
+        // A damaged one may be open under the name.
+        files.forget(&name);
         IndexFile::open(files.clone(), self.segment)
     }
 }
@@ -478,21 +484,39 @@ impl IndexFile {
         Ok(found)
     }
 
-    /// All journal rows, in the order of the log.
-    pub fn journal(&self) -> io::Result<Vec<JournalRow>> {
-        let mut bytes = vec![0u8; self.counts[2] * ROW];
-        let first = self.counts[0] + self.counts[1];
-        self.file()?
-            .read_at(&mut bytes, (ROW + first * ROW) as u64)?;
-        Ok(bytes
-            .chunks_exact(ROW)
-            .map(|row| JournalRow {
-                received: first_u64(row) as i64,
-                offset: second_u32(row),
-                route: u16::from_le_bytes([row[12], row[13]]),
-                class: row[14].min(PENDING_IN_LANES),
-            })
-            .collect())
+    /// Offsets of the journal entries that pass or are among `extra`, newest first. `route` as
+    /// [`Summary::may_pass`] says it.
+    pub fn passing(
+        &self,
+        filter: &RowFilter,
+        route: Option<Option<u16>>,
+        extra: &HashSet<u32>,
+    ) -> io::Result<Vec<u32>> {
+        let file = self.file()?;
+        let first = ROW + (self.counts[0] + self.counts[1]) * ROW;
+        let mut bytes = vec![0u8; ROWS_AT_ONCE.min(self.counts[2]) * ROW];
+        let mut found = Vec::new();
+        let mut end = self.counts[2];
+        while end > 0 {
+            let rows = ROWS_AT_ONCE.min(end);
+            end -= rows;
+            let part = &mut bytes[..rows * ROW];
+            file.read_at(part, (first + end * ROW) as u64)?;
+            for row in part.chunks_exact(ROW).rev() {
+                let row = JournalRow {
+                    received: first_u64(row) as i64,
+                    offset: second_u32(row),
+                    route: u16::from_le_bytes([row[12], row[13]]),
+                    class: row[14].min(PENDING_IN_LANES),
+                };
+                if route.is_some_and(|route| row.passes(filter, route))
+                    || (!extra.is_empty() && extra.contains(&row.offset))
+                {
+                    found.push(row.offset);
+                }
+            }
+        }
+        Ok(found)
     }
 
     /// Messages of which a later record said this outcome.
@@ -539,7 +563,7 @@ fn read_footer(bytes: &[u8]) -> Option<Footer> {
     summary.received = (reader.u64_fixed()? as i64, reader.u64_fixed()? as i64);
     summary.newest = reader.u64_fixed()? as i64;
     summary.made = (reader.u64()?, reader.u64()?);
-    summary.puts = reader.u64()?;
+    summary.pins = reader.u64()?;
     let mut fences = [Vec::new(), Vec::new()];
     for (fences, count) in fences.iter_mut().zip(counts) {
         for _ in 0..count.div_ceil(FENCE) {

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
+use std::time::Instant;
 
 use xbus_core::Timestamp;
 use xbus_core::store::{Change, StoreError};
@@ -23,7 +24,7 @@ use crate::segment::{scan, segment_file};
 use crate::state::{position, segment_of};
 
 /// Name of the file that keeps room for a checkpoint on a full disk.
-pub const CHECKPOINT_RESERVE: &str = "reserve.checkpoint";
+pub const CHECKPOINT_RESERVE: &str = "reserve-checkpoint";
 /// Bytes that are copied at most to free a segment, as a part of its length.
 const COPY_AT_MOST: u64 = 4;
 
@@ -45,6 +46,8 @@ pub struct Keeper {
     /// Side files that are no longer needed once as many more checkpoints are written.
     emptied: Vec<(u8, u32)>,
     unwritten: Vec<Arc<Rows>>,
+    /// The segment being written, and since when it is known to be that.
+    tail: (u32, Instant),
     pages_unsynced: Vec<Arc<dyn crate::disk::DiskFile>>,
 }
 
@@ -60,6 +63,7 @@ impl Keeper {
             live,
             emptied: emptied.into_iter().map(|file| (2, file)).collect(),
             unwritten: Vec::new(),
+            tail: (0, Instant::now()),
             pages_unsynced: Vec::new(),
         }
     }
@@ -133,7 +137,7 @@ impl Keeper {
         };
         let behind = u64::from(segment_of(applied).saturating_sub(segment_of(last.applied)));
         // The larger the checkpoint, the more of the log may be read again instead.
-        let every = (4 * self.last_size / self.inner.options.segment_size).clamp(1, 8);
+        let every = (4 * self.last_size / self.inner.options.segment_size).clamp(1, 4);
         behind >= every
     }
 
@@ -192,21 +196,21 @@ impl Keeper {
             }
             *wait > 0
         });
-        let pages = lock(&inner.state).pages.files_in_use() as u64;
+        let pages = lock(&inner.state).pages.bytes();
         inner.other_bytes.store(
-            self.last_size * self.known.len() as u64 + pages * 1024 * 4096,
+            self.last_size * self.known.len() as u64 + pages,
             Ordering::Relaxed,
         );
         Ok(())
     }
 
     /// Ends a segment that is old, so that retention can take it in time.
-    fn age_tail(&self) {
+    fn age_tail(&mut self) {
         let inner = &self.inner;
-        let journal = inner.journal.read().unwrap_or_else(PoisonError::into_inner);
-        let first = journal.active.summary.received.0;
-        let keep = inner.options.retention.keep;
-        if first < Timestamp::now().before(keep / 8).as_micros() {
+        let segment = segment_of(lock(&inner.state).applied);
+        if self.tail.0 != segment {
+            self.tail = (segment, Instant::now());
+        } else if self.tail.1.elapsed() > inner.options.retention.keep / 8 {
             inner.roll_wanted.store(true, Ordering::Relaxed);
         }
     }
@@ -328,7 +332,7 @@ impl Keeper {
 }
 
 fn keep_reserve(inner: &Inner, last: u64) -> io::Result<()> {
-    let wanted = (2 * last).next_multiple_of(1 << 20);
+    let wanted = (2 * last).next_multiple_of(64 << 10);
     if let Ok(file) = inner.disk.open(CHECKPOINT_RESERVE, false)
         && file.len()? >= wanted
     {

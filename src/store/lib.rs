@@ -64,7 +64,7 @@ impl Default for Options {
                 max_size: 10 << 30,
             },
             segment_size: 64 << 20,
-            segment_rows: 512 << 10,
+            segment_rows: 256 << 10,
             write_buffer: 8 << 20,
             gather: Duration::from_millis(5),
             lazy_sync: Duration::from_secs(1),

@@ -14,15 +14,16 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
-use xbus_core::Timestamp;
-use xbus_core::store::{Change, Commit, Durability, StoreError};
+use xbus_core::store::{Change, Commit, Durability, Outcome, StoreError};
+use xbus_core::{MessageId, Timestamp};
 
 use crate::Options;
+use crate::codec::Reader;
 use crate::disk::{Disk, DiskFile, OpenFiles, is_full};
 use crate::index::{IndexFile, Rows};
 use crate::record::{
-    Changes, EntryOf, FRAME_HEAD, SEGMENT_HEAD, Tag, View, begin_frame, encode, place_frame,
-    seal_frame, view,
+    CHANGE_HEAD, Changes, EntryOf, FRAME_HEAD, PutView, SEGMENT_HEAD, Tag, begin_frame, encode,
+    place_frame, read_journal, seal_frame, view,
 };
 use crate::segment::{segment_file, segment_head};
 use crate::state::{State, position};
@@ -62,6 +63,8 @@ struct Gate {
     writer: Writer,
     refuses: Option<StoreError>,
     closing: bool,
+    /// The writer has ended: nothing that is handed in would ever be answered.
+    ended: bool,
     last_probe: Option<Instant>,
 }
 
@@ -110,6 +113,8 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// In place of a frame's number: the waiter only waits for a sync.
+const NO_FRAME: usize = usize::MAX;
 /// How often a refused store looks whether there is room again.
 const PROBE: Duration = Duration::from_millis(200);
 /// Bytes that gather before a sleeping writer is woken for lazy commits.
@@ -170,8 +175,8 @@ impl Inner {
                 let of = entries.get(at).and_then(Option::as_ref);
                 encode(change, of, now, bytes, numbers);
             }
-            let essential = is_essential(commit);
-            let answer = self.enter(bytes, numbers, essential, durability, false);
+            let class = Class::of(commit, durability);
+            let answer = self.enter(bytes, numbers, class, durability, false);
             if bytes.capacity() > 1 << 20 {
                 *bytes = Vec::new();
             }
@@ -184,7 +189,7 @@ impl Inner {
         &self,
         bytes: &mut [u8],
         numbers: &[usize],
-        essential: bool,
+        class: Class,
         durability: Durability,
         inside: bool,
     ) -> Result<Option<oneshot::Receiver<Answer>>, StoreError> {
@@ -194,19 +199,21 @@ impl Inner {
                 bytes.len()
             )));
         }
+        let essential = class == Class::Essential;
         let mut guard = lock(&self.gate);
         let gate = &mut *guard;
         if let Some(error) = &gate.refuses {
             return Err(error.clone());
         }
-        if gate.closing && !inside {
+        if gate.ended || (gate.closing && !inside) {
             return Err(StoreError::Failed("it is closed".into()));
         }
         if !essential && self.is_full.load(Ordering::Relaxed) {
             let now = Instant::now();
             if gate.last_probe.is_some_and(|last| now - last < PROBE) {
-                if durability == Durability::Lazy {
+                if class == Class::Droppable {
                     self.dropped.fetch_add(1, Ordering::Relaxed);
+                    return Ok(None);
                 }
                 return Err(no_room());
             }
@@ -250,7 +257,23 @@ impl Inner {
 
     /// Waits until everything handed in so far is synced. Not for use on an async thread.
     pub fn barrier(&self) -> Result<(), StoreError> {
-        self.insert(&mut |_| ())
+        let (sender, receiver) = oneshot::channel();
+        {
+            let mut gate = lock(&self.gate);
+            if let Some(error) = &gate.refuses {
+                return Err(error.clone());
+            }
+            if gate.ended {
+                return Err(StoreError::Failed("it is closed".into()));
+            }
+            gate.batch.waiters.push((NO_FRAME, sender));
+            gate.batch.wants_sync = true;
+            gate.writer = Writer::Busy;
+        }
+        self.wake.notify_one();
+        receiver
+            .blocking_recv()
+            .unwrap_or_else(|_| Err(StoreError::Failed("it is closed".into())))
     }
 
     /// Writes a frame of the store's own and waits for it.
@@ -258,7 +281,7 @@ impl Inner {
         let mut bytes = Vec::new();
         begin_frame(&mut bytes);
         fill(&mut bytes);
-        match self.enter(&mut bytes, &[], true, Durability::Synced, true)? {
+        match self.enter(&mut bytes, &[], Class::Essential, Durability::Synced, true)? {
             Some(receiver) => receiver
                 .blocking_recv()
                 .unwrap_or_else(|_| Err(StoreError::Failed("it is closed".into()))),
@@ -289,6 +312,18 @@ impl Inner {
         self.wake.notify_one();
     }
 
+    /// Says that the writer has ended, however it did.
+    fn writer_ended(&self) {
+        let mut gate = lock(&self.gate);
+        gate.ended = true;
+        if !gate.closing {
+            let error = StoreError::Failed("its writer ended".into());
+            gate.refuses.get_or_insert(error);
+        }
+        // Whoever waits for what is left is told by the drop.
+        gate.batch = Batch::default();
+    }
+
     /// Tells the writer to end once everything is written.
     pub fn begin_closing(&self) {
         lock(&self.gate).closing = true;
@@ -306,7 +341,7 @@ impl Inner {
                 return None;
             }
             let sync_due = unsynced_since.map(|since| lazy_sync.saturating_sub(since.elapsed()));
-            let gather_due = if gate.batch.frames.is_empty() {
+            let gather_due = if gate.batch.frames.is_empty() && gate.batch.waiters.is_empty() {
                 if gate.closing {
                     return None;
                 }
@@ -348,26 +383,44 @@ fn no_room() -> StoreError {
     StoreError::Full("no room on the disk".into())
 }
 
-/// What lets lanes drain and protocols end gets through on a full disk, from the reserve.
-fn is_essential(commit: &Commit) -> bool {
-    let mut frees = false;
-    for change in &commit.changes {
-        match change {
-            Change::Put { .. }
-            | Change::Payload(_)
-            | Change::Remember { .. }
-            | Change::Protocol { .. } => return false,
-            Change::Value { value, .. } => {
-                if value.as_ref().is_some_and(|value| value.len() > 4096) {
-                    return false;
+/// What becomes of a commit when the disk is full.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Class {
+    /// Lets lanes drain and protocols end: it goes into the reserve.
+    Essential,
+    /// Is refused.
+    Refusable,
+    /// Journal records that nobody waits for: dropped and counted.
+    Droppable,
+}
+
+impl Class {
+    fn of(commit: &Commit, durability: Durability) -> Self {
+        let (mut frees, mut tells) = (false, true);
+        for change in &commit.changes {
+            match change {
+                Change::Journal(_) => {}
+                Change::Payload(_) if durability == Durability::Lazy => {}
+                Change::Put { .. }
+                | Change::Payload(_)
+                | Change::Remember { .. }
+                | Change::Protocol { .. } => return Class::Refusable,
+                Change::Value { value, .. } => {
+                    if value.as_ref().is_some_and(|value| value.len() > 4096) {
+                        return Class::Refusable;
+                    }
+                    frees = true;
                 }
-                frees = true;
+                _ => frees = true,
             }
-            Change::Journal(_) => {}
-            _ => frees = true,
+            tells &= matches!(change, Change::Journal(_) | Change::Payload(_));
+        }
+        match durability {
+            Durability::Lazy if tells => Class::Droppable,
+            _ if frees => Class::Essential,
+            _ => Class::Refusable,
         }
     }
-    frees
 }
 
 /// Applies the changes of a frame that stands at `offset` of a segment.
@@ -380,29 +433,47 @@ pub fn apply_frame(
 ) -> io::Result<()> {
     let base = offset + FRAME_HEAD as u32;
     let (mut state, mut rows) = (state, rows);
+    let mut read = 0;
     for (tag, at, body) in Changes::new(changes) {
-        let Some(view) = view(tag, body) else {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("{}: an unknown record", segment_file(segment)),
-            ));
-        };
+        let view = view(tag, body).ok_or_else(|| unknown(segment))?;
         let offset = base + at as u32;
         if let Some(state) = &mut state {
             state.apply(&view, position(segment, offset))?;
         }
         if let Some(rows) = &mut rows {
-            rows.add(&view, offset, |id| {
-                Changes::new(changes)
-                    .filter(|(tag, _, _)| *tag == Tag::Put)
-                    .any(|(tag, _, body)| match crate::record::view(tag, body) {
-                        Some(View::Put(put)) => put.id == id && !put.target.is_empty(),
-                        _ => false,
-                    })
-            });
+            rows.add(&view, offset, |id| waits_in_lanes(changes, id, body));
         }
+        read = at + CHANGE_HEAD + body.len();
+    }
+    if read != changes.len() {
+        return Err(unknown(segment));
     }
     Ok(())
+}
+
+fn unknown(segment: u32) -> io::Error {
+    let name = segment_file(segment);
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!("{name}: a record of a kind that this version does not know"),
+    )
+}
+
+/// Whether all targets of a message that are queued entered lanes in the same commit, so that the
+/// lanes tell when it is no longer pending.
+fn waits_in_lanes(changes: &[u8], id: MessageId, body: &[u8]) -> bool {
+    let puts = Changes::new(changes).filter(|(tag, _, body)| {
+        *tag == Tag::Put
+            && PutView::read(&mut Reader::new(body))
+                .is_some_and(|put| put.id == id && !put.target.is_empty())
+    });
+    let queued = read_journal(body).map_or(0, |entry| {
+        let targets = entry.targets.iter();
+        targets
+            .filter(|target| target.outcome == Outcome::Queued)
+            .count()
+    });
+    queued > 0 && puts.count() >= queued
 }
 
 /// The segment that is being written.
@@ -420,6 +491,15 @@ pub struct LogWriter {
     tail: Tail,
     has_reserve: bool,
     unsynced_since: Option<Instant>,
+}
+
+/// Tells when the writer ends, a panic included.
+struct Ended(Arc<Inner>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.writer_ended();
+    }
 }
 
 /// Name of the file that keeps room for what must get through on a full disk.
@@ -481,14 +561,21 @@ impl LogWriter {
 
     /// Runs until the store is closed or fails.
     pub fn run(mut self) {
+        let ended = Ended(self.inner.clone());
+        self.work();
+        drop(ended);
+    }
+
+    fn work(&mut self) {
         let mut spare = Batch::default();
         while let Some(mut batch) = self.inner.take(spare, self.unsynced_since) {
             if let Err(error) = self.write(&mut batch) {
                 let error = StoreError::Failed(error.to_string());
+                // Nothing more is accepted by the time that the first is told.
+                self.inner.fail(error.clone());
                 for (_, waiter) in batch.waiters.drain(..) {
                     let _ = waiter.send(Err(error.clone()));
                 }
-                self.inner.fail(error);
                 return;
             }
             batch.bytes.clear();
@@ -525,12 +612,10 @@ impl LogWriter {
         while at < batch.frames.len() {
             let frame = &batch.frames[at];
             let full = self.inner.is_full.load(Ordering::Relaxed);
-            if full && !frame.essential {
-                if tried_room || !self.leave_full(frame.len as u64)? {
-                    tried_room = true;
-                    at += 1;
-                    continue;
-                }
+            if full && !frame.essential && (tried_room || !self.leave_full(frame.len as u64)?) {
+                tried_room = true;
+                at += 1;
+                continue;
             }
             let full = self.inner.is_full.load(Ordering::Relaxed);
             // As many frames as go into this segment with one write.
@@ -560,8 +645,13 @@ impl LogWriter {
                 Err(error) if is_full(&error) => {
                     // Reserved room that is none: what was written of it must not be read again.
                     self.tail.file.write_at(&[0; FRAME_HEAD], offset)?;
-                    self.tail.capacity = offset;
                     self.enter_full();
+                    if offset == SEGMENT_HEAD as u64 {
+                        // Even a new segment takes nothing.
+                        at = next;
+                    } else {
+                        self.tail.capacity = offset;
+                    }
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -582,7 +672,10 @@ impl LogWriter {
         }
         self.apply(batch, &placed)?;
         for (frame, waiter) in batch.waiters.drain(..) {
-            let answer = placed[frame].map(|_| ()).ok_or_else(no_room);
+            let answer = match placed.get(frame) {
+                Some(None) => Err(no_room()),
+                _ => Ok(()),
+            };
             let _ = waiter.send(answer);
         }
         Ok(())
@@ -628,7 +721,7 @@ impl LogWriter {
             let waited = batch
                 .waiters
                 .iter()
-                .filter(|(frame, _)| placed[*frame].is_none())
+                .filter(|(frame, _)| placed.get(*frame).is_some_and(Option::is_none))
                 .count() as u64;
             inner.dropped.fetch_add(lost - waited, Ordering::Relaxed);
         }

@@ -62,7 +62,9 @@ fn look(disk: &dyn Disk) -> io::Result<Folder> {
 }
 
 /// Opens what is in the folder, or makes a new store there.
-pub fn open(disk: Arc<dyn Disk>, options: Options) -> Result<Opened, StoreError> {
+pub fn open(disk: Arc<dyn Disk>, mut options: Options) -> Result<Opened, StoreError> {
+    options.segment_size = options.segment_size.clamp(4096, 1 << 30);
+    options.page_entries = options.page_entries.clamp(2, 1 << 16);
     let cannot = |error: io::Error| match is_full(&error) {
         true => StoreError::Full(error.to_string()),
         false => StoreError::Failed(error.to_string()),

@@ -132,9 +132,9 @@ impl Pages {
         std::mem::take(&mut self.emptied)
     }
 
-    /// Number of side files in use.
-    pub fn files_in_use(&self) -> usize {
-        self.live.len()
+    /// Bytes of the side files in use, about.
+    pub fn bytes(&self) -> u64 {
+        self.live.len() as u64 * u64::from(SLOTS) * self.slot_size()
     }
 }
 

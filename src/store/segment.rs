@@ -81,6 +81,9 @@ pub struct Scanned {
     pub torn: bool,
 }
 
+/// Is handed a frame: offset, head, changes.
+pub type Take<'a> = &'a mut dyn FnMut(u32, FrameHead, &[u8]) -> io::Result<()>;
+
 /// Reads the frames of a segment from `from` on and hands each that is good to `take`: offset,
 /// head, changes. Numbers must be greater than `after`. In a sealed segment every bad frame is
 /// damage; in the last one what is bad is a torn end, unless a later frame proves it was synced.
@@ -89,7 +92,7 @@ pub fn scan(
     from: u32,
     after: u64,
     sealed: bool,
-    take: &mut dyn FnMut(u32, FrameHead, &[u8]) -> io::Result<()>,
+    take: Take<'_>,
 ) -> io::Result<Scanned> {
     let size = file.len()?.min(u64::from(u32::MAX));
     let mut window = Window {

@@ -124,11 +124,6 @@ impl LogStore {
         self.shut();
     }
 
-    #[cfg(test)]
-    pub(crate) fn inner(&self) -> &Inner {
-        &self.inner
-    }
-
     /// Checks that what a commit is about is there, and finds what the journal must be told.
     fn resolve(&self, commit: &Commit) -> Result<Vec<Option<EntryOf>>, StoreError> {
         let mut found = Vec::new();
@@ -157,14 +152,16 @@ impl LogStore {
                     at.queue, at.seq
                 )));
             };
-            if reads && let Ok((tag, body)) = read_change(&self.inner.files, place) {
-                if let Some(View::Put(put) | View::Moved(put)) = view(tag, &body) {
-                    found.resize_with(index, || None);
-                    found.push(Some(EntryOf {
-                        id: put.id,
-                        target: put.target.into(),
-                    }));
-                }
+            // An entry that cannot be read can be settled all the same.
+            if reads
+                && let Ok((tag, body)) = read_change(&self.inner.files, place)
+                && let Some(View::Put(put) | View::Moved(put)) = view(tag, &body)
+            {
+                found.resize_with(index, || None);
+                found.push(Some(EntryOf {
+                    id: put.id,
+                    target: put.target.into(),
+                }));
             }
         }
         Ok(found)

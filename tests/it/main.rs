@@ -16,3 +16,4 @@ mod journal;
 mod lanes;
 mod mail;
 mod rollback;
+mod store;

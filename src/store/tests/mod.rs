@@ -1,6 +1,11 @@
 //! Tests of the whole engine through its public trait, on a simulated disk where they must break it.
 
 mod basics;
+mod crashes;
+mod deep;
+mod full;
+mod retention;
+mod search;
 mod sim;
 
 use std::sync::Arc;
@@ -27,13 +32,6 @@ pub fn small() -> Options {
         reserve: 8 << 10,
         prune_every: Duration::from_millis(20),
         ..Options::default()
-    }
-}
-
-pub fn keep_all() -> Retention {
-    Retention {
-        keep: Duration::from_secs(1 << 32),
-        max_size: u64::MAX,
     }
 }
 
@@ -120,9 +118,9 @@ pub fn body(queued: &xbus_core::store::Queued) -> String {
     String::from_utf8(queued.message.body.bytes().to_vec()).unwrap()
 }
 
-/// Waits until something is so, a minute at most.
+/// Waits until something is so, half a minute at most.
 pub fn until(what: &str, mut is: impl FnMut() -> bool) {
-    for _ in 0..60_000 {
+    for _ in 0..20_000 {
         if is() {
             return;
         }

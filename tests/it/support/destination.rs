@@ -103,10 +103,6 @@ impl Destination {
         }
     }
 
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
-
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
