@@ -73,7 +73,10 @@ pub fn load_with(
 ) -> (Option<Wired>, Vec<Problem>) {
     let installation = Installation::read(dir, mode);
     let (settings, limits) = installation.settings(EXTRA, |args| {
-        (http_settings(args), xbus_transform::limits(args.object("scripts", xbus_transform::LIMIT_FIELDS)))
+        (
+            http_settings(args),
+            xbus_transform::limits(args.object("scripts", xbus_transform::LIMIT_FIELDS)),
+        )
     });
     let hub = running.unwrap_or_else(|| Hub::new(settings));
     let engine = xbus_transform::Engine::new(dir.join("transforms"), limits);
@@ -154,9 +157,7 @@ impl Notifier for FailureMail {
     fn notify<'a>(&'a self, mail: &'a Mail) -> BoxFuture<'a, Result<(), SendError>> {
         Box::pin(async move {
             let headers = [("X-Xbus-Incident", mail.incident.as_str())];
-            self.0
-                .send(&mail.subject, &mail.text, None, &headers)
-                .await
+            self.0.send(&mail.subject, &mail.text, None, &headers).await
         })
     }
 }

@@ -79,7 +79,7 @@ fn split_extension(name: &[u8]) -> (&[u8], &[u8]) {
 }
 
 /// FNV-1a, 64 bits: tells names apart, protects nothing.
-fn fnv(bytes: &[u8]) -> u64 {
+pub(crate) fn fnv(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
     })

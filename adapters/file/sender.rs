@@ -7,11 +7,11 @@ use bytes::Bytes;
 use xbus_core::adapter::{Call, Reach, Request, Stage};
 use xbus_core::spec::{Args, Field, Type};
 use xbus_core::template::{Part, Template};
-use xbus_core::{Code, Context, Fault, Message, Sender};
+use xbus_core::{Code, Context, Fault, Message, MessageId, Sender};
 
 use crate::charset;
 use crate::names::{TEMPORARY, fitted, safe_piece};
-use crate::stage::{Append, Exists, StagedFile, Token};
+use crate::stage::{self, Append, Exists, StagedFile, Token};
 
 /// What can stand under `file` in a target.
 pub(crate) const FIELDS: &[Field] = &[
@@ -52,6 +52,9 @@ pub(crate) struct FileSender {
     charset: Option<String>,
     mode: Option<u32>,
     target: Arc<str>,
+    owner: String,
+    /// How many folders beneath `dir` the name leads.
+    depth: usize,
 }
 
 /// Builds a sender from what the target says.
@@ -124,9 +127,13 @@ pub(crate) fn build(args: Args<'_>) -> Option<Arc<dyn xbus_core::Sender>> {
         Some("number") => Exists::Number,
         _ => Exists::Fail,
     };
+    let name = name?;
+    let build = args.build;
     let sender = FileSender {
         dir: args.path("dir")?,
-        name: name?,
+        owner: stage::owner(&build.bus, &build.node, &build.route, &build.step),
+        depth: outline(&name).components().count().saturating_sub(1),
+        name,
         exists,
         charset,
         mode,
@@ -224,6 +231,7 @@ impl Sender for FileSender {
             mode: self.mode,
             id: message.id.to_string(),
             target: self.target.to_string(),
+            owner: self.owner.clone(),
         };
         Ok(Request::Stage(Box::new(StagedFile::new(token, Some(body)))))
     }
@@ -231,6 +239,10 @@ impl Sender for FileSender {
     fn resume(&self, token: &[u8]) -> Option<Box<dyn Stage>> {
         let token = serde_json::from_slice(token).ok()?;
         Some(Box::new(StagedFile::new(token, None)))
+    }
+
+    fn sweep(&self, keep: &(dyn Fn(MessageId) -> bool + Sync)) {
+        stage::sweep(&self.dir, self.depth, &self.owner, keep);
     }
 }
 
@@ -294,6 +306,8 @@ mod tests {
             exists: Exists::Fail,
             charset: None,
             mode: None,
+            owner: String::new(),
+            depth: 0,
             target: Arc::from("t"),
         };
         let message = Arc::new(Message::new("x"));

@@ -20,11 +20,11 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, XattrFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
-use xbus_core::Message;
 use xbus_core::adapter::{Call, SendError, Stage};
+use xbus_core::{Message, MessageId};
 
 use crate::disk;
-use crate::names::{TEMPORARY, first_free, numbered, safe_piece};
+use crate::names::{TEMPORARY, first_free, fnv, numbered};
 
 /// The extended attribute that says which message and target a file is of.
 const MARK: &str = "user.xbus";
@@ -52,13 +52,59 @@ pub(crate) struct Token {
     pub(crate) id: String,
     /// The target's name.
     pub(crate) target: String,
+    /// Tells temporary files of this target of this bus from all others (see [`owner`]).
+    pub(crate) owner: String,
+}
+
+/// A short name of one target of one bus. Two buses may write into one folder, and each sweeps its
+/// own temporary files only.
+pub(crate) fn owner(bus: &str, node: &str, route: &str, target: &str) -> String {
+    format!(
+        "{:016x}",
+        fnv(format!("{bus}\0{node}\0{route}\0{target}").as_bytes())
+    )
+}
+
+/// Removes temporary files of `owner` beneath `dir`, down to `depth` folders, whose message `keep`
+/// does not hold.
+pub(crate) fn sweep(
+    dir: &Path,
+    depth: usize,
+    owner: &str,
+    keep: &(dyn Fn(MessageId) -> bool + Sync),
+) {
+    let Ok(entries) = std::fs::read_dir(dir) else {
+        return;
+    };
+    let own = format!("{TEMPORARY}{owner}-");
+    for entry in entries.flatten() {
+        let Ok(kind) = entry.file_type() else {
+            continue;
+        };
+        if kind.is_dir() && depth > 0 {
+            sweep(&entry.path(), depth - 1, owner, keep);
+        }
+        let name = entry.file_name();
+        let id = name
+            .to_str()
+            .and_then(|name| name.strip_prefix(&own))
+            .and_then(|id| id.parse().ok());
+        if kind.is_file() && id.is_some_and(|id| !keep(id)) {
+            match std::fs::remove_file(entry.path()) {
+                Ok(()) => {
+                    tracing::info!(file = %entry.path().display(), "removed what a crash had left");
+                }
+                Err(error) => {
+                    tracing::warn!(file = %entry.path().display(), %error, "what a crash had left cannot be removed");
+                }
+            }
+        }
+    }
 }
 
 impl Token {
     fn temporary(&self) -> String {
-        // Room for what a target's name may be; ids tell messages apart.
-        let target: String = safe_piece(&self.target).chars().take(40).collect();
-        format!("{TEMPORARY}{}-{target}", self.id)
+        format!("{TEMPORARY}{}-{}", self.owner, self.id)
     }
 
     fn mark(&self) -> String {
@@ -445,7 +491,37 @@ mod tests {
             mode: None,
             id: xbus_core::MessageId::new().to_string(),
             target: String::from("archive"),
+            owner: owner("bus", "node", "route", "archive"),
         }
+    }
+
+    #[test]
+    fn only_own_leftovers_of_messages_that_nobody_takes_up_are_swept() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = owner("bus", "node", "route", "archive");
+        let other = owner("bus", "node2", "route", "archive");
+        let (kept, gone) = (MessageId::new(), MessageId::new());
+        let deep = dir.path().join("2026");
+        fs::create_dir(&deep).unwrap();
+        for name in [
+            format!(".xbus-{own}-{kept}"),
+            format!(".xbus-{own}-{gone}"),
+            format!(".xbus-{other}-{gone}"),
+            format!("2026/.xbus-{own}-{gone}"),
+            String::from("archive.xml"),
+        ] {
+            fs::write(dir.path().join(name), "x").unwrap();
+        }
+        sweep(dir.path(), 0, &own, &|id| id == kept);
+        assert!(!dir.path().join(format!(".xbus-{own}-{gone}")).exists());
+        assert_eq!(
+            fs::read_dir(&deep).unwrap().count(),
+            1,
+            "deeper than it writes"
+        );
+        sweep(dir.path(), 1, &own, &|id| id == kept);
+        assert_eq!(fs::read_dir(&deep).unwrap().count(), 0);
+        assert_eq!(names(dir.path()).len(), 4);
     }
 
     fn names(dir: &Path) -> Vec<String> {

@@ -122,25 +122,9 @@ impl Consumer for Reader {
         })
     }
 
-    /// The route has told of the failure; what it does not know is the queue that waits.
+    /// The route has told of the failure; here is only which head it was.
     fn failed(&self, head: &Queued, fault: &Fault, _parked: bool) {
         let step = fault.step.clone().unwrap_or_else(|| Arc::from("route"));
-        let kind = if fault.rejected {
-            "rejection"
-        } else {
-            match fault.code {
-                Code::Transform | Code::Internal | Code::InDoubt => fault.code.name(),
-                _ => "outage",
-            }
-        };
-        self.inbox.bus().incidents().failed(
-            self.inbox.route(),
-            &step,
-            kind,
-            fault.for_admin(),
-            Some(head.message.id),
-            Some(&self.receiver.queue),
-        );
         self.failing
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

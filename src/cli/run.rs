@@ -246,7 +246,11 @@ fn write_whole(path: &Path, text: &str) -> std::io::Result<()> {
 }
 
 /// Waits for a signal to stop; reads the folder again on SIGHUP.
-async fn wait_for_end(args: &Args, bus: &Arc<Bus>, hub: &Arc<xbus_http::Hub>) -> Result<bool, Failure> {
+async fn wait_for_end(
+    args: &Args,
+    bus: &Arc<Bus>,
+    hub: &Arc<xbus_http::Hub>,
+) -> Result<bool, Failure> {
     let no_signal = |error: std::io::Error| Failure::failed(format!("no signals: {error}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(no_signal)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signal)?;

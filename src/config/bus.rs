@@ -259,10 +259,10 @@ pub(crate) fn check(tree: &Node, extra: &'static [Field], bus: &BusConfig, check
                 "write 127.0.0.1:9090, or 0.0.0.0:9090 for every interface",
             ),
             Ok(address) if !address.ip().is_loopback() && bus.admin.token.is_none() => problems
-                .warning(
+                .error(
                     &listen.place,
                     "admin-without-token",
-                    "the admin listener is open to the network and has no token: its API answers on loopback only",
+                    "the admin listener can be reached from outside and has no token",
                     "set admin.token, or listen on 127.0.0.1",
                 ),
             Ok(_) => {}

@@ -185,6 +185,7 @@ impl InRoute<'_> {
             description: args.text("description").unwrap_or_default(),
             receiver: received.made,
             answers: received.answers,
+            reads: received.queue.as_ref().map(|(queue, ..)| queue.clone()),
             when: self.optional(args, "when")?,
             once: self.once(args)?,
             keys: self.keys(args)?,

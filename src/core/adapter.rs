@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::inbox::Inbox;
 use crate::spec::{Args, Connection, Field};
 use crate::transform::Context;
-use crate::{Code, Fault, Message};
+use crate::{Code, Fault, Message, MessageId};
 
 /// Says when to stop; cloned freely.
 pub type Stop = CancellationToken;
@@ -75,6 +75,10 @@ pub trait Sender: Send + Sync {
     fn resume(&self, _token: &[u8]) -> Option<Box<dyn Stage>> {
         None
     }
+
+    /// Removes what an earlier process staged and nobody will take up: of messages that `keep` does
+    /// not hold. Called once at the start, on a thread that may wait for the disk.
+    fn sweep(&self, _keep: &(dyn Fn(MessageId) -> bool + Sync)) {}
 }
 
 /// A request that is ready to go.

@@ -1,5 +1,6 @@
 //! The running bus: what routes share, and how it starts and stops.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use crate::once::Once;
 use crate::plan::{Plan, Route};
 use crate::store::{Commit, Durability, JournalEntry, Store, StoreError};
 use crate::target::TargetConsumer;
-use crate::{Inbox, MessageId, Stop, recovery};
+use crate::{Inbox, MessageId, Stop, Timestamp, recovery};
 
 /// What all routes share while the bus runs.
 pub struct Bus {
@@ -107,6 +108,7 @@ impl Bus {
     /// Ends what an earlier process left open, works off the lanes and opens the receivers. On an
     /// error some receivers may be open: stop the bus then.
     pub async fn start(self: &Arc<Self>) -> Result<(), Vec<OpenError>> {
+        self.sweep();
         recovery::recover(self).await;
         self.work_off_lanes();
         let stop = Stop::new();
@@ -114,6 +116,25 @@ impl Bus {
         *self.lock_receiving() = Receiving { stop, open };
         self.report_orphans();
         Ok(())
+    }
+
+    /// Removes, in the background, what crashed processes staged and nobody will take up. What is
+    /// staged from now on belongs to newer messages.
+    fn sweep(&self) {
+        let open: HashSet<MessageId> = self
+            .store
+            .protocols()
+            .into_iter()
+            .map(|(id, _)| id)
+            .collect();
+        let now = Timestamp::now();
+        let plan = self.plan();
+        tokio::task::spawn_blocking(move || {
+            let keep = |id: MessageId| open.contains(&id) || id.made_at() >= now;
+            for target in plan.routes.values().flat_map(|route| route.all_targets()) {
+                target.step.sender.sweep(&keep);
+            }
+        });
     }
 
     /// Swaps in a new plan: new receivers open, then the old ones close; what is in flight ends on

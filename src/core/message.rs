@@ -114,6 +114,7 @@ impl Headers {
             Some(at) => {
                 let entry = self.push_text(name, value);
                 self.entries[at] = entry;
+                self.compact();
             }
             None => {
                 let entry = self.push_text(name, value);
@@ -168,6 +169,19 @@ impl Headers {
             name: at,
             value: middle,
             end: self.text.len() as u32,
+        }
+    }
+
+    /// Gives back what replaced values took, once that is most of the buffer.
+    fn compact(&mut self) {
+        const SMALL: usize = 4096;
+        let live: usize = self.entries.iter().map(|e| (e.end - e.name) as usize).sum();
+        if self.text.len() > SMALL.max(2 * live) {
+            let mut tight = Self::with_capacity(self.entries.len(), live);
+            for (name, value) in self.iter() {
+                tight.append(name, value);
+            }
+            *self = tight;
         }
     }
 
@@ -438,6 +452,14 @@ mod tests {
         assert_eq!(all, [("content-type", "text/plain"), ("X-B", "1")]);
         assert!(headers.remove("x-b") && !headers.remove("x-b"));
         assert_eq!(headers.len(), 1);
+        for number in 0..100_000 {
+            headers.set("x-count", &number.to_string());
+        }
+        assert_eq!(headers.get("x-count"), Some("99999"));
+        assert!(
+            headers.text.len() < 10_000,
+            "replaced values are given back"
+        );
     }
 
     #[test]

@@ -66,6 +66,8 @@ pub struct Route {
     pub receiver: Option<Arc<dyn Receiver>>,
     /// Whether a failed message is told to a waiting sender (http) rather than tried again.
     pub answers: bool,
+    /// The embedded queue that it receives from.
+    pub reads: Option<Arc<str>>,
     /// A message for which this is false is filtered.
     pub when: Option<Arc<dyn Expression>>,
     /// Idempotent receiver.

@@ -153,7 +153,7 @@ pub(crate) fn report(
             kind,
             fault.for_admin(),
             Some(message.id),
-            None,
+            route.reads.as_deref(),
         );
     }
     fault

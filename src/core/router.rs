@@ -386,7 +386,11 @@ impl<'a> Journey<'a> {
         let place = |entry: &TargetEntry| {
             let name = &entry.name;
             let among = |target: &crate::plan::Target| target.step.name == *name;
-            self.route.targets.iter().position(among).map_or(0, |at| at + 1)
+            self.route
+                .targets
+                .iter()
+                .position(among)
+                .map_or(0, |at| at + 1)
         };
         entries.sort_by_key(place);
         entries
@@ -415,7 +419,7 @@ impl<'a> Journey<'a> {
                 kind,
                 fault.for_admin(),
                 Some(self.id()),
-                None,
+                self.route.reads.as_deref(),
             );
         }
         if !self.journalled {

@@ -52,6 +52,9 @@ struct Batch {
 enum Writer {
     #[default]
     Busy,
+    /// Waits for those whom it has just answered to come back.
+    Filling,
+    /// Waits for more lazy commits.
     Gathering,
     Asleep,
 }
@@ -63,6 +66,8 @@ struct Gate {
     writer: Writer,
     refuses: Option<StoreError>,
     closing: bool,
+    /// How many waiters the writer hopes for while it is filling.
+    expected: usize,
     /// The writer has ended: nothing that is handed in would ever be answered.
     ended: bool,
     last_probe: Option<Instant>,
@@ -244,6 +249,7 @@ impl Inner {
         });
         let wake = match gate.writer {
             Writer::Busy => false,
+            Writer::Filling => batch.waiters.len() >= gate.expected,
             Writer::Gathering => batch.wants_sync || batch.bytes.len() > GATHERED,
             Writer::Asleep => true,
         };
@@ -331,7 +337,7 @@ impl Inner {
     }
 
     /// Takes what gathered, waiting for it. `None`: the store is closing and there is nothing.
-    fn take(&self, spare: Batch, unsynced_since: Option<Instant>) -> Option<Batch> {
+    fn take(&self, spare: Batch, unsynced_since: Option<Instant>, hope: Hope) -> Option<Batch> {
         let mut gate = lock(&self.gate);
         let lazy_sync = self.options.lazy_sync;
         let mut gathered_since = None;
@@ -373,6 +379,21 @@ impl Inner {
                 None => self.wake.wait(gate).unwrap_or_else(PoisonError::into_inner),
             };
             gate.writer = Writer::Busy;
+        }
+        // One sync serves all who come back from the last one, instead of two that each serve half.
+        gate.expected = hope.waiters;
+        let until = Instant::now() + hope.patience;
+        while gate.batch.wants_sync && gate.batch.waiters.len() < hope.waiters && !gate.closing {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            gate.writer = Writer::Filling;
+            gate = self
+                .wake
+                .wait_timeout(gate, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         }
         gate.writer = Writer::Busy;
         Some(std::mem::replace(&mut gate.batch, spare))
@@ -476,6 +497,16 @@ fn waits_in_lanes(changes: &[u8], id: MessageId, body: &[u8]) -> bool {
     queued > 0 && puts.count() >= queued
 }
 
+/// Who may come back soon after being answered, and how long it pays to wait for them.
+#[derive(Clone, Copy, Default)]
+struct Hope {
+    waiters: usize,
+    patience: Duration,
+}
+
+/// Longest time that the writer waits for those who come back.
+const LONGEST_PATIENCE: Duration = Duration::from_millis(1);
+
 /// The segment that is being written.
 pub struct Tail {
     pub number: u32,
@@ -491,6 +522,7 @@ pub struct LogWriter {
     tail: Tail,
     has_reserve: bool,
     unsynced_since: Option<Instant>,
+    hope: Hope,
 }
 
 /// Tells when the writer ends, a panic included.
@@ -556,6 +588,7 @@ impl LogWriter {
             tail,
             has_reserve,
             unsynced_since: None,
+            hope: Hope::default(),
         }
     }
 
@@ -568,7 +601,8 @@ impl LogWriter {
 
     fn work(&mut self) {
         let mut spare = Batch::default();
-        while let Some(mut batch) = self.inner.take(spare, self.unsynced_since) {
+        while let Some(mut batch) = self.inner.take(spare, self.unsynced_since, self.hope) {
+            self.hope.waiters = batch.waiters.len();
             if let Err(error) = self.write(&mut batch) {
                 let error = StoreError::Failed(error.to_string());
                 // Nothing more is accepted by the time that the first is told.
@@ -730,7 +764,9 @@ impl LogWriter {
 
     fn sync(&mut self) -> io::Result<()> {
         if self.tail.synced < self.tail.len {
+            let start = Instant::now();
             self.tail.file.sync()?;
+            self.hope.patience = (start.elapsed() / 4).min(LONGEST_PATIENCE);
             self.inner.syncs.fetch_add(1, Ordering::Relaxed);
             self.tail.synced = self.tail.len;
         }

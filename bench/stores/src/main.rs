@@ -5,7 +5,8 @@
 //! and one that settles it, which takes it out of the lane and tells the journal, synced. Every run
 //! is a process of its own in a fresh folder; rounds are interleaved; medians are printed.
 //!
-//! `stores` runs everything; `stores quick` fewer rounds; `stores find N` measures searching over N
+//! `stores` runs everything; `stores quick` fewer rounds; `stores depth N` only the deep lane;
+//! `stores find N` measures searching over N
 //! journaled messages; `stores run|deep|reopen|drain|lazy …` is what the rounds call.
 
 mod engines;
@@ -33,6 +34,7 @@ fn main() {
     match args[..] {
         [] => all(5, 1_000_000),
         ["quick"] => all(3, 200_000),
+        ["depth", messages] => depth(number(messages)),
         ["run", engine, dir, producers, messages] => {
             run(engine, dir, number(producers), number(messages));
         }
@@ -145,19 +147,13 @@ fn deep(engine: &str, dir: &str, messages: usize) {
     std::process::exit(0);
 }
 
-/// Opens what a kill left and reads the head; then closes and does it again.
+/// Opens the store, reads the head of the lane, and closes it.
 fn reopen(engine: &str, dir: &str) {
     let start = Instant::now();
     let store = open(engine, Path::new(dir));
     assert!(store.head(0), "the lane is there");
-    let killed = start.elapsed().as_secs_f64();
-    let resident = resident() as f64 / 1048576.0;
-    store.close();
-    drop(store);
-    let start = Instant::now();
-    let store = open(engine, Path::new(dir));
-    assert!(store.head(0), "the lane is there");
-    println!("{killed} {} {resident}", start.elapsed().as_secs_f64());
+    let seconds = start.elapsed().as_secs_f64();
+    println!("{seconds} {}", resident() as f64 / 1048576.0);
     store.close();
 }
 
@@ -220,6 +216,18 @@ fn all(rounds: usize, deep_count: usize) {
             );
         }
     }
+    depth(deep_count);
+    let dir = tempfile::tempdir_in(&base).expect("a folder");
+    let lazy = child(&["lazy", &dir.path().to_string_lossy(), "1000000"]);
+    println!(
+        "\nlazy journal records: {:.0}/s from one producer, {:.2} us of CPU each on it, {:.2} us in all",
+        lazy[0], lazy[1], lazy[2]
+    );
+}
+
+/// A lane with very many messages: memory, disk, opening, draining.
+fn depth(deep_count: usize) {
+    let base = std::env::var("STORES_DIR").unwrap_or_else(|_| ".".into());
     println!("\n{deep_count} messages queued in one lane\n");
     println!(
         "| store | put/s | resident MiB added | disk MiB | open after a kill, s | open after close, s | resident MiB after opening | drained/s | disk MiB after draining |"
@@ -229,19 +237,14 @@ fn all(rounds: usize, deep_count: usize) {
         let dir = tempfile::tempdir_in(&base).expect("a folder");
         let path = dir.path().to_string_lossy().into_owned();
         let deep = child(&["deep", engine, &path, &deep_count.to_string()]);
-        let reopen = child(&["reopen", engine, &path]);
+        let killed = child(&["reopen", engine, &path]);
+        let closed = child(&["reopen", engine, &path]);
         let drain = child(&["drain", engine, &path]);
         println!(
             "| {engine} | {:.0} | {:.0} | {:.0} | {:.2} | {:.2} | {:.0} | {:.0} | {:.0} |",
-            deep[0], deep[1], deep[2], reopen[0], reopen[1], reopen[2], drain[0], drain[1]
+            deep[0], deep[1], deep[2], killed[0], closed[0], killed[1], drain[0], drain[1]
         );
     }
-    let dir = tempfile::tempdir_in(&base).expect("a folder");
-    let lazy = child(&["lazy", &dir.path().to_string_lossy(), "1000000"]);
-    println!(
-        "\nlazy journal records: {:.0}/s from one producer, {:.2} us of CPU each on it, {:.2} us in all",
-        lazy[0], lazy[1], lazy[2]
-    );
 }
 
 /// An id that a search can be made for.

@@ -94,6 +94,7 @@ fn route(name: &str) -> Route {
         description: format!("The route {name}"),
         receiver: None,
         answers: true,
+        reads: None,
         when: None,
         once: None,
         keys: vec![("order-no".into(), Arc::new(No))],

@@ -105,7 +105,7 @@ fn mistakes_in_the_bus_s_own_file() {
         ),
         (
             "admin: { listen: '0.0.0.0:9' }",
-            "warning admin-without-token xbus.yaml:1:18 the admin listener is open to the network and has no token: its API answers on loopback only | set admin.token, or listen on 127.0.0.1",
+            "error admin-without-token xbus.yaml:1:18 the admin listener can be reached from outside and has no token | set admin.token, or listen on 127.0.0.1",
         ),
         (
             "connections: { r: { smpt: { host: h } } }",

@@ -1,8 +1,9 @@
 //! fjall: batches over five keyspaces, one writer with group commit, the journal synced by fdatasync.
 
+use std::collections::HashMap;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use ::fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use xbus_core::Message;
@@ -25,6 +26,7 @@ pub struct Fjall {
     spaces: Spaces,
     writer: Writer,
     syncs: Arc<AtomicU64>,
+    taken: Mutex<HashMap<usize, u64>>,
 }
 
 impl Fjall {
@@ -98,20 +100,29 @@ impl Fjall {
             spaces,
             writer,
             syncs,
+            taken: Mutex::default(),
         }
     }
 
+    /// The oldest entries. Begins behind what was taken last: from the lane's own beginning a scan
+    /// would pass over the tombstones of all that were settled.
     fn first(&self, lane: usize, count: usize) -> Vec<(u64, u128)> {
-        let prefix = (lane as u64).to_be_bytes();
-        let found = self.spaces.lanes.prefix(prefix).take(count);
-        found
+        let mut taken = self.taken.lock().expect("the cursors");
+        let cursor = taken.entry(lane).or_default();
+        let range = lane_key(lane, *cursor)..=lane_key(lane, u64::MAX);
+        let found = self.spaces.lanes.range(range).take(count);
+        let found: Vec<(u64, u128)> = found
             .map(|item| {
                 let (key, value) = item.into_inner().expect("an entry");
                 let seq = u64::from_be_bytes(key[8..16].try_into().expect("8 bytes"));
                 let id = u128::from_be_bytes(value[..16].try_into().expect("16 bytes"));
                 (seq, id)
             })
-            .collect()
+            .collect();
+        if let Some((seq, _)) = found.first() {
+            *cursor = *seq;
+        }
+        found
     }
 }
 
