@@ -106,7 +106,10 @@ pub(crate) async fn list(
 async fn search(bus: &Bus, query: Query) -> Result<Vec<JournalEntry>, ApiError> {
     bus.catch_up().await;
     let store: Arc<dyn Store> = bus.store().clone();
-    Ok(tokio::task::spawn_blocking(move || store.find(&query)).await??)
+    let mut found = tokio::task::spawn_blocking(move || store.find(&query)).await??;
+    // The store gives what was written last first; a message that took long was written late.
+    found.sort_by_key(|entry| std::cmp::Reverse((entry.received_at, entry.id)));
+    Ok(found)
 }
 
 fn line(entry: &JournalEntry) -> Value {

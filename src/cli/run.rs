@@ -99,11 +99,14 @@ fn start_log(args: &Args, bus: &BusConfig) {
 
 async fn serve(args: &Args, wired: Wired) -> Result<(), Failure> {
     let settings = wired.bus.clone();
-    let store = open_store(&settings)?;
+    let log = open_store(&settings)?;
+    let store: Arc<dyn Store> = log.clone();
     let incidents = Arc::new(Incidents::new(
         store.clone(),
         wiring::alert_settings(&settings, &args.dir),
     ));
+    report_damage(&log, &incidents);
+    drop(log);
     let background = Stop::new();
     let mut tasks = tokio::task::JoinSet::new();
     if let Some(notifier) = wired.notifier.clone() {
@@ -197,7 +200,7 @@ fn admin_settings(
     })
 }
 
-fn open_store(settings: &BusConfig) -> Result<Arc<dyn Store>, Failure> {
+fn open_store(settings: &BusConfig) -> Result<Arc<xbus_store::LogStore>, Failure> {
     let options = xbus_store::Options {
         retention: Retention {
             keep: settings.journal.keep,
@@ -208,6 +211,14 @@ fn open_store(settings: &BusConfig) -> Result<Arc<dyn Store>, Failure> {
     let store = xbus_store::LogStore::open(&settings.store, options)
         .map_err(|error| Failure::failed(format!("{}: {error}", settings.store.display())))?;
     Ok(store)
+}
+
+/// What opening found damaged is told; what could be read goes on.
+fn report_damage(store: &xbus_store::LogStore, incidents: &Incidents) {
+    for damage in store.damage() {
+        tracing::error!(damage, "the store is damaged");
+        incidents.failed("bus", "store", "damage", damage, None, None);
+    }
 }
 
 fn listening_file(settings: &BusConfig) -> PathBuf {

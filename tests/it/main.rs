@@ -7,6 +7,7 @@ mod support;
 
 mod command;
 mod crash;
+mod docs;
 mod example;
 mod faults;
 mod files;
