@@ -278,6 +278,7 @@ pub(crate) async fn replay(
     let inbox = routes::door(&app, &old.route)?;
     tracing::info!(
         target: "audit",
+        audit = true,
         action = "messages replay",
         id = %old.id,
         new_id = %new,
@@ -324,6 +325,7 @@ pub(crate) async fn resolve(
         .await?;
     tracing::info!(
         target: "audit",
+        audit = true,
         action = "messages resolve",
         id = %entry.id,
         commit,

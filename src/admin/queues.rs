@@ -294,6 +294,7 @@ impl Job {
         let more = result.as_ref().ok();
         tracing::info!(
             target: "audit",
+            audit = true,
             action = %format_args!("queues {}", self.action.name()),
             queue = %self.queue,
             id = more.and_then(|more| more["id"].as_str()).unwrap_or(text),
