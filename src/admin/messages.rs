@@ -158,7 +158,7 @@ async fn find(bus: &Bus, id: &str) -> Result<JournalEntry, ApiError> {
     let found = search(bus, query).await?.into_iter().next();
     found.ok_or_else(|| {
         ApiError::not_found(format!(
-            "there is no message {id}; the journal forgets what is older than its 'keep'"
+            "there is no message {id} in the journal: requests that no route took (404, 405, 401, …) are not journalled, and the journal forgets what is older than its 'keep'"
         ))
     })
 }

@@ -263,9 +263,7 @@ pub(crate) fn check(tree: &Node, extra: &'static [Field], bus: &BusConfig, check
                 "write 127.0.0.1:9090, or 0.0.0.0:9090 for every interface",
             ),
             Ok(address)
-                if !address.ip().is_loopback()
-                    && bus.admin.token.is_none()
-                    && !token_unknown =>
+                if !address.ip().is_loopback() && bus.admin.token.is_none() && !token_unknown =>
             {
                 problems.error(
                     &listen.place,
