@@ -94,7 +94,7 @@ fn state(bus: &Bus, queue: &QueueStatus) -> &'static str {
 
 /// Whether the routes, as they are now, take messages from the queue.
 fn attended(bus: &Bus, name: &str) -> bool {
-    bus.lanes().is_attached(name)
+    bus.lanes().is_worked(name)
 }
 
 #[derive(Deserialize)]

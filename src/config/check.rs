@@ -170,7 +170,11 @@ impl Checker<'_> {
         let text = scalar.text.as_str();
         let place = &node.place;
         match kind {
-            Type::Text | Type::Secret | Type::Path => true,
+            Type::Text | Type::Path => true,
+            Type::Secret => {
+                xbus_core::secrets::register(text);
+                true
+            }
             Type::Template => self.template(node, scalar),
             Type::Expression => self.expression(node, scalar, 0..text.len()),
             Type::Bool if matches!(text, "true" | "false") => true,

@@ -52,6 +52,10 @@ async fn a_blocked_head_is_shown_and_goes_out_when_retried() {
     let open = world.get("/api/v1/incidents").await.json();
     assert_eq!(open[0]["queue"], "orders.erp");
     world.says(Says::Yes);
+    let behind = json!({ "ids": [second] }).to_string();
+    let refused = world.post(&format!("{QUEUE}/retry"), &behind).await;
+    assert_eq!(refused.status, 404, "{}", refused.text);
+    assert!(refused.text.contains("is not the head of its lane"));
     let retried = world.post(&format!("{QUEUE}/retry"), "").await;
     assert_eq!(retried.status, 200, "{}", retried.text);
     world
