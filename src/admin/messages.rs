@@ -158,7 +158,7 @@ async fn find(bus: &Bus, id: &str) -> Result<JournalEntry, ApiError> {
     let found = search(bus, query).await?.into_iter().next();
     found.ok_or_else(|| {
         ApiError::not_found(format!(
-            "there is no message {id}; the journal forgets what is older than its 'keep'"
+            "there is no message {id} in the journal: requests that no route took (404, 405, 401, …) are not journalled, and the journal forgets what is older than its 'keep'"
         ))
     })
 }
@@ -278,6 +278,7 @@ pub(crate) async fn replay(
     let inbox = routes::door(&app, &old.route)?;
     tracing::info!(
         target: "audit",
+        audit = true,
         action = "messages replay",
         id = %old.id,
         new_id = %new,
@@ -324,6 +325,7 @@ pub(crate) async fn resolve(
         .await?;
     tracing::info!(
         target: "audit",
+        audit = true,
         action = "messages resolve",
         id = %entry.id,
         commit,

@@ -85,11 +85,16 @@ fn line(bus: &Bus, queue: &QueueStatus) -> Value {
 fn state(bus: &Bus, queue: &QueueStatus) -> &'static str {
     if queue.depth == 0 {
         "idle"
-    } else if queue.blocked_keys > 0 || !bus.lanes().is_attached(&queue.name) {
+    } else if queue.blocked_keys > 0 || !attended(bus, &queue.name) {
         "blocked"
     } else {
         "delivering"
     }
+}
+
+/// Whether the routes, as they are now, take messages from the queue.
+fn attended(bus: &Bus, name: &str) -> bool {
+    bus.lanes().is_worked(name)
 }
 
 #[derive(Deserialize)]
@@ -119,7 +124,7 @@ pub(crate) async fn show(
         shown["route"] = json!(&*owner.0.name);
         shown["target"] = json!(&*target.step.name);
     }
-    shown["attended"] = json!(app.bus.lanes().is_attached(&name));
+    shown["attended"] = json!(attended(&app.bus, &name));
     shown["waiting_messages"] = entries(false)?;
     shown["parked_messages"] = entries(true)?;
     Ok(Json(shown))
@@ -210,7 +215,12 @@ pub(crate) async fn act(
         )));
     };
     let chosen: Chosen = json_body(body).await?;
-    find(&app.bus, &name)?;
+    let queue = find(&app.bus, &name)?;
+    if action == Action::Retry && queue.depth > 0 && !attended(&app.bus, &name) {
+        return Err(ApiError::conflict(format!(
+            "no route takes messages from queue '{name}' now, so that nothing can be retried; they wait until one does"
+        )));
+    }
     if chosen.ids.is_empty() && !action.works_on_heads() {
         return Err(ApiError::wrong(format!(
             "{} needs the ids of messages: {{\"ids\": [\"…\"]}}",
@@ -294,6 +304,7 @@ impl Job {
         let more = result.as_ref().ok();
         tracing::info!(
             target: "audit",
+            audit = true,
             action = %format_args!("queues {}", self.action.name()),
             queue = %self.queue,
             id = more.and_then(|more| more["id"].as_str()).unwrap_or(text),
@@ -326,8 +337,10 @@ impl Job {
             }
             (Action::Release, Some(id)) => {
                 let overtaken = overtaken(&self.app, &self.queue, id).await;
+                let keyed = self.app.bus.store().entry(&self.queue, id)?;
+                let key = keyed.map(|entry| entry.at.key).unwrap_or_default();
                 lanes.release(&self.queue, id).await?;
-                Ok(json!({ "id": id.to_string(), "overtaken_by": overtaken }))
+                Ok(json!({ "id": id.to_string(), "key": &*key, "overtaken_by": overtaken }))
             }
             (Action::Drop, Some(id)) => {
                 lanes.drop_entry(&self.queue, id).await?;
@@ -380,17 +393,21 @@ impl Done {
     }
 }
 
-/// What was accepted after a parked message and delivered while it was set aside: the messages of
-/// its route (of all keys of the queue) that the journal knows. Nothing where the journal cannot
-/// tell: a queue that routes fill by name.
+/// What has certainly overtaken a parked message: the messages of its route that came in after it
+/// had entered its queue and that have been delivered. Nothing where the journal cannot tell: a
+/// queue that routes fill by name, and one with several keys, which the journal does not keep.
 async fn overtaken(app: &App, queue: &str, id: MessageId) -> Option<Value> {
     let bus = &app.bus;
     let parked = bus.store().entry(queue, id).ok()??;
     let (route, at) = bus.plan().lane(queue)?;
-    let target = route.all_targets().nth(at)?.step.name.clone();
+    let target = route.all_targets().nth(at)?;
+    if !parked.at.key.is_empty() || target.lane.as_ref()?.order_by.is_some() {
+        return None;
+    }
+    let target = target.step.name.clone();
     let query = Query {
         route: Some(route.name.clone()),
-        since: Some(parked.message.received_at),
+        since: Some(parked.since),
         limit: LOOKED_AT,
         ..Query::default()
     };
@@ -401,12 +418,11 @@ async fn overtaken(app: &App, queue: &str, id: MessageId) -> Option<Value> {
         .ok()?;
     let complete = found.len() < LOOKED_AT;
     let went_by = |entry: &&xbus_core::store::JournalEntry| {
-        entry.id > id
-            && entry.targets.iter().any(|known| {
-                known.name == target
-                    && known.outcome == Outcome::Delivered
-                    && known.at >= parked.since
-            })
+        entry.id != id
+            && entry
+                .targets
+                .iter()
+                .any(|known| known.name == target && known.outcome == Outcome::Delivered)
     };
     let ids: Vec<String> = found
         .iter()

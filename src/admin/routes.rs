@@ -143,6 +143,7 @@ pub(crate) async fn send(
     let id = message.id;
     tracing::info!(
         target: "audit",
+        audit = true,
         action = "send",
         %id,
         route = %inbox.route(),

@@ -85,8 +85,8 @@ Send it a message from another terminal, and look at what came of it:
     xbus messages
     xbus queues
 
-Leave the name out to see a fault. Change the script, send SIGHUP to the bus (or run it with
-`--watch`), and the next message takes the new one.
+Leave the name out to see a fault. Change the script, send the signal HUP to the bus (its process id
+is in `data/listening.json`), and the next message takes the new one.
 "#;
 
 /// Runs the command.

@@ -7,8 +7,11 @@ use serde_json::{Value, json};
 use xbus_core::Timestamp;
 
 use super::client::{Common, encode, with_query};
-use super::output::{self, Align, Failure, Table, age, cell, facts, when};
+use super::output::{self, Align, Failure, Table, age, cell, cell_lines, facts, when};
 use super::send;
+
+/// So many are listed when nothing else is asked for.
+const SHOWN: u32 = 50;
 
 /// Find messages in the journal; show, replay and resolve them
 #[derive(clap::Args, Debug)]
@@ -50,9 +53,23 @@ struct Filters {
     /// Received before this time
     #[arg(long, value_name = "TIME")]
     until: Option<String>,
-    /// At most so many, the newest
-    #[arg(long, value_name = "N", default_value_t = 50)]
-    limit: u32,
+    /// At most so many, the newest (50)
+    #[arg(long, value_name = "N")]
+    limit: Option<u32>,
+}
+
+impl Filters {
+    /// What was written here, else what was written there.
+    fn or(self, other: Self) -> Self {
+        Self {
+            route: self.route.or(other.route),
+            outcome: self.outcome.or(other.outcome),
+            key: self.key.or(other.key),
+            since: self.since.or(other.since),
+            until: self.until.or(other.until),
+            limit: self.limit.or(other.limit),
+        }
+    }
 }
 
 fn key(text: &str) -> Result<String, String> {
@@ -64,6 +81,8 @@ fn key(text: &str) -> Result<String, String> {
 
 #[derive(clap::Subcommand, Debug)]
 enum Action {
+    /// Find messages (the same as no subcommand)
+    List(Filters),
     /// Show everything that is known of a message
     Show {
         /// The message's id
@@ -98,6 +117,8 @@ async fn execute(args: Args) -> Result<(), Failure> {
     let common = args.common;
     match args.action {
         None => list(&common, args.filters).await,
+        // The same filters stand before `list` or behind it.
+        Some(Action::List(filters)) => list(&common, filters.or(args.filters)).await,
         Some(Action::Show { id }) => {
             let path = format!("/api/v1/messages/{}", encode(&id));
             let message = common.client()?.get(&path).await?;
@@ -128,7 +149,7 @@ async fn list(common: &Common, filters: Filters) -> Result<(), Failure> {
             ("key", filters.key),
             ("since", filters.since),
             ("until", filters.until),
-            ("limit", Some(filters.limit.to_string())),
+            ("limit", Some(filters.limit.unwrap_or(SHOWN).to_string())),
         ],
     );
     let messages = common.client()?.get(&path).await?;
@@ -210,6 +231,12 @@ fn detail(message: &Value, common: &Common, now: Timestamp, width: Option<usize>
     let took = message["took_ms"]
         .as_f64()
         .map_or(String::new(), |ms| format!("{ms:.1} ms"));
+    // A fault stays in the journal when a decision or a later attempt went past it.
+    let (said, why) = match message["outcome"].as_str() {
+        Some("delivered" | "filtered") => ("was", "because"),
+        Some("pending") => ("last fault", "reason"),
+        _ => ("fault", "reason"),
+    };
     let mut out = facts(
         &[
             ("message", cell(&message["id"])),
@@ -220,8 +247,8 @@ fn detail(message: &Value, common: &Common, now: Timestamp, width: Option<usize>
             ("correlation", cell(&message["correlation_id"])),
             ("cause", cell(&message["cause"])),
             ("keys", keys(&message["keys"])),
-            ("fault", failed),
-            ("reason", cell(&fault["reason"])),
+            (said, failed),
+            (why, cell_lines(&fault["reason"])),
             ("payload", about(payload)),
         ],
         width,
@@ -270,13 +297,21 @@ fn targets(list: &Value, now: Timestamp, width: Option<usize>) -> String {
             cell(&target["outcome"]),
             cell(&target["attempts"]),
             age(&target["at"], now),
-            cell(&target["error"]),
+            first_line(&target["error"]),
         ]);
     }
     if table.is_empty() {
         return String::new();
     }
     format!("\n{}", table.render(width))
+}
+
+/// What fits into a table of an error that may quote the lines of a script.
+fn first_line(error: &Value) -> String {
+    match error.as_str().and_then(|text| text.split_once('\n')) {
+        Some((first, _)) => format!("{} …", output::printable(first.trim_end())),
+        None => cell(error),
+    }
 }
 
 /// One place in which the message waits.
@@ -292,8 +327,8 @@ fn waits(place: &Value, now: Timestamp, width: Option<usize>) -> String {
             (name, cell(&place["queue"])),
             ("attempts", cell(&place["attempts"])),
             ("next try", when(&place["next_try"], now)),
-            ("last error", cell(&place["last_error"])),
-            ("why", parked),
+            ("last error", cell_lines(&place["last_error"])),
+            ("why", cell_lines(&place["parked"])),
         ],
         width,
     )
@@ -341,9 +376,15 @@ mod tests {
         .unwrap();
         assert!(args.common.json && args.action.is_none());
         assert_eq!(args.filters.key.as_deref(), Some("a=b=c"));
-        assert_eq!(args.filters.limit, 5);
+        assert_eq!(args.filters.limit, Some(5));
         assert!(parse("messages show ID --json").unwrap().common.json);
         assert!(parse("messages replay ID").is_ok());
+        let list = parse("messages list --json --route orders --limit 5").unwrap();
+        assert!(list.common.json);
+        assert!(matches!(
+            list.action,
+            Some(Action::List(Filters { limit: Some(5), route: Some(route), .. })) if route == "orders"
+        ));
         let resolve = parse("messages resolve ID --abort").unwrap();
         assert!(matches!(
             resolve.action,
@@ -427,6 +468,28 @@ Next: xbus messages replay A
             text.contains("Next: xbus messages resolve A --commit"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn a_reason_keeps_its_lines_and_an_old_fault_is_told_as_such() {
+        let now = "2026-11-22T08:00:00Z".parse().unwrap();
+        let reason = "a.rhai:2:3: no such variable\n  2 |   x + 1\n    |   ^";
+        let mut message = json!({
+            "id": "A", "outcome": "failed", "fault": { "code": "transform", "step": "erp", "reason": reason },
+            "targets": [{ "name": "erp", "outcome": "failed", "attempts": 1, "error": reason, "at": "2026-11-22T07:59:00Z" }],
+        });
+        let text = detail(&message, &common(), now, Some(80));
+        let lines = "\
+reason       a.rhai:2:3: no such variable
+               2 |   x + 1
+                 |   ^
+";
+        assert!(text.contains(lines), "{text}");
+        assert!(text.contains("no such variable …\n"), "{text}");
+        message["outcome"] = json!("delivered");
+        let text = detail(&message, &common(), now, None);
+        assert!(text.contains("was          transform in erp\n"), "{text}");
+        assert!(!text.contains("fault"), "{text}");
     }
 
     #[test]

@@ -185,6 +185,16 @@ pub fn cell(value: &Value) -> String {
     }
 }
 
+/// The same for a value of [`facts`], which keeps its lines.
+pub fn cell_lines(value: &Value) -> String {
+    match value {
+        Value::String(text) if !text.trim().is_empty() => {
+            printable_lines(text).trim_end().to_owned()
+        }
+        other => cell(other),
+    }
+}
+
 /// Rows under headings, aligned; the last column wraps within the width.
 pub struct Table {
     heads: Vec<(&'static str, Align)>,
@@ -280,7 +290,8 @@ impl Table {
     }
 }
 
-/// Named values, one a line, names aligned.
+/// Named values, names aligned. Of a value of several lines only the first wraps: what follows may
+/// point at a column of a quoted line.
 pub fn facts(pairs: &[(&str, String)], width: Option<usize>) -> String {
     let widest = pairs.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     let mut out = String::new();
@@ -289,8 +300,15 @@ pub fn facts(pairs: &[(&str, String)], width: Option<usize>) -> String {
         .filter(|(_, value)| !value.is_empty() && value != "-")
     {
         let room = width.map_or(usize::MAX, |width| width.saturating_sub(widest + 2).max(20));
-        for (at, line) in wrap(value, room).iter().enumerate() {
+        let (first, rest) = value.split_once('\n').unwrap_or((value, ""));
+        let lines = wrap(first, room);
+        let rest = rest.lines().map(str::trim_end);
+        for (at, line) in lines.iter().map(String::as_str).chain(rest).enumerate() {
             let name = if at == 0 { *name } else { "" };
+            if line.is_empty() {
+                out.push('\n');
+                continue;
+            }
             let _ = writeln!(out, "{name:widest$}  {line}");
         }
     }

@@ -19,7 +19,8 @@ Examples:
   xbus queues release orders.erp ID            put a parked message back in its place
   xbus queues drop orders.erp ID               give a message up for good
 
-A queue is idle (nothing waits), delivering, or blocked (its head failed and is tried again).
+A queue is idle (nothing waits), delivering, or blocked (its head failed and is
+tried again, or no route takes its messages now).
 Exit codes: 0 done, 1 it failed or there is no such queue or message, 2 wrong use, 3 no bus.")]
 pub struct Args {
     #[command(subcommand)]
@@ -169,10 +170,10 @@ async fn show(common: &Common, name: &str, limit: u32) -> Result<(), Failure> {
 fn detail(queue: &Value, common: &Common, now: Timestamp, width: Option<usize>) -> String {
     let (head, name) = (&queue["head"], cell(&queue["name"]));
     let goes_to = match (&queue["route"], &queue["target"]) {
+        _ if queue["attended"] == false => String::from("nobody: no route takes its messages now"),
         (Value::String(route), Value::String(target)) => {
             format!("target {target} of route {route}")
         }
-        _ if queue["attended"] == false => String::from("nobody: no route takes its messages"),
         _ => String::from("a route that receives from it"),
     };
     let mut out = facts(
@@ -324,15 +325,14 @@ fn done(action: &str, name: &str, one: &Value) -> Option<String> {
         "park" => format!("{id} is parked; what is behind it goes on"),
         "drop" => format!("{id} is dropped"),
         _ => {
-            let count = one["overtaken_by"]["count"].as_u64();
-            let past = match count {
-                None => String::from("what has overtaken it is not known"),
-                Some(0) => String::from("nothing has overtaken it"),
-                Some(1) => String::from("1 message has overtaken it"),
-                Some(n) if one["overtaken_by"]["complete"] == false => {
-                    format!("at least {n} messages have overtaken it")
+            let past = match one["overtaken_by"]["count"].as_u64() {
+                None if one["key"].as_str().is_some_and(|key| !key.is_empty()) => {
+                    String::from("others of its key may have overtaken it")
                 }
-                Some(n) => format!("{n} messages have overtaken it"),
+                None => String::from("others may have overtaken it"),
+                Some(0) => String::from("the journal knows of none that has overtaken it"),
+                Some(1) => String::from("1 message at least has overtaken it"),
+                Some(n) => format!("{n} messages at least have overtaken it"),
             };
             format!("{id} is back in {name}; {past}")
         }
@@ -426,18 +426,30 @@ Next: xbus queues show orders.erp
     }
 
     #[test]
+    fn a_queue_without_a_reader_goes_to_nobody() {
+        let now = "2026-11-22T08:00:00Z".parse().unwrap();
+        let queue =
+            json!({ "name": "q", "depth": 1, "parked": 0, "state": "blocked", "attended": false });
+        let text = detail(&queue, &common(), now, None);
+        assert!(
+            text.contains("nobody: no route takes its messages now\n"),
+            "{text}"
+        );
+        assert!(!text.contains("retry"), "{text}");
+    }
+
+    #[test]
     fn a_release_says_what_went_by() {
         let one =
             json!({ "id": "A", "ok": true, "overtaken_by": { "count": 2, "complete": true } });
         assert_eq!(
             done("release", "q", &one).unwrap(),
-            "A is back in q; 2 messages have overtaken it"
+            "A is back in q; 2 messages at least have overtaken it"
         );
-        let unknown = json!({ "id": "A", "ok": true, "overtaken_by": null });
-        assert!(
-            done("release", "q", &unknown)
-                .unwrap()
-                .contains("not known")
+        let keyed = json!({ "id": "A", "ok": true, "key": "C1", "overtaken_by": null });
+        assert_eq!(
+            done("release", "q", &keyed).unwrap(),
+            "A is back in q; others of its key may have overtaken it"
         );
         assert_eq!(done("drop", "q", &json!({ "id": "A", "ok": false })), None);
     }

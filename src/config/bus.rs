@@ -247,7 +247,11 @@ pub(crate) fn check(tree: &Node, extra: &'static [Field], bus: &BusConfig, check
             "write queues: embedded",
         );
     }
-    if let Some(listen) = tree.get("admin").and_then(|admin| admin.get("listen"))
+    let admin = |key: &str| tree.get("admin").and_then(|admin| admin.get(key));
+    // A token whose variable or file is not there was written nevertheless; that it is not there
+    // was said.
+    let token_unknown = admin("token").is_some_and(|token| checker.files.is_unknown(token));
+    if let Some(listen) = admin("listen")
         && !checker.files.is_unknown(listen)
         && listen.text().is_some()
     {
@@ -258,13 +262,16 @@ pub(crate) fn check(tree: &Node, extra: &'static [Field], bus: &BusConfig, check
                 "'listen' needs an address and a port",
                 "write 127.0.0.1:9090, or 0.0.0.0:9090 for every interface",
             ),
-            Ok(address) if !address.ip().is_loopback() && bus.admin.token.is_none() => problems
-                .error(
+            Ok(address)
+                if !address.ip().is_loopback() && bus.admin.token.is_none() && !token_unknown =>
+            {
+                problems.error(
                     &listen.place,
                     "admin-without-token",
                     "the admin listener can be reached from outside and has no token",
                     "set admin.token, or listen on 127.0.0.1",
-                ),
+                );
+            }
             Ok(_) => {}
         }
     }

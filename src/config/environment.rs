@@ -132,6 +132,7 @@ impl Replace<'_> {
         }
     }
 
+    /// The content of a file, which is a secret wherever it stands.
     fn file(&self, path: &str, place: &Place) -> Option<String> {
         match std::fs::read_to_string(self.root.join(path)) {
             Ok(mut text) => {
@@ -141,6 +142,7 @@ impl Replace<'_> {
                         text.pop();
                     }
                 }
+                xbus_core::secrets::register(&text);
                 Some(text)
             }
             Err(error) => {

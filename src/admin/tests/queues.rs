@@ -1,6 +1,10 @@
 //! Queues shown, retried, parked, released and dropped.
 
+use std::sync::Arc;
+
 use serde_json::json;
+use xbus_core::Message;
+use xbus_core::store::{Change, Commit, Durability, Store};
 
 use super::world::{Says, World};
 
@@ -48,6 +52,10 @@ async fn a_blocked_head_is_shown_and_goes_out_when_retried() {
     let open = world.get("/api/v1/incidents").await.json();
     assert_eq!(open[0]["queue"], "orders.erp");
     world.says(Says::Yes);
+    let behind = json!({ "ids": [second] }).to_string();
+    let refused = world.post(&format!("{QUEUE}/retry"), &behind).await;
+    assert_eq!(refused.status, 404, "{}", refused.text);
+    assert!(refused.text.contains("is not the head of its lane"));
     let retried = world.post(&format!("{QUEUE}/retry"), "").await;
     assert_eq!(retried.status, 200, "{}", retried.text);
     world
@@ -91,7 +99,7 @@ async fn a_parked_message_lets_others_pass_and_its_release_says_which() {
     let ids = json!({ "ids": [first] }).to_string();
     let released = world.post(&format!("{QUEUE}/release"), &ids).await.json();
     let result = &released["results"][0];
-    assert_eq!(result["ok"], true);
+    assert_eq!((&result["ok"], &result["key"]), (&json!(true), &json!("")));
     assert_eq!(
         result["overtaken_by"],
         json!({ "count": 1, "complete": true, "newest": [second] })
@@ -131,4 +139,30 @@ async fn each_of_several_messages_has_its_own_result() {
     assert_eq!(queues[0]["head"]["id"], *third);
     let gone = world.get(&format!("/api/v1/messages/{first}")).await.json();
     assert_eq!(gone["targets"][0]["outcome"], "failed");
+}
+
+#[tokio::test]
+async fn a_queue_that_no_route_takes_from_is_blocked_and_cannot_be_retried() {
+    let world = World::start(None).await;
+    let put = Change::Put {
+        queue: "old".into(),
+        key: "".into(),
+        message: Arc::new(Message::new("x")),
+        target: "erp".into(),
+        cause: None,
+    };
+    let commit = Commit::of(put);
+    world
+        .store
+        .commit(commit, Durability::Synced)
+        .await
+        .unwrap();
+    let shown = world.get("/api/v1/queues/old").await.json();
+    assert_eq!(
+        (&shown["state"], &shown["attended"]),
+        (&json!("blocked"), &json!(false))
+    );
+    let refused = world.post("/api/v1/queues/old/retry", "").await;
+    assert_eq!(refused.status, 409, "{}", refused.text);
+    assert!(refused.text.contains("no route takes messages"));
 }

@@ -108,6 +108,10 @@ fn mistakes_in_the_bus_s_own_file() {
             "error admin-without-token xbus.yaml:1:18 the admin listener can be reached from outside and has no token | set admin.token, or listen on 127.0.0.1",
         ),
         (
+            "alerts: { webhook: { url: 'https://a/b' } }",
+            "error not-supported xbus.yaml:1:11 this build cannot tell incidents to a web address | take 'webhook' away, and use 'mail'",
+        ),
+        (
             "connections: { r: { smpt: { host: h } } }",
             "error unknown-connection-kind xbus.yaml:1:21 there is no kind of connection 'smpt' | did you mean 'smtp'?",
         ),
@@ -141,6 +145,24 @@ fn mistakes_in_the_bus_s_own_file() {
         ),
     ] {
         assert_eq!(problems_of_bus(text), [expected], "for {text}");
+    }
+}
+
+#[test]
+fn a_token_that_is_not_known_here_is_a_token_nevertheless() {
+    let problems = |token: &str| {
+        problems_of_bus(&format!(
+            "admin: {{ listen: '0.0.0.0:9', token: '{token}' }}"
+        ))
+    };
+    for (token, code) in [
+        ("${NOPE}", "unset-variable"),
+        ("${file:nowhere}", "unreadable-secret"),
+        ("${NOPE:-}", "admin-without-token"),
+    ] {
+        let found = problems(token);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].contains(code), "{found:?}");
     }
 }
 

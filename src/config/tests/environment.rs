@@ -46,6 +46,26 @@ fn replaced(text: &str, mode: Mode) -> (Option<Scalar>, Vec<String>) {
 }
 
 #[test]
+fn secrets_are_masked_from_then_on() {
+    let folder = Folder::new(&[
+        ("mot.txt", "Fr0m-a-file\n"),
+        (
+            "xbus.yaml",
+            "connections: { r: { smtp: { host: h, password: '0f-a-field' } } }\n",
+        ),
+        (
+            "routes/r.yaml",
+            "receive: { http: { path: /r } }\ninvoke:\n  - http: { url: 'http://h/${file:mot.txt}' }\n",
+        ),
+    ]);
+    folder.load(Mode::Run);
+    assert_eq!(
+        xbus_core::secrets::mask("http://h/Fr0m-a-file refused 0f-a-field"),
+        "http://h/(secret) refused (secret)"
+    );
+}
+
+#[test]
 fn every_form_is_read() {
     for (text, expected) in [
         ("a${A}b", "a{{ x }} ${B}b"),
