@@ -332,7 +332,7 @@ async fn fail(
             route: &route,
             step: fault.step.as_deref().unwrap_or("receive"),
             code: fault.code.name(),
-            reason: fault.for_admin(),
+            reason: &fault.for_admin(),
             attempts,
             at: at.clone(),
         };

@@ -122,6 +122,14 @@ impl Consumer for Reader {
         })
     }
 
+    fn sets_aside(&self, fault: &Fault) -> bool {
+        fault.code == Code::InDoubt
+    }
+
+    fn route(&self) -> Option<Arc<str>> {
+        Some(self.inbox.route().clone())
+    }
+
     /// The route has told of the failure; here is only which head it was.
     fn failed(&self, head: &Queued, fault: &Fault, _parked: bool) {
         let step = fault.step.clone().unwrap_or_else(|| Arc::from("route"));

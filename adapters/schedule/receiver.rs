@@ -138,7 +138,7 @@ impl Door for Inbox {
     }
 
     fn fails(&self, fault: &Fault) {
-        Inbox::fails(self, fault.code.name(), fault.for_admin());
+        Inbox::fails(self, fault.code.name(), &fault.for_admin());
     }
 
     fn retry(&self) -> Retry {

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use xbus_config::{BusConfig, Mode};
 use xbus_core::adapter::OpenError;
 use xbus_core::bus::Bus;
 use xbus_core::incident::Incidents;
+use xbus_core::problem::Severity;
 use xbus_core::store::Retention;
 use xbus_core::{Stop, Store};
 
@@ -98,6 +99,8 @@ fn start_log(args: &Args, bus: &BusConfig) {
 }
 
 async fn serve(args: &Args, wired: Wired) -> Result<(), Failure> {
+    // Before anything else: a signal that comes early must not end the process.
+    let mut signals = Signals::new(&args.dir)?;
     let settings = wired.bus.clone();
     let log = open_store(&settings)?;
     let store: Arc<dyn Store> = log.clone();
@@ -145,8 +148,8 @@ async fn serve(args: &Args, wired: Wired) -> Result<(), Failure> {
     }
     hub.start();
     ready.store(true, SeqCst);
-    announce(&settings, admin, &http)?;
-    let mut in_time = wait_for_end(args, &bus, &hub).await?;
+    announce(&settings, admin, &http);
+    let mut in_time = signals.wait_for_end(args, &bus, &hub).await;
     ready.store(false, SeqCst);
     tracing::info!("stopping: receivers first, then what is in flight");
     let grace = Duration::from_secs(args.grace);
@@ -229,7 +232,7 @@ fn announce(
     settings: &BusConfig,
     admin: std::net::SocketAddr,
     http: &[(String, std::net::SocketAddr)],
-) -> Result<(), Failure> {
+) {
     let listeners: serde_json::Map<String, serde_json::Value> = http
         .iter()
         .map(|(name, address)| (name.clone(), address.to_string().into()))
@@ -240,13 +243,14 @@ fn announce(
         "http": listeners,
     });
     let file = listening_file(settings);
-    write_whole(&file, &listening.to_string())
-        .map_err(|error| Failure::failed(format!("{}: {error}", file.display())))?;
+    // On a full disk the bus must run all the same, so that its lanes can drain.
+    if let Err(error) = write_whole(&file, &listening.to_string()) {
+        tracing::warn!(file = %file.display(), %error, "commands will look for the bus where xbus.yaml says");
+    }
     for (name, address) in http {
         tracing::info!(listener = %name, %address, "listening");
     }
     tracing::info!(bus = %settings.name, %admin, "running");
-    Ok(())
 }
 
 /// Writes a file so that nobody reads half of it.
@@ -256,21 +260,43 @@ fn write_whole(path: &Path, text: &str) -> std::io::Result<()> {
     std::fs::rename(new, path)
 }
 
-/// Waits for a signal to stop; reads the folder again on SIGHUP.
-async fn wait_for_end(
-    args: &Args,
-    bus: &Arc<Bus>,
-    hub: &Arc<xbus_http::Hub>,
-) -> Result<bool, Failure> {
-    let no_signal = |error: std::io::Error| Failure::failed(format!("no signals: {error}"));
-    let mut terminate = signal(SignalKind::terminate()).map_err(no_signal)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signal)?;
-    let mut hangup = signal(SignalKind::hangup()).map_err(no_signal)?;
-    loop {
-        tokio::select! {
-            _ = terminate.recv() => return Ok(true),
-            _ = interrupt.recv() => return Ok(true),
-            _ = hangup.recv() => reload(args, bus, hub).await,
+/// The signals that the bus knows, and what xbus.yaml was when it started.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+    settings: Option<Vec<u8>>,
+}
+
+impl Signals {
+    fn new(dir: &Path) -> Result<Self, Failure> {
+        let on = |kind| signal(kind).map_err(|error| Failure::failed(format!("no signals: {error}")));
+        Ok(Self {
+            terminate: on(SignalKind::terminate())?,
+            interrupt: on(SignalKind::interrupt())?,
+            hangup: on(SignalKind::hangup())?,
+            settings: std::fs::read(dir.join("xbus.yaml")).ok(),
+        })
+    }
+
+    /// Waits for a signal to stop; reads the folder again on SIGHUP.
+    async fn wait_for_end(
+        &mut self,
+        args: &Args,
+        bus: &Arc<Bus>,
+        hub: &Arc<xbus_http::Hub>,
+    ) -> bool {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return true,
+                _ = self.interrupt.recv() => return true,
+                _ = self.hangup.recv() => {
+                    if std::fs::read(args.dir.join("xbus.yaml")).ok() != self.settings {
+                        tracing::warn!("xbus.yaml has changed: what it says of listeners, limits, admin, store, journal, alerts and log is taken up at the next start");
+                    }
+                    reload(args, bus, hub).await;
+                }
+            }
         }
     }
 }
@@ -293,7 +319,15 @@ async fn second_signal() {
 async fn reload(args: &Args, bus: &Arc<Bus>, hub: &Arc<xbus_http::Hub>) {
     let (wired, problems) = wiring::load_with(&args.dir, Mode::Run, Some(hub.clone()));
     for problem in &problems {
-        tracing::warn!(place = %problem.place, code = problem.code, "{}", problem.message);
+        let help = problem.help.as_deref().unwrap_or_default();
+        match problem.severity {
+            Severity::Error => {
+                tracing::error!(place = %problem.place, code = problem.code, help, "{}", problem.message);
+            }
+            Severity::Warning => {
+                tracing::warn!(place = %problem.place, code = problem.code, help, "{}", problem.message);
+            }
+        }
     }
     let Some(wired) = wired else {
         tracing::error!("not reloaded: the folder has errors; the old routes go on");

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::inbox::Inbox;
+use crate::secrets;
 use crate::spec::{Args, Connection, Field};
 use crate::transform::Context;
 use crate::{Code, Fault, Message, MessageId};
@@ -141,6 +142,9 @@ pub struct SendError {
     pub timed_out: bool,
     /// For administrators: what was tried and what came back, without credentials.
     pub detail: String,
+    /// What the destination answered, shortened. It may repeat what it was sent, so that it goes to
+    /// journal and failure mail and not to logs.
+    pub answer: Option<String>,
     /// When the destination asked to be tried again.
     pub retry_after: Option<Duration>,
 }
@@ -167,11 +171,18 @@ impl SendError {
         self
     }
 
+    /// Adds what the destination answered.
+    pub fn answer(mut self, answer: impl Into<String>) -> Self {
+        self.answer = Some(answer.into());
+        self
+    }
+
     fn of(class: Class, detail: impl Into<String>) -> Self {
         Self {
             class,
             timed_out: false,
-            detail: detail.into(),
+            detail: secrets::mask(&detail.into()).into_owned(),
+            answer: None,
             retry_after: None,
         }
     }
@@ -195,6 +206,7 @@ impl SendError {
             (Class::Outage, _) => (Code::Destination, "the destination failed"),
         };
         let mut fault = Fault::new(code, reason).detail(self.detail);
+        fault.answer = self.answer.map(|answer| secrets::mask(&answer).into_owned());
         fault.rejected = self.class == Class::Rejected;
         fault.untouched = self.class != Class::Unknown;
         fault.retry_after = self.retry_after;

@@ -12,7 +12,7 @@ use crate::incident::Incidents;
 use crate::lanes::Lanes;
 use crate::once::Once;
 use crate::plan::{Plan, Route};
-use crate::store::{Commit, Durability, JournalEntry, Store, StoreError};
+use crate::store::{Commit, Durability, JournalEntry, Settlement, Store, StoreError};
 use crate::target::TargetConsumer;
 use crate::{Inbox, MessageId, Stop, Timestamp, recovery};
 
@@ -34,8 +34,23 @@ pub struct Bus {
 /// The receivers that are open now.
 #[derive(Default)]
 struct Receiving {
+    /// Those whose senders wait for the answer: a new one opens before the old one closes.
+    answering: Open,
+    /// Those that take things one by one: the old one ends before a new one takes over.
+    taking: Open,
+}
+
+#[derive(Default)]
+struct Open {
     stop: Stop,
-    open: JoinSet<()>,
+    running: JoinSet<()>,
+}
+
+impl Open {
+    async fn close(mut self) {
+        self.stop.cancel();
+        while self.running.join_next().await.is_some() {}
+    }
 }
 
 impl Bus {
@@ -111,9 +126,9 @@ impl Bus {
         self.sweep();
         recovery::recover(self).await;
         self.work_off_lanes();
-        let stop = Stop::new();
-        let open = self.open_receivers(&stop).await?;
-        *self.lock_receiving() = Receiving { stop, open };
+        let answering = self.open_receivers(true).await?;
+        let taking = self.open_receivers(false).await?;
+        *self.lock_receiving() = Receiving { answering, taking };
         self.report_orphans();
         Ok(())
     }
@@ -137,32 +152,43 @@ impl Bus {
         });
     }
 
-    /// Swaps in a new plan: new receivers open, then the old ones close; what is in flight ends on
-    /// the plan that took it. On an error the old plan goes on.
+    /// Swaps in a new plan; what is in flight ends on the plan that took it. Doors at which somebody
+    /// waits open anew before the old ones close; receivers that take things one by one hand over.
+    /// On an error the old plan goes on.
     pub async fn reload(self: &Arc<Self>, plan: Plan) -> Result<(), Vec<OpenError>> {
         let old = self.plan();
         self.swap(Arc::new(plan));
-        let mut before = std::mem::take(&mut *self.lock_receiving());
-        before.stop.cancel();
-        while before.open.join_next().await.is_some() {}
-        self.work_off_lanes();
-        let stop = Stop::new();
-        match self.open_receivers(&stop).await {
-            Ok(open) => {
-                *self.lock_receiving() = Receiving { stop, open };
-                self.report_orphans();
-                Ok(())
-            }
+        let answering = match self.open_receivers(true).await {
+            Ok(open) => open,
             Err(errors) => {
-                stop.cancel();
                 self.swap(old);
-                let stop = Stop::new();
-                if let Ok(open) = self.open_receivers(&stop).await {
-                    *self.lock_receiving() = Receiving { stop, open };
-                }
-                Err(errors)
+                return Err(errors);
             }
-        }
+        };
+        let before = std::mem::take(&mut *self.lock_receiving());
+        before.answering.stop.cancel();
+        before.taking.close().await;
+        self.work_off_lanes();
+        let taking = match self.open_receivers(false).await {
+            Ok(open) => open,
+            Err(errors) => {
+                self.swap(old);
+                let restored = self.open_receivers(true).await.unwrap_or_default();
+                answering.stop.cancel();
+                let taking = self.open_receivers(false).await.unwrap_or_default();
+                *self.lock_receiving() = Receiving {
+                    answering: restored,
+                    taking,
+                };
+                return Err(errors);
+            }
+        };
+        // What still runs behind the old doors ends in its own time.
+        self.tasks.spawn(before.answering.close());
+        *self.lock_receiving() = Receiving { answering, taking };
+        self.lanes.try_all();
+        self.report_orphans();
+        Ok(())
     }
 
     fn swap(&self, plan: Arc<Plan>) {
@@ -178,16 +204,25 @@ impl Bus {
             .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    async fn open_receivers(self: &Arc<Self>, stop: &Stop) -> Result<JoinSet<()>, Vec<OpenError>> {
-        let mut open = JoinSet::new();
+    /// Opens the receivers of all routes whose senders wait for the answer, or of all others.
+    async fn open_receivers(self: &Arc<Self>, answering: bool) -> Result<Open, Vec<OpenError>> {
+        let mut open = Open::default();
         let mut errors = Vec::new();
-        for route in self.plan().routes.values().filter(|route| route.enabled) {
+        let plan = self.plan();
+        let routes = plan
+            .routes
+            .values()
+            .filter(|route| route.enabled && route.answers == answering);
+        for route in routes {
             let Some(receiver) = route.receiver.clone() else {
                 continue;
             };
-            match receiver.open(self.inbox_of(route), stop.clone()).await {
+            match receiver
+                .open(self.inbox_of(route), open.stop.clone())
+                .await
+            {
                 Ok(running) => {
-                    open.spawn(running);
+                    open.running.spawn(running);
                 }
                 Err(mut error) => {
                     error.message = format!("route '{}': {}", route.name, error.message);
@@ -198,7 +233,7 @@ impl Bus {
         if errors.is_empty() {
             Ok(open)
         } else {
-            stop.cancel();
+            open.close().await;
             Err(errors)
         }
     }
@@ -227,7 +262,9 @@ impl Bus {
     /// A queue that holds messages and that nobody works off is kept, and told of.
     fn report_orphans(&self) {
         for queue in self.store.queues() {
-            if queue.depth > 0 && !self.lanes.is_attached(&queue.name) {
+            if self.lanes.is_worked(&queue.name) {
+                self.incidents.succeeded(&queue.name, "queue");
+            } else if queue.depth > 0 {
                 self.incidents.failed(
                     &queue.name,
                     "queue",
@@ -254,6 +291,16 @@ impl Bus {
         commit: bool,
     ) -> Result<JournalEntry, StoreError> {
         let entry = recovery::resolve(self, id, commit).await?;
+        // A head of a queue was set aside until now.
+        let route = self.plan().routes.get(&entry.route).cloned();
+        if let Some(queue) = route.and_then(|route| route.reads.clone()) {
+            let how = if commit {
+                Settlement::Delivered
+            } else {
+                Settlement::Dropped
+            };
+            self.lanes.settle_parked(&queue, id, how).await?;
+        }
         self.incidents.route_cleared(&entry.route);
         Ok(entry)
     }
@@ -281,9 +328,10 @@ impl Bus {
     /// store. Says whether everything ended in time.
     pub async fn stop(&self, grace: Duration) -> bool {
         let deadline = tokio::time::Instant::now() + grace;
-        let mut receiving = std::mem::take(&mut *self.lock_receiving());
-        receiving.stop.cancel();
-        let receivers = async { while receiving.open.join_next().await.is_some() {} };
+        let receiving = std::mem::take(&mut *self.lock_receiving());
+        let receivers = async {
+            tokio::join!(receiving.answering.close(), receiving.taking.close());
+        };
         let mut in_time = tokio::time::timeout_at(deadline, receivers).await.is_ok();
         self.stopping.cancel();
         self.tasks.close();

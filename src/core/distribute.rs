@@ -150,19 +150,24 @@ impl<'a> Journey<'a> {
     /// One target outside of the store: its answer is the decision.
     async fn single(&mut self, made: &Made<'_>) -> Result<(), Fault> {
         match self.execute(made).await {
-            Ok(_) => {
-                self.note(&made.step.name, Outcome::Delivered, None);
+            Ok(response) => {
+                let missed = response.headers.get(request::PARTLY).map(str::to_owned);
+                self.note(&made.step.name, Outcome::Delivered, missed);
                 Ok(())
             }
-            Err(fault) => {
-                let unknown = is_unknown(&fault);
+            Err(mut fault) => {
+                // Alone, it is simply tried again where nobody waits for the answer.
+                if fault.code == Code::InDoubt && !self.route.answers {
+                    fault.code = Code::Destination;
+                }
+                let unknown = is_unknown(&fault) && self.route.answers;
                 let outcome = if unknown {
                     self.in_doubt = true;
                     Outcome::InDoubt
                 } else {
                     Outcome::Failed
                 };
-                self.note(&made.step.name, outcome, Some(fault.for_admin().to_owned()));
+                self.note(&made.step.name, outcome, Some(fault.for_admin().into_owned()));
                 Err(fault)
             }
         }
@@ -199,7 +204,7 @@ impl<'a> Journey<'a> {
             self.note(
                 &step.name,
                 Outcome::Failed,
-                Some(fault.for_admin().to_owned()),
+                Some(fault.for_admin().into_owned()),
             );
             fault.at(&step.name)
         })
@@ -263,7 +268,8 @@ impl<'a> Journey<'a> {
             let result = self.execute(made).await;
             match result {
                 Ok(response) => {
-                    self.note(&made.step.name, Outcome::Delivered, None);
+                    let missed = response.headers.get(request::PARTLY).map(str::to_owned);
+                    self.note(&made.step.name, Outcome::Delivered, missed);
                     self.ended(made, response).await;
                 }
                 Err(fault) if is_unknown(&fault) => {
@@ -351,7 +357,7 @@ impl<'a> Journey<'a> {
                 self.note(
                     &step.name,
                     Outcome::InDoubt,
-                    Some(fault.for_admin().to_owned()),
+                    Some(fault.for_admin().into_owned()),
                 );
                 self.write(vec![Record::InDoubt]).await;
             }
@@ -478,13 +484,24 @@ impl<'a> Journey<'a> {
         self.note(
             &at.step.name,
             Outcome::Failed,
-            Some(fault.for_admin().to_owned()),
+            Some(fault.for_admin().into_owned()),
         );
         self.undo(stages, fault).await
     }
 
     async fn undo(&mut self, stages: &[&Made<'a>], fault: Fault) -> Fault {
         self.undo_all(stages).await;
+        self.unless_in_doubt(fault)
+    }
+
+    /// What could not be undone leaves the message in doubt, whatever had failed first.
+    pub(crate) fn unless_in_doubt(&self, mut fault: Fault) -> Fault {
+        if self.in_doubt {
+            fault.code = Code::InDoubt;
+            fault.reason =
+                "a part of the message could neither be finished nor undone".to_owned();
+            fault.rejected = false;
+        }
         fault
     }
 
@@ -556,16 +573,17 @@ impl<'a> Journey<'a> {
         self.note(
             &at.step.name,
             Outcome::InDoubt,
-            Some(fault.for_admin().to_owned()),
+            Some(fault.for_admin().into_owned()),
         );
         self.write(vec![Record::InDoubt]).await;
-        let detail = fault.for_admin().to_owned();
-        Fault::new(
+        let mut in_doubt = Fault::new(
             Code::InDoubt,
             "the destination's answer was lost; whether it acted is unknown",
         )
-        .detail(detail)
-        .at(&at.step.name)
+        .detail(fault.for_log())
+        .at(&at.step.name);
+        in_doubt.answer = fault.answer;
+        in_doubt
     }
 
     fn outcome(&self, status: Status) -> Outcome {
@@ -582,7 +600,7 @@ impl<'a> Journey<'a> {
             "route": &*self.route.name,
             "step": fault.step.as_deref(),
             "code": fault.code.name(),
-            "reason": fault.for_admin(),
+            "reason": &*fault.for_admin(),
             "at": crate::Timestamp::now().to_string(),
         });
         let mut message = self.context.received.with_body(body.to_string());
@@ -599,7 +617,7 @@ impl<'a> Journey<'a> {
                     &route.name,
                     &target.step.name,
                     "on-fault",
-                    fault.for_admin(),
+                    &fault.for_admin(),
                     Some(self.id()),
                     None,
                 );
@@ -742,7 +760,7 @@ fn key_of(value: Value) -> Arc<str> {
 }
 
 /// Whether a fault leaves open what the destination did.
-fn is_unknown(fault: &Fault) -> bool {
+pub(crate) fn is_unknown(fault: &Fault) -> bool {
     matches!(fault.code, Code::InDoubt | Code::Timeout) && !fault.untouched
 }
 

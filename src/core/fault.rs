@@ -1,6 +1,7 @@
 //! Faults: why a message did not get where it should, in words for the caller and, apart from
 //! those, in words for the administrator.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -97,6 +98,8 @@ pub struct Fault {
     /// For log, journal and failure mail: where exactly, with the quoted source line or the
     /// destination's answer. Never shown to callers.
     pub detail: Option<String>,
+    /// What a destination answered: may repeat the payload, so that it stays out of logs.
+    pub answer: Option<String>,
     /// The step or target in which it happened.
     pub step: Option<Arc<str>>,
     /// When to come again (sent as `Retry-After`).
@@ -119,6 +122,7 @@ impl Fault {
             code,
             reason: reason.into(),
             detail: None,
+            answer: None,
             step: None,
             retry_after: None,
             rejected: code.is_rejection(),
@@ -129,7 +133,7 @@ impl Fault {
 
     /// Adds what only administrators may read.
     pub fn detail(mut self, detail: impl Into<String>) -> Self {
-        self.detail = Some(detail.into());
+        self.detail = Some(crate::secrets::mask(&detail.into()).into_owned());
         self
     }
 
@@ -145,9 +149,25 @@ impl Fault {
         self
     }
 
-    /// The detail where there is one, else the reason: what log, journal and mail show.
-    pub fn for_admin(&self) -> &str {
+    /// The whole of it in one text for the journal: step, code and what administrators read.
+    pub fn in_full(&self) -> String {
+        match &self.step {
+            Some(step) => format!("{step}: {}: {}", self.code.name(), self.for_admin()),
+            None => format!("{}: {}", self.code.name(), self.for_admin()),
+        }
+    }
+
+    /// What logs show: the detail where there is one, else the reason.
+    pub fn for_log(&self) -> &str {
         self.detail.as_deref().unwrap_or(&self.reason)
+    }
+
+    /// What journal and failure mail show: the same, with the destination's answer.
+    pub fn for_admin(&self) -> Cow<'_, str> {
+        match &self.answer {
+            Some(answer) => Cow::Owned(format!("{}: {answer}", self.for_log())),
+            None => Cow::Borrowed(self.for_log()),
+        }
     }
 }
 
@@ -156,7 +176,7 @@ impl fmt::Display for Fault {
         if let Some(step) = &self.step {
             write!(f, "{step}: ")?;
         }
-        write!(f, "{}: {}", self.code.name(), self.for_admin())
+        write!(f, "{}: {}", self.code.name(), self.for_log())
     }
 }
 

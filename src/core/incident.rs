@@ -170,6 +170,11 @@ impl Incidents {
         self.over(|incident| &*incident.route == route);
     }
 
+    /// Nothing in `queue` is blocked any more, or somebody takes its messages again.
+    pub fn queue_cleared(&self, queue: &str) {
+        self.over(|incident| incident.queue.as_deref() == Some(queue));
+    }
+
     fn over(&self, which: impl Fn(&Incident) -> bool) {
         // Asked for every delivery: nothing open costs one load.
         if self.known.load(SeqCst) == 0 {
@@ -298,19 +303,21 @@ impl Incidents {
         if let Some(id) = incident.message {
             let _ = writeln!(text, "    xbus messages show {id} --dir {dir}");
         }
-        match &incident.queue {
-            Some(queue) => {
-                let _ = writeln!(text, "    xbus queues show {queue} --dir {dir}");
-                let _ = writeln!(text, "    xbus queues retry {queue} --dir {dir}");
-            }
-            None => {
-                if let Some(id) = incident.message {
-                    let what = if &*incident.kind == "in-doubt" {
-                        format!("xbus messages resolve {id} --commit   (or --abort)")
-                    } else {
-                        format!("xbus messages replay {id}")
-                    };
-                    let _ = writeln!(text, "    {what} --dir {dir}");
+        let in_doubt = &*incident.kind == "in-doubt";
+        if let (true, Some(id)) = (in_doubt, incident.message) {
+            let _ = writeln!(text, "    xbus messages resolve {id} --commit --dir {dir}");
+            let _ = writeln!(text, "    xbus messages resolve {id} --abort --dir {dir}");
+        }
+        if let (false, Some(queue)) = (in_doubt, &incident.queue) {
+            let _ = writeln!(text, "    xbus queues show {queue} --dir {dir}");
+            let parked = self.store.entries(queue, true, 1).unwrap_or_default();
+            match parked.first() {
+                Some(parked) => {
+                    let id = parked.message.id;
+                    let _ = writeln!(text, "    xbus queues release {queue} {id} --dir {dir}");
+                }
+                None => {
+                    let _ = writeln!(text, "    xbus queues retry {queue} --dir {dir}");
                 }
             }
         }

@@ -34,6 +34,15 @@ pub trait Consumer: Send + Sync {
     /// fault the head stays, is tried again or is parked, as the policy says.
     fn deliver<'a>(&'a self, head: &'a Queued) -> BoxFuture<'a, Result<Vec<Change>, Fault>>;
 
+    /// Whether the head is set aside for an administrator instead of tried again: its outcome is
+    /// unknown and it would be repeated blindly.
+    fn sets_aside(&self, _fault: &Fault) -> bool {
+        false
+    }
+
+    /// The route that delivers now, for logs.
+    fn route(&self) -> Option<Arc<str>>;
+
     /// Told of each failed attempt, with what comes next.
     fn failed(&self, head: &Queued, fault: &Fault, parked: bool);
 
@@ -153,7 +162,30 @@ impl Lanes {
         })
     }
 
-    /// Whether somebody works the queue off.
+    /// Whether a route takes the queue's messages now.
+    pub fn is_worked(&self, queue: &str) -> bool {
+        self.working(queue)
+            .is_some_and(|queue| !queue.stop.is_cancelled() && queue.consumer.policy().is_some())
+    }
+
+    /// Tries every head that waits for its time: the routes have changed, and what they waited for
+    /// may be mended.
+    pub fn try_all(&self) {
+        let all: Vec<Arc<Queue>> = self
+            .queues
+            .read()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .values()
+            .cloned()
+            .collect();
+        for queue in all {
+            for lane in self.store.lanes(&queue.name) {
+                queue.now(&lane.key);
+            }
+        }
+    }
+
+    /// Whether somebody has been attached to the queue.
     pub fn is_attached(&self, queue: &str) -> bool {
         self.working(queue).is_some()
     }
@@ -169,7 +201,16 @@ impl Lanes {
     /// Tries heads that wait for their time now: all of the queue, or the one that holds `id`.
     pub fn retry(&self, queue: &str, id: Option<MessageId>) -> Result<usize, StoreError> {
         let keys: Vec<Arc<str>> = match id {
-            Some(id) => vec![self.find(queue, id)?.at.key],
+            Some(id) => {
+                let at = self.find(queue, id)?.at;
+                let head = self.store.head(queue, &at.key)?;
+                if head.is_none_or(|head| head.at.seq != at.seq) {
+                    return Err(StoreError::NotFound(format!(
+                        "message {id} is not the head of its lane; only heads can be retried"
+                    )));
+                }
+                vec![at.key]
+            }
             None => self
                 .store
                 .lanes(queue)
@@ -225,7 +266,9 @@ impl Lanes {
         };
         if entry.parked.is_some() {
             let commit = Commit::of(settle(&entry));
-            return self.store.commit(commit, Durability::Synced).await;
+            self.store.commit(commit, Durability::Synced).await?;
+            self.unless_blocked(queue);
+            return Ok(());
         }
         self.with_lane(&entry.at, |head| {
             if head.at.seq == entry.at.seq {
@@ -263,6 +306,41 @@ impl Lanes {
             working.give_back(&entry.at.key, Turn::More);
         }
         result
+    }
+
+    /// Settles what was set aside and has been decided otherwise; nothing when it is not there.
+    pub(crate) async fn settle_parked(
+        &self,
+        queue: &str,
+        id: MessageId,
+        how: Settlement,
+    ) -> Result<(), StoreError> {
+        let Some(entry) = self.store.entry(queue, id)? else {
+            return Ok(());
+        };
+        let change = Change::Settle {
+            at: entry.at.clone(),
+            how,
+            attempts: entry.attempts,
+            error: entry.last_error.clone(),
+        };
+        self.store
+            .commit(Commit::of(change), Durability::Synced)
+            .await?;
+        self.unless_blocked(queue);
+        Ok(())
+    }
+
+    /// Tells the consumer that nothing is blocked, when that is so after an administrator's command.
+    fn unless_blocked(&self, queue: &str) {
+        let blocked = self.store.lanes(queue).iter().any(|lane| lane.attempts > 0);
+        let parked = self
+            .store
+            .entries(queue, true, 1)
+            .is_ok_and(|parked| !parked.is_empty());
+        if let (false, false, Some(working)) = (blocked, parked, self.working(queue)) {
+            working.consumer.cleared();
+        }
     }
 
     fn find(&self, queue: &str, id: MessageId) -> Result<Queued, StoreError> {
@@ -329,10 +407,15 @@ impl Queue {
     fn take_up(self: &Arc<Self>) {
         let now = Timestamp::now();
         let mut state = self.lock();
+        // A clock that was set back must not stop a lane for longer than its longest wait.
+        let longest = self
+            .consumer
+            .policy()
+            .map_or(Duration::from_secs(300), |policy| policy.retry.max);
         for lane in self.store.lanes(&self.name) {
             match lane.next_try {
                 Some(at) if at > now => {
-                    state.wait(&lane.key, Instant::now() + now.until(at));
+                    state.wait(&lane.key, Instant::now() + now.until(at).min(longest));
                 }
                 _ => state.make_ready(&lane.key),
             }
@@ -496,9 +579,12 @@ impl Queue {
 
     async fn failed(&self, head: &Queued, policy: &LanePolicy, fault: Fault) -> Turn {
         let attempts = head.attempts + 1;
-        let park = fault.rejected && policy.park_rejected;
+        let park = (fault.rejected && policy.park_rejected) || self.consumer.sets_aside(&fault);
+        let route = self.consumer.route();
+        let route = route.as_deref().unwrap_or_default();
         tracing::warn!(
             id = %head.message.id,
+            route,
             queue = %self.name,
             attempts,
             parked = park,
@@ -507,7 +593,7 @@ impl Queue {
         );
         let mut shown = head.clone();
         shown.attempts = attempts;
-        shown.last_error = Some(fault.to_string());
+        shown.last_error = Some(fault.in_full());
         self.consumer.failed(&shown, &fault, park);
         let wait = policy
             .retry
@@ -516,13 +602,13 @@ impl Queue {
         let note = Change::Attempt {
             at: head.at.clone(),
             attempts,
-            error: fault.to_string(),
+            error: fault.in_full(),
             next_try: Timestamp::now().after(wait),
         };
         if park {
             let aside = Change::Park {
                 at: head.at.clone(),
-                reason: fault.to_string(),
+                reason: fault.in_full(),
             };
             return match self.settle(&[note, aside]).await {
                 Ok(()) => Turn::More,

@@ -21,6 +21,7 @@ pub(crate) mod protocol;
 pub mod recovery;
 pub(crate) mod request;
 pub mod router;
+pub mod secrets;
 pub mod spec;
 pub mod stats;
 pub mod store;

@@ -71,6 +71,7 @@ pub(crate) async fn send(
         let error = match send_once(step, call).await? {
             Ok(response) => {
                 bus.incidents().succeeded(&route.name, &step.name);
+                tell_of_partial(bus, route, step, &response);
                 return Ok(response);
             }
             Err(error) => error,
@@ -123,6 +124,24 @@ pub(crate) async fn send_once(
     Ok(result)
 }
 
+/// The header of a response in which a sender says who did not get the message although others did
+/// (recipients of a mail that the server refused).
+pub(crate) const PARTLY: &str = "xbus.partly-delivered";
+
+/// A delivery that did not reach everybody is told: it is not repeated for those who have it.
+pub(crate) fn tell_of_partial(bus: &Bus, route: &Route, step: &Step, response: &Message) {
+    if let Some(missed) = response.headers.get(PARTLY) {
+        bus.incidents().failed(
+            &route.name,
+            &step.name,
+            "partly-delivered",
+            &format!("not everybody got it: {missed}"),
+            Some(response.id),
+            None,
+        );
+    }
+}
+
 /// Counts one attempt.
 pub(crate) fn count(step: &Step, success: bool, took: Duration) {
     step.stats.latency.observe(took);
@@ -133,7 +152,8 @@ pub(crate) fn count(step: &Step, success: bool, took: Duration) {
     }
 }
 
-/// Makes a fault of a failed send, and an incident where nobody else learns of it.
+/// Makes a fault of a failed send, and an incident where nobody else learns of it. An unknown outcome
+/// is told by whoever knows what it means for the message.
 pub(crate) fn report(
     bus: &Bus,
     route: &Route,
@@ -141,17 +161,18 @@ pub(crate) fn report(
     message: &Message,
     error: SendError,
 ) -> Fault {
-    let kind = match error.class {
+    let class = error.class;
+    let kind = match class {
         Class::Rejected => "rejection",
         Class::Outage | Class::Unknown => "outage",
     };
     let fault = error.into_fault().at(&step.name);
-    if !(fault.rejected && route.answers) {
+    if class != Class::Unknown && !(fault.rejected && route.answers) {
         bus.incidents().failed(
             &route.name,
             &step.name,
             kind,
-            fault.for_admin(),
+            &fault.for_admin(),
             Some(message.id),
             route.reads.as_deref(),
         );

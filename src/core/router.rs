@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use crate::bus::Bus;
-use crate::distribute::Distributed;
+use crate::distribute::{Distributed, is_unknown};
 use crate::fault::Code;
 use crate::inbox::seen_scope;
 use crate::once::{self, Turn};
@@ -237,6 +237,7 @@ impl<'a> Journey<'a> {
         // With an unknown outcome among them nothing is undone: an administrator decides.
         if self.begun && !self.in_doubt {
             self.undo_invokes().await;
+            return self.unless_in_doubt(fault);
         }
         fault
     }
@@ -366,7 +367,7 @@ impl<'a> Journey<'a> {
             fault: fault.map(|fault| JournalFault {
                 code: Arc::from(fault.code.name()),
                 step: fault.step.clone(),
-                reason: fault.for_admin().to_owned(),
+                reason: fault.for_admin().into_owned(),
             }),
         };
         let keep = match self.route.payloads {
@@ -402,15 +403,22 @@ impl<'a> Journey<'a> {
         tracing::warn!(
             code = fault.code.name(),
             step = fault.step.as_deref().unwrap_or(""),
-            error = fault.for_admin(),
+            error = fault.for_log(),
             "failed"
         );
-        let own = matches!(fault.code, Code::Transform | Code::Internal | Code::InDoubt)
+        // Definite failures of destinations were told where they were sent.
+        let own = matches!(fault.code, Code::Transform | Code::Internal)
+            || self.in_doubt
+            || is_unknown(fault)
             || (!self.route.answers && fault.rejected && fault.code != Code::Destination);
         if own && !self.journalled {
             let step = fault.step.as_deref().unwrap_or("route");
-            let kind = if fault.rejected {
+            let kind = if self.in_doubt && fault.code == Code::InDoubt {
+                "in-doubt"
+            } else if fault.rejected {
                 "rejection"
+            } else if is_unknown(fault) {
+                "outage"
             } else {
                 fault.code.name()
             };
@@ -418,13 +426,15 @@ impl<'a> Journey<'a> {
                 &self.route.name,
                 step,
                 kind,
-                fault.for_admin(),
+                &fault.for_admin(),
                 Some(self.id()),
                 self.route.reads.as_deref(),
             );
         }
         if !self.journalled {
-            let changes = self.journal(self.outcome_of(fault), Some(fault));
+            let outcome = self.outcome_of(fault);
+            self.note_the_rest(fault, outcome);
+            let changes = self.journal(outcome, Some(fault));
             let commit = Commit::from(changes);
             if let Err(error) = self.bus.store().commit(commit, Durability::Lazy).await {
                 tracing::warn!(%error, "a journal entry was not kept");
@@ -435,9 +445,38 @@ impl<'a> Journey<'a> {
         }
     }
 
+    /// Targets of a failed message of which nothing is known yet were not reached; those of one
+    /// that will be tried again wait.
+    fn note_the_rest(&mut self, fault: &Fault, outcome: Outcome) {
+        let route: &'a Route = self.route;
+        for target in &route.targets {
+            let name = &target.step.name;
+            if !self.entries.iter().any(|entry| entry.name == *name) {
+                let failed = fault.step.as_ref() == Some(name);
+                let error = failed.then(|| fault.for_admin().into_owned());
+                let outcome = if failed {
+                    Outcome::Failed
+                } else {
+                    Outcome::Skipped
+                };
+                self.note(name, outcome, error);
+            }
+        }
+        if outcome == Outcome::Pending {
+            for entry in &mut self.entries {
+                if matches!(
+                    entry.outcome,
+                    Outcome::Failed | Outcome::Undone | Outcome::Skipped
+                ) {
+                    entry.outcome = Outcome::Queued;
+                }
+            }
+        }
+    }
+
     fn outcome_of(&self, fault: &Fault) -> Outcome {
         let final_for_receiver = fault.rejected || fault.code == Code::Transform;
-        if self.in_doubt {
+        if self.in_doubt || (self.route.answers && is_unknown(fault)) {
             Outcome::InDoubt
         } else if self.route.answers || final_for_receiver {
             Outcome::Failed

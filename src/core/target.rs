@@ -12,7 +12,7 @@ use crate::plan::{LanePolicy, Route};
 use crate::request;
 use crate::store::{Change, Queued};
 use crate::transform::Context;
-use crate::{Call, Code, Fault, Request};
+use crate::{Code, Fault, Request};
 
 /// Delivers what one queue holds.
 pub(crate) struct TargetConsumer {
@@ -49,26 +49,20 @@ impl TargetConsumer {
             .make(head.message.clone(), &context)
             .map_err(|fault| fault.at(&step.name))?;
         let sent = match &made {
-            Request::Call(call) => send_once(step, &**call).await?,
+            Request::Call(call) => request::send_once(step, &**call).await?,
             Request::Stage(stage) => {
                 let call = StageAndCommit::new(&**stage, head.message.clone());
-                send_once(step, &call).await?
+                request::send_once(step, &call).await?
             }
             Request::Put(put) => {
                 let how = enqueue(&bus, put.queue.clone(), &put.message, &context)?;
                 return Ok(how.put().into_iter().collect());
             }
         };
-        sent.map_err(|fault| fault.at(&step.name))?;
+        let response = sent.map_err(|error| error.into_fault().at(&step.name))?;
+        request::tell_of_partial(&bus, &route, step, &response);
         Ok(Vec::new())
     }
-}
-
-async fn send_once(step: &crate::plan::Step, call: &dyn Call) -> Result<Result<(), Fault>, Fault> {
-    Ok(request::send_once(step, call)
-        .await?
-        .map(drop)
-        .map_err(crate::SendError::into_fault))
 }
 
 impl Consumer for TargetConsumer {
@@ -80,6 +74,10 @@ impl Consumer for TargetConsumer {
 
     fn deliver<'a>(&'a self, head: &'a Queued) -> BoxFuture<'a, Result<Vec<Change>, Fault>> {
         Box::pin(self.send(head))
+    }
+
+    fn route(&self) -> Option<Arc<str>> {
+        self.find().map(|(_, route, _)| route.name.clone())
     }
 
     fn failed(&self, head: &Queued, fault: &Fault, _parked: bool) {
@@ -101,7 +99,7 @@ impl Consumer for TargetConsumer {
             &route.name,
             &target.step.name,
             kind,
-            fault.for_admin(),
+            &fault.for_admin(),
             Some(head.message.id),
             Some(&self.queue),
         );
@@ -109,6 +107,10 @@ impl Consumer for TargetConsumer {
 
     fn cleared(&self) {
         let Some((bus, route, at)) = self.find() else {
+            // Its target is gone from the routes; what was told of the queue is over all the same.
+            if let Some(bus) = self.bus.upgrade() {
+                bus.incidents().queue_cleared(&self.queue);
+            }
             return;
         };
         if let Some(target) = route.all_targets().nth(at) {
