@@ -270,7 +270,8 @@ struct Signals {
 
 impl Signals {
     fn new(dir: &Path) -> Result<Self, Failure> {
-        let on = |kind| signal(kind).map_err(|error| Failure::failed(format!("no signals: {error}")));
+        let on =
+            |kind| signal(kind).map_err(|error| Failure::failed(format!("no signals: {error}")));
         Ok(Self {
             terminate: on(SignalKind::terminate())?,
             interrupt: on(SignalKind::interrupt())?,

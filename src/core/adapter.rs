@@ -206,7 +206,9 @@ impl SendError {
             (Class::Outage, _) => (Code::Destination, "the destination failed"),
         };
         let mut fault = Fault::new(code, reason).detail(self.detail);
-        fault.answer = self.answer.map(|answer| secrets::mask(&answer).into_owned());
+        fault.answer = self
+            .answer
+            .map(|answer| secrets::mask(&answer).into_owned());
         fault.rejected = self.class == Class::Rejected;
         fault.untouched = self.class != Class::Unknown;
         fault.retry_after = self.retry_after;

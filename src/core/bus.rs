@@ -217,10 +217,7 @@ impl Bus {
             let Some(receiver) = route.receiver.clone() else {
                 continue;
             };
-            match receiver
-                .open(self.inbox_of(route), open.stop.clone())
-                .await
-            {
+            match receiver.open(self.inbox_of(route), open.stop.clone()).await {
                 Ok(running) => {
                     open.running.spawn(running);
                 }

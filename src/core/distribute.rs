@@ -167,7 +167,11 @@ impl<'a> Journey<'a> {
                 } else {
                     Outcome::Failed
                 };
-                self.note(&made.step.name, outcome, Some(fault.for_admin().into_owned()));
+                self.note(
+                    &made.step.name,
+                    outcome,
+                    Some(fault.for_admin().into_owned()),
+                );
                 Err(fault)
             }
         }
@@ -498,8 +502,7 @@ impl<'a> Journey<'a> {
     pub(crate) fn unless_in_doubt(&self, mut fault: Fault) -> Fault {
         if self.in_doubt {
             fault.code = Code::InDoubt;
-            fault.reason =
-                "a part of the message could neither be finished nor undone".to_owned();
+            fault.reason = "a part of the message could neither be finished nor undone".to_owned();
             fault.rejected = false;
         }
         fault
