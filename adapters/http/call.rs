@@ -387,12 +387,9 @@ fn soap_fault(headers: &HeaderMap, body: &[u8]) -> Option<(Version, FaultSide)> 
     }
 }
 
-/// Adds what the destination said to a failure. A body may echo the message, so it is kept apart
-/// from the detail until here.
-fn with_answer(mut error: SendError, quote: String) -> SendError {
-    error.detail.push_str(": ");
-    error.detail.push_str(&quote);
-    error
+/// Adds what the destination said to a failure, apart from the detail: it may repeat the message.
+fn with_answer(error: SendError, quote: String) -> SendError {
+    error.answer(quote)
 }
 
 /// The beginning of a body, on one line.

@@ -25,7 +25,7 @@ pub(crate) static FIELDS: &[Field] = &[
     Field::new(
         "methods",
         Type::OneOrMany(&Type::Text),
-        "The request methods that it answers; any other gets 405.",
+        "The request methods that it answers (HEAD wherever GET is); any other gets 405.",
     )
     .default("POST"),
     Field::new(

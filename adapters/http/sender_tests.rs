@@ -250,10 +250,11 @@ async fn statuses_are_outages_or_rejections() {
         assert!(!error.timed_out);
         assert_eq!(error.retry_after, Some(Duration::from_secs(3)));
         assert!(
-            error.detail.contains(&format!("{code}: line\\nsecond")),
+            error.detail.ends_with(&format!("answered with {code}")),
             "{}",
             error.detail
         );
+        assert_eq!(error.answer.as_deref(), Some("line\\nsecond"));
         assert!(
             !error.detail.contains("pw") && !error.detail.contains("key=1"),
             "{}",

@@ -79,7 +79,12 @@ pub static LIMIT_FIELDS: &[Field] = &[
         "The longest time without a byte of a request's body.",
     )
     .default("30s"),
-    Field::new("headers", Type::Count(1, 10_000), "Headers of a request.").default("100"),
+    Field::new(
+        "headers",
+        Type::Count(1, 10_000),
+        "Headers of a request, and parameters of its query.",
+    )
+    .default("100"),
     Field::new(
         "header_bytes",
         Type::Size,
