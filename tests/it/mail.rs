@@ -284,3 +284,37 @@ distribute:
         );
     }
 }
+
+#[test]
+fn recipients_that_the_server_refuses_are_told_and_the_others_get_it_once() {
+    let sink = Sink::start();
+    let installation = alerting(sink.port, "1h");
+    installation.route(
+        "report",
+        "receive: { http: { path: /r } }
+distribute:
+  - name: desk
+    mail: { connection: relay, from: bus@acme.example, to: [desk@acme.example, refused@acme.example], subject: Report }
+",
+    );
+    let bus = installation.start();
+    let answer = post(bus.http, "/r", "text/plain", b"x");
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    sink.wait_for_mail("Report");
+    let told = sink.wait_for_mail("[xbus] OPEN report/desk: partly-delivered");
+    assert!(told.contains("refused@acme.example"), "{told}");
+    let entry = bus.json(&["messages", "show", &answer.id()]);
+    assert_eq!(entry["targets"][0]["outcome"], "delivered");
+    assert!(
+        entry["targets"][0]["error"]
+            .to_string()
+            .contains("refused@acme.example"),
+        "{entry}"
+    );
+    let reports = sink
+        .subjects()
+        .iter()
+        .filter(|subject| *subject == "Report")
+        .count();
+    assert_eq!(reports, 1);
+}

@@ -1,4 +1,5 @@
-"""A real SMTP server (aiosmtpd) that keeps each mail as a file: smtp_sink.py PORT FOLDER."""
+"""A real SMTP server (aiosmtpd) that keeps each mail as a file and knows nobody whose
+name begins with "refused": smtp_sink.py PORT FOLDER."""
 
 import asyncio
 import itertools
@@ -12,6 +13,12 @@ class Keep:
     def __init__(self, folder):
         self.folder = folder
         self.numbers = itertools.count()
+
+    async def handle_RCPT(self, server, session, envelope, address, options):
+        if address.startswith("refused"):
+            return "550 no such user"
+        envelope.rcpt_tos.append(address)
+        return "250 ok"
 
     async def handle_DATA(self, server, session, envelope):
         name = os.path.join(self.folder, "%06d.eml" % next(self.numbers))
