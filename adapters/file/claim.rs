@@ -1,10 +1,14 @@
 //! The claim folder: `.xbus-claim/NODE/` in the watched folder, held under a lease.
 //!
 //! The lease is the file `.xbus-claim/.NODE.lease`: locked (`flock`, which the kernel gives back
-//! when the process dies) and rewritten every [`BEAT`]. A lease is stale when its lock can be had
-//! and its last beat is older than [`STALE`] on the file system's own clock. The process that died
-//! under the same boot of the same machine is trusted to be dead at once, so that a restart goes
-//! on without waiting. Order across nodes is not promised.
+//! when the process dies) and rewritten every [`BEAT`]. A lease is stale when its last beat is
+//! older than [`STALE`] on the file system's own clock, whether its lock is held or not: a process
+//! that is frozen holds its lock and does no work. What it has claimed goes to another node; when
+//! it wakes up it finds its files gone, and only the message that was in flight may be a duplicate.
+//!
+//! A node's own lease is had only with its lock: two live processes never share a name. The process
+//! that died under the same boot of the same machine is trusted to be dead at once, so that a
+//! restart goes on without waiting. Order across nodes is not promised.
 //!
 //! All receivers of one process that watch the same folder share one lease.
 
@@ -191,7 +195,7 @@ impl Lease {
             return Ok(0);
         }
         let (file, locked) = open_locked(&path)?;
-        if locked.is_none() || !is_same(&file, &path) {
+        if !is_same(&file, &path) {
             return Ok(0);
         }
         let mut taken = 0;
@@ -206,11 +210,14 @@ impl Lease {
             match disk::move_new(&folder.join(&path), &to) {
                 Ok(()) => taken += 1,
                 Err(error) if disk::is_taken(&error) => {}
+                // Its owner woke up and is through with it, or a third node was faster.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
             }
         }
-        // While the lock is held nobody else uses the folder; one that is not empty stays.
-        if fs::remove_dir(&folder).is_ok() {
+        // While the lock is held nobody else uses the folder; one that is not empty stays. The
+        // lease and the folder of a process that is only frozen are there when it wakes up.
+        if locked.is_some() && fs::remove_dir(&folder).is_ok() {
             fs::remove_file(&path)?;
         }
         Ok(taken)
@@ -325,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_stale_lease_is_taken_over() {
+    fn only_a_stale_lease_is_taken_over_and_a_held_lock_does_not_keep_it() {
         let dir = tempfile::tempdir().unwrap();
         let dead = Lease::acquire(dir.path(), "dead").unwrap();
         let mine = Lease::acquire(dir.path(), "mine").unwrap();
@@ -334,13 +341,23 @@ mod tests {
 
         let old = SystemTime::now() - STALE * 2;
         lock(&dead.file).set_modified(old).unwrap();
-        assert_eq!(mine.take_over(&everything).unwrap(), 0, "its lock is held");
+        assert_eq!(mine.take_over(&|_| false).unwrap(), 0, "not wanted");
+        assert_eq!(mine.take_over(&everything).unwrap(), 1, "it is frozen");
+        assert!(mine.folder().join("x.xml").exists());
+        // It wakes up, has its lease and its folder, and works on.
+        assert!(dead.is_held());
+        dead.beat().unwrap();
+        fs::write(dead.folder().join("y.xml"), "y").unwrap();
+        assert_eq!(mine.take_over(&everything).unwrap(), 0, "it beats again");
+        // Its name stays its own.
+        let claims = fs::canonicalize(dir.path()).unwrap().join(CLAIMS);
+        lock(&dead.file).set_modified(old).unwrap();
+        assert!(matches!(Lease::hold(&claims, "dead"), Err(Refusal::Live)));
 
         let folder = dead.folder();
         drop(dead);
-        assert_eq!(mine.take_over(&|_| false).unwrap(), 0, "not wanted");
         assert_eq!(mine.take_over(&everything).unwrap(), 1);
-        assert!(mine.folder().join("x.xml").exists() && !folder.exists());
+        assert!(mine.folder().join("y.xml").exists() && !folder.exists());
     }
 
     #[test]

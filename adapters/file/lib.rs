@@ -10,6 +10,7 @@ mod events;
 mod folders;
 mod names;
 mod receiver;
+mod reserve;
 mod scan;
 mod sender;
 mod stage;

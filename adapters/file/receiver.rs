@@ -113,9 +113,9 @@ pub(crate) fn build(args: Args<'_>) -> Option<Arc<dyn Receiver>> {
 }
 
 pub(crate) fn build_receiver(args: &Args<'_>) -> Option<FileReceiver> {
-    let dir = args.path("dir")?;
     let problems = args.build.problems;
-    let pattern = args.text("pattern")?;
+    let dir = args.path("dir");
+    let pattern = args.text("pattern").unwrap_or_default();
     let glob = match globset::GlobBuilder::new(&pattern)
         .literal_separator(pattern.contains('/'))
         .build()
@@ -132,24 +132,46 @@ pub(crate) fn build_receiver(args: &Args<'_>) -> Option<FileReceiver> {
         }
     };
     let ready = ready(args);
-    let charset = match args.text("charset") {
-        Some(label) if !crate::charset::is_known(&label) => {
-            problems.error(
-                &args.place("charset"),
-                "unknown-charset",
-                format!("no charset has the label '{label}'"),
-                "write an IANA label such as utf-8, iso-8859-1, windows-1252 or utf-16le",
-            );
-            return None;
-        }
-        charset => charset,
-    };
+    let mut good = true;
+    let charset = args.text("charset");
+    if let Some(label) = &charset
+        && !crate::charset::is_known(label)
+    {
+        good = false;
+        problems.error(
+            &args.place("charset"),
+            "unknown-charset",
+            format!("no charset has the label '{label}'"),
+            "write an IANA label such as utf-8, iso-8859-1, windows-1252 or utf-16le",
+        );
+    }
+    let poll = args.duration("poll").unwrap_or(Duration::from_secs(2));
+    if poll.is_zero() {
+        good = false;
+        problems.error(
+            &args.place("poll"),
+            "bad-value",
+            "the folder cannot be looked through without a pause",
+            "write a time such as 2s; with file-system events files are taken at once anyway",
+        );
+    }
+    let failed = args.text("failed").unwrap_or_default();
+    if failed == "delete" {
+        good = false;
+        problems.error(
+            &args.place("failed"),
+            "bad-value",
+            "files that failed are never deleted",
+            "name a folder such as '.failed/'; one of the name 'delete' is written 'delete/'",
+        );
+    }
+    // Where files go can only be judged beneath a folder.
+    let dir = dir?;
     let done = match args.text("done")?.as_str() {
         "delete" => Done::Delete,
         folder => Done::Move(dir.join(folder.trim_end_matches('/'))),
     };
-    let failed = dir.join(args.text("failed")?.trim_end_matches('/'));
-    let mut good = true;
+    let failed = dir.join(failed.trim_end_matches('/'));
     let mut within = |name: &str, folder: &Path| {
         if folder == dir || folder.starts_with(dir.join(CLAIMS)) {
             good = false;
@@ -197,10 +219,7 @@ pub(crate) fn build_receiver(args: &Args<'_>) -> Option<FileReceiver> {
         },
         pattern,
         node: args.build.node.clone(),
-        poll: args
-            .duration("poll")
-            .unwrap_or(Duration::from_secs(2))
-            .max(Duration::from_millis(50)),
+        poll: poll.max(Duration::from_millis(50)),
     })
 }
 
@@ -216,6 +235,12 @@ fn ready(args: &Args<'_>) -> Option<Ready> {
             .error(&args.place("ready"), "bad-ready", message, help);
         None
     };
+    if written == 0 && args.has("ready") {
+        return wrong(
+            "'ready' says nothing",
+            "write one of stable, marker and rename, or leave 'ready' out",
+        );
+    }
     if written > 1 {
         return wrong(
             "'ready' says more than one thing",
@@ -278,46 +303,76 @@ impl FileReceiver {
         stop: Stop,
     ) -> BoxFuture<'static, Result<BoxFuture<'static, ()>, OpenError>> {
         Box::pin(async move {
-            let receiver = self.clone();
-            let lease = blocking(move || receiver.prepare())
-                .await
-                .unwrap_or_else(|error| Err(self.trouble(&error)))?;
+            let first = match self.clone().try_prepare().await {
+                Err(Refusal::Live) => {
+                    return Err(OpenError {
+                        message: format!(
+                            "another bus that runs as node '{}' watches {}",
+                            self.node,
+                            self.watch.dir.display()
+                        ),
+                        help: String::from("give each bus a 'node' name of its own in xbus.yaml"),
+                    });
+                }
+                Ok(lease) => Ok(lease),
+                Err(Refusal::Disk(error)) => Err(error),
+            };
             let run: BoxFuture<'static, ()> = Box::pin(async move {
-                Running::new(self, door, lease, stop).run().await;
+                let lease = match first {
+                    Ok(lease) => Some(lease),
+                    Err(error) => self.clone().prepare_again(error, &*door, &stop).await,
+                };
+                if let Some(lease) = lease {
+                    Running::new(self, door, lease, stop).run().await;
+                }
             });
             Ok(run)
         })
     }
 
-    /// Makes the folder and takes the lease. Blocks.
-    fn prepare(&self) -> Result<Arc<Lease>, OpenError> {
-        let dir = &self.watch.dir;
-        if disk::create_dirs(dir).map_err(|error| self.trouble(&error))? {
-            tracing::info!(dir = %dir.display(), "the watched folder was missing and has been made");
-        }
-        let lease = Lease::acquire(dir, &self.node).map_err(|refusal| match refusal {
-            Refusal::Live => OpenError {
-                message: format!(
-                    "another bus that runs as node '{}' watches {}",
-                    self.node,
-                    dir.display()
-                ),
-                help: String::from("give each bus a 'node' name of its own in xbus.yaml"),
-            },
-            Refusal::Disk(error) => self.trouble(&error),
-        })?;
-        take::resume_marked(dir, &lease.folder()).map_err(|error| self.trouble(&error))?;
-        Ok(lease)
+    async fn try_prepare(self: Arc<Self>) -> Result<Arc<Lease>, Refusal> {
+        blocking(move || self.prepare())
+            .await
+            .unwrap_or_else(|error| Err(Refusal::Disk(error)))
     }
 
-    fn trouble(&self, error: &io::Error) -> OpenError {
-        OpenError {
-            message: format!(
-                "cannot use the folder {}: {error}",
-                self.watch.dir.display()
-            ),
-            help: String::from("the bus needs to read, write and make folders in it"),
+    /// A folder that cannot be used does not keep the bus from starting: administrators are told,
+    /// and it is tried again with each poll. Nothing when `stop` came first.
+    async fn prepare_again(
+        self: Arc<Self>,
+        error: io::Error,
+        door: &dyn Door,
+        stop: &Stop,
+    ) -> Option<Arc<Lease>> {
+        let dir = self.watch.dir.display();
+        tracing::warn!(%dir, %error, "the watched folder cannot be used; the bus needs to read, write and make folders in it");
+        let mut error = error;
+        loop {
+            door.fails(&format!("cannot use the folder {dir}: {error}"));
+            if take::sleep(self.poll, stop).await {
+                return None;
+            }
+            error = match self.clone().try_prepare().await {
+                Ok(lease) => return Some(lease),
+                Err(Refusal::Live) => self.taken_name(),
+                Err(Refusal::Disk(error)) => error,
+            };
         }
+    }
+
+    fn taken_name(&self) -> io::Error {
+        io::Error::other(format!("another bus runs as node '{}'", self.node))
+    }
+
+    /// Makes the folder and takes the lease. Blocks.
+    fn prepare(&self) -> Result<Arc<Lease>, Refusal> {
+        let dir = &self.watch.dir;
+        if disk::create_dirs(dir)? {
+            tracing::info!(dir = %dir.display(), "the watched folder was missing and has been made");
+        }
+        let lease = Lease::acquire(dir, &self.node)?;
+        take::resume_marked(dir, &lease.folder())?;
+        Ok(lease)
     }
 
     /// Looks at the claim folder and at the watched folder. Blocks.
@@ -395,6 +450,8 @@ struct Running {
     /// The last look did not keep all that there is.
     more: bool,
     running: JoinSet<()>,
+    /// See [`Running::keep`]; ends with this.
+    keeper: JoinSet<()>,
     scan_at: Instant,
     /// No scan comes sooner, whatever events say.
     not_before: Instant,
@@ -422,6 +479,7 @@ impl Running {
             next: VecDeque::new(),
             more: false,
             running: JoinSet::new(),
+            keeper: JoinSet::new(),
             scan_at: now,
             not_before: now,
             taken_over: now,
@@ -432,6 +490,7 @@ impl Running {
     async fn run(mut self) {
         let mut beat = tokio::time::interval(BEAT);
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        self.keep();
         while !self.stop.is_cancelled() {
             self.fill().await;
             let scan_at = tokio::time::Instant::from_std(self.scan_at);
@@ -546,6 +605,21 @@ impl Running {
         self.events = None;
     }
 
+    /// Has the lease beat beside all other work, so that however long a look at a large or slow
+    /// folder takes, no other node takes the files of this one for abandoned.
+    fn keep(&mut self) {
+        let lease = self.lease.clone();
+        self.keeper = JoinSet::new();
+        self.keeper.spawn(async move {
+            loop {
+                tokio::time::sleep(BEAT).await;
+                let kept = lease.clone();
+                // What is wrong with the folder is told by those who use it.
+                let _ = blocking(move || kept.is_held() && kept.beat().is_ok()).await;
+            }
+        });
+    }
+
     /// Keeps the lease, or takes it again when the folder has come back.
     async fn beat(&mut self) {
         let (receiver, lease) = (self.receiver.clone(), self.lease.clone());
@@ -562,12 +636,10 @@ impl Running {
             Ok(Some(lease)) => {
                 tracing::info!(dir = %self.receiver.watch.dir.display(), "the watched folder is back");
                 self.lease = lease;
+                self.keep();
                 self.scan_at = Instant::now();
             }
-            Err(Refusal::Live) => self.failed(&io::Error::other(format!(
-                "another bus runs as node '{}'",
-                self.receiver.node
-            ))),
+            Err(Refusal::Live) => self.failed(&self.receiver.taken_name()),
             Err(Refusal::Disk(error)) => self.failed(&error),
         }
     }

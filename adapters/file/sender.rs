@@ -238,7 +238,7 @@ impl Sender for FileSender {
 
     fn resume(&self, token: &[u8]) -> Option<Box<dyn Stage>> {
         let token = serde_json::from_slice(token).ok()?;
-        Some(Box::new(StagedFile::new(token, None)))
+        Some(Box::new(StagedFile::resumed(token)))
     }
 
     fn sweep(&self, keep: &(dyn Fn(MessageId) -> bool + Sync)) {

@@ -7,6 +7,9 @@
 //! The written file carries the extended attribute `user.xbus` with message id and target. By it
 //! a file that is already there is known as this message's own. On a file system without such
 //! attributes a file of the same name and content counts as that.
+//!
+//! From staging on the name is [reserved](crate::reserve) in this process: of two messages that
+//! may not write over each other and want one name, the second is rejected while it is staged.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -25,6 +28,7 @@ use xbus_core::{Message, MessageId};
 
 use crate::disk;
 use crate::names::{TEMPORARY, first_free, fnv, numbered};
+use crate::reserve::{self, Reserved};
 
 /// The extended attribute that says which message and target a file is of.
 const MARK: &str = "user.xbus";
@@ -103,7 +107,8 @@ pub(crate) fn sweep(
 }
 
 impl Token {
-    fn temporary(&self) -> String {
+    /// Its temporary file, which no other message and no other target has.
+    pub(crate) fn temporary(&self) -> String {
         format!("{TEMPORARY}{}-{}", self.owner, self.id)
     }
 
@@ -138,6 +143,15 @@ impl StagedFile {
         }
     }
 
+    /// What an earlier process staged. Its name is reserved again, unless somebody else has it by
+    /// now.
+    pub(crate) fn resumed(token: Token) -> Self {
+        if let Some(reserved) = Reserved::of(&token) {
+            reserved.keep();
+        }
+        Self::new(token, None)
+    }
+
     fn blocking(
         &self,
         act: impl FnOnce(&Token) -> Result<(), SendError> + Send + 'static,
@@ -157,21 +171,38 @@ impl Stage for StagedFile {
     }
 
     fn stage(&self) -> BoxFuture<'_, Result<(), SendError>> {
-        let body = self.body.clone();
-        self.blocking(move |token| match body {
-            Some(body) => stage(token, &body),
-            None => Err(SendError::outage(
-                "the file was staged by an earlier process and cannot be staged again",
-            )),
+        Box::pin(async move {
+            let Some(body) = self.body.clone() else {
+                return Err(SendError::outage(
+                    "the file was staged by an earlier process and cannot be staged again",
+                ));
+            };
+            let Some(reserved) = Reserved::of(&self.token) else {
+                return Err(SendError::rejected(format!(
+                    "{} is being written by another message or target",
+                    self.token.shown()
+                )));
+            };
+            self.blocking(move |token| stage(token, &body)).await?;
+            reserved.keep();
+            Ok(())
         })
     }
 
     fn commit(&self) -> BoxFuture<'_, Result<(), SendError>> {
-        self.blocking(|token| commit(token).map_err(|error| failure(&error, &token.shown())))
+        self.blocking(|token| {
+            commit(token).map_err(|error| failure(&error, &token.shown()))?;
+            reserve::release(token);
+            Ok(())
+        })
     }
 
     fn undo(&self) -> BoxFuture<'_, Result<(), SendError>> {
-        self.blocking(|token| undo(token).map_err(|error| failure(&error, &token.shown())))
+        self.blocking(|token| {
+            // What cannot be taken back now is never made visible either: the name is free.
+            reserve::release(token);
+            undo(token).map_err(|error| failure(&error, &token.shown()))
+        })
     }
 }
 
@@ -266,7 +297,10 @@ fn undo(token: &Token) -> io::Result<()> {
 
 fn rename_numbered(folder: &OwnedFd, token: &Token, temporary: &str) -> io::Result<String> {
     first_free(
-        |number| matches!(status(folder, &numbered_name(token, number)), Ok(Some(_))),
+        |number| {
+            let name = numbered_name(token, number);
+            reserve::is_promised(token, &name) || matches!(status(folder, &name), Ok(Some(_)))
+        },
         |number| {
             let name = numbered_name(token, number);
             // A repeat after a crash finds the file that it wrote before.
@@ -274,6 +308,9 @@ fn rename_numbered(folder: &OwnedFd, token: &Token, temporary: &str) -> io::Resu
             if number > 0 && marked(folder, &last, token) {
                 remove(folder, temporary)?;
                 return Ok(last);
+            }
+            if reserve::is_promised(token, &name) {
+                return Err(Errno::EXIST.into());
             }
             rename_new(folder, temporary, &name)?;
             Ok(name)
@@ -608,6 +645,86 @@ mod tests {
         staged.commit().await.unwrap();
         assert_eq!(names(dir.path()), ["x-1.xml", "x.xml"]);
         assert_eq!(fs::read(dir.path().join("x.xml")).unwrap(), b"foreign");
+    }
+
+    #[tokio::test]
+    async fn a_name_that_is_being_written_rejects_the_second() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = token(dir.path(), "x.xml", Exists::Fail);
+        let staged = StagedFile::new(first.clone(), Some(Bytes::from("first")));
+        staged.stage().await.unwrap();
+        // Another message, and another target of the same message, whose folder is spelled
+        // otherwise.
+        let mut target = first.clone();
+        target.owner = owner("bus", "node", "route", "copy");
+        target.target = String::from("copy");
+        target.dir = dir.path().join(".");
+        for second in [token(dir.path(), "x.xml", Exists::Fail), target] {
+            let second = StagedFile::new(second, Some(Bytes::from("second")));
+            let error = second.stage().await.unwrap_err();
+            assert_eq!(error.class, Class::Rejected);
+            assert!(
+                error.detail.contains("is being written by another message"),
+                "{}",
+                error.detail
+            );
+            second.undo().await.unwrap();
+        }
+        assert_eq!(names(dir.path()), [first.temporary()]);
+        write(&token(dir.path(), "y.xml", Exists::Fail), "other name")
+            .await
+            .unwrap();
+        staged.commit().await.unwrap();
+        // From here the file itself says it.
+        let late = token(dir.path(), "x.xml", Exists::Fail);
+        let error = write(&late, "late").await.unwrap_err();
+        assert!(
+            error.detail.contains("is there already"),
+            "{}",
+            error.detail
+        );
+        assert_eq!(names(dir.path()), ["x.xml", "y.xml"]);
+    }
+
+    #[tokio::test]
+    async fn a_name_is_free_again_after_undo_and_after_a_stage_that_failed() {
+        let dir = tempfile::tempdir().unwrap();
+        let staged = StagedFile::new(
+            token(dir.path(), "x", Exists::Fail),
+            Some(Bytes::from("undone")),
+        );
+        staged.stage().await.unwrap();
+        staged.undo().await.unwrap();
+        write(&token(dir.path(), "x", Exists::Fail), "x")
+            .await
+            .unwrap();
+
+        let blocked = dir.path().join("blocked");
+        fs::write(&blocked, "no folder").unwrap();
+        let failed = StagedFile::new(token(&blocked, "x", Exists::Fail), Some(Bytes::new()));
+        assert_eq!(failed.stage().await.unwrap_err().class, Class::Outage);
+        fs::remove_file(&blocked).unwrap();
+        write(&token(&blocked, "x", Exists::Fail), "x")
+            .await
+            .unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_waits_to_be_finished_keeps_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = token(dir.path(), "x", Exists::Fail);
+        // Staged by an earlier process, which this one knows by the token only.
+        fs::write(dir.path().join(first.temporary()), "first").unwrap();
+        drop(StagedFile::resumed(first.clone()));
+        let second = token(dir.path(), "x", Exists::Fail);
+        let error = write(&second, "second").await.unwrap_err();
+        assert_eq!(error.class, Class::Rejected);
+        // A number gives way to who was promised the name.
+        let numbered = token(dir.path(), "x", Exists::Number);
+        write(&numbered, "numbered").await.unwrap();
+        StagedFile::resumed(first).commit().await.unwrap();
+        assert_eq!(names(dir.path()), ["x", "x-1"]);
+        assert_eq!(fs::read(dir.path().join("x")).unwrap(), b"first");
     }
 
     #[tokio::test]

@@ -372,7 +372,7 @@ async fn insist(
 }
 
 /// Waits; `true` when `stop` came first.
-async fn sleep(time: Duration, stop: &Stop) -> bool {
+pub(crate) async fn sleep(time: Duration, stop: &Stop) -> bool {
     tokio::select! {
         () = tokio::time::sleep(time) => false,
         () = stop.cancelled() => true,

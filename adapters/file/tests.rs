@@ -160,6 +160,7 @@ fn map(pairs: &[&str]) -> Node {
                 .entry(outer)
                 .or_default()
                 .push(format!("{name}={value}")),
+            None if value == "{}" => entries.push((key(name), map(&[]))),
             None => entries.push((key(name), scalar(value))),
         }
     }
@@ -596,4 +597,100 @@ fn what_is_written_wrongly_is_said() {
         let problems = build(root.path(), "n1", &pairs).err().unwrap();
         assert_eq!(problems, [code], "{pairs:?}");
     }
+}
+
+#[test]
+fn all_that_is_written_wrongly_is_said_at_once() {
+    let root = tempfile::tempdir().unwrap();
+    let pairs = [
+        "dir=in",
+        "pattern=[a",
+        "ready={}",
+        "charset=klingon",
+        "poll=0s",
+        "failed=delete",
+        "done=.",
+    ];
+    let mut problems = build(root.path(), "n1", &pairs).err().unwrap();
+    problems.sort();
+    assert_eq!(
+        problems,
+        [
+            "bad-folder",
+            "bad-pattern",
+            "bad-ready",
+            "bad-value",
+            "bad-value",
+            "unknown-charset"
+        ]
+    );
+    assert!(build(root.path(), "n1", &["dir=in", "failed=delete/"]).is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_cannot_be_used_does_not_keep_the_bus_from_starting() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("in");
+    drop_in(&dir, "a.xml", "x");
+    let in_the_way = dir.join(".xbus-claim");
+    fs::write(&in_the_way, "no folder").unwrap();
+    let route = Route::new(|_| Ok(()));
+    let works = Works::start(root.path(), &route, QUICK).await;
+    until("told again", || {
+        let told = route.told.lock().unwrap();
+        told.len() > 1 && told.iter().all(|one| one.contains("cannot use the folder"))
+    })
+    .await;
+    assert_eq!(names(&dir), ["a.xml"]);
+    fs::remove_file(&in_the_way).unwrap();
+    until("done", || names(&dir.join(".done")) == ["a.xml"]).await;
+    let last = route.told.lock().unwrap().last().cloned();
+    assert_eq!(last.as_deref(), Some("works"));
+    works.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_bus_of_the_same_node_does_not_start() {
+    let root = tempfile::tempdir().unwrap();
+    let claims = root.path().join("in/.xbus-claim");
+    fs::create_dir_all(&claims).unwrap();
+    // As another process holds it.
+    let lease = fs::File::create(claims.join(".n1.lease")).unwrap();
+    lease.lock().unwrap();
+    let receiver = build(root.path(), "n1", QUICK).unwrap();
+    let opened = receiver.open_door(Route::new(|_| Ok(())), Stop::new());
+    let error = opened.await.err().unwrap();
+    assert!(error.message.contains("node 'n1'"), "{}", error.message);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_stays_unusable_does_not_keep_the_bus_from_stopping() {
+    let root = tempfile::tempdir().unwrap();
+    fs::write(root.path().join("in"), "no folder").unwrap();
+    let route = Route::new(|_| Ok(()));
+    let pairs = ["dir=in", "poll=1h"];
+    let works = Works::start(root.path(), &route, &pairs).await;
+    until("told", || route.told.lock().unwrap().len() == 1).await;
+    works.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_wakes_up_without_its_files_goes_on() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("in");
+    let route = Route::one_by_one(|_| Ok(()));
+    let gate = route.gate.write().await;
+    let works = Works::start(root.path(), &route, QUICK).await;
+    let claims = dir.join(".xbus-claim/n1");
+    drop_in(&dir, "a.xml", "x");
+    until("claimed", || names(&claims) == ["a.xml"]).await;
+    // As another node does that takes over.
+    fs::rename(claims.join("a.xml"), root.path().join("taken.xml")).unwrap();
+    drop(gate);
+    until("delivered", || route.names() == ["a.xml"]).await;
+    drop_in(&dir, "b.xml", "x");
+    until("done", || names(&dir.join(".done")) == ["b.xml"]).await;
+    works.end().await;
+    let told = route.told.lock().unwrap();
+    assert!(told.iter().all(|one| one == "works"), "{told:?}");
 }

@@ -33,6 +33,9 @@ pub(crate) static AUTH_FIELDS: &[Field] = &[
     ),
 ];
 
+/// The usual header of keys, secret wherever it comes.
+pub(crate) const API_KEY: &str = "x-api-key";
+
 static API_KEY_FIELDS: &[Field] = &[
     Field::new("header", Type::Text, "The header that holds the key.").default("X-Api-Key"),
     Field::new(

@@ -16,6 +16,7 @@ use xbus_core::adapter::Class;
 use xbus_core::{Call, Message, SendError};
 
 use crate::body::{self, BodyError};
+use crate::pool::SessionRefused;
 use crate::sender::Config;
 use crate::soap::{self, Envelope, FaultSide, Version};
 use crate::{heads, xml};
@@ -109,7 +110,11 @@ impl HttpCall {
                         attempt = next;
                         continue;
                     }
-                    Err(why) => return Err(self.failed(head.status, &head.headers, why)),
+                    Err(why) => {
+                        let mut error = self.failed(head.status, &head.headers);
+                        error.detail = format!("{}: {why}", error.detail);
+                        return Err(error);
+                    }
                 }
             }
             return self.judge(head.status, &head.headers, body).await;
@@ -175,6 +180,11 @@ impl HttpCall {
                 }
                 None => {
                     let error = failure.into_error();
+                    // The request was not processed, whatever of it was written.
+                    if let Some(refused) = SessionRefused::behind(&error) {
+                        sent.store(before, Relaxed);
+                        return Err(SendError::outage(format!("{}: {refused}", self.shown())));
+                    }
                     let harmless = matches!(attempt.method, Method::GET | Method::HEAD);
                     if kept && harmless && (error.is_incomplete_message() || error.is_closed()) {
                         request = self.request(attempt);
@@ -253,14 +263,14 @@ impl HttpCall {
             let body = decoded(headers, body, FAILURE_BODY)
                 .await
                 .unwrap_or_default();
-            let mut error = self.failed(status, headers, &told(&body));
+            let mut error = self.failed(status, headers);
             // What a SOAP fault says of itself is more exact than these two statuses.
             if matches!(status.as_u16(), 400 | 500)
                 && let Some((_, side)) = soap_fault(headers, &body)
             {
                 error.class = class_of(side);
             }
-            return Err(error);
+            return Err(with_answer(error, told(&body)));
         }
         let unreadable = |why: &str| {
             SendError::unknown(format!(
@@ -286,20 +296,16 @@ impl HttpCall {
         if status.is_success()
             && let Some((_, side)) = soap_fault(headers, &body)
         {
-            let mut error = self.failed(status, headers, &told(&body));
+            let mut error = self.failed(status, headers);
             error.class = class_of(side);
-            return Err(error);
+            return Err(with_answer(error, told(&body)));
         }
         Ok(self.response(status, headers, body))
     }
 
-    /// A failure by its status alone.
-    fn failed(&self, status: StatusCode, headers: &HeaderMap, told: &str) -> SendError {
-        let detail = format!(
-            "{} was answered with {}: {told}",
-            self.shown(),
-            status.as_u16()
-        );
+    /// A failure by its status alone. Its detail says nothing of the answer's body.
+    fn failed(&self, status: StatusCode, headers: &HeaderMap) -> SendError {
+        let detail = format!("{} was answered with {}", self.shown(), status.as_u16());
         let mut error = match status.as_u16() {
             401 | 403 | 404 | 408 | 429 => SendError::outage(detail),
             400..=499 => SendError::rejected(detail),
@@ -379,6 +385,14 @@ fn soap_fault(headers: &HeaderMap, body: &[u8]) -> Option<(Version, FaultSide)> 
         }) => Some((version, side)),
         _ => None,
     }
+}
+
+/// Adds what the destination said to a failure. A body may echo the message, so it is kept apart
+/// from the detail until here.
+fn with_answer(mut error: SendError, quote: String) -> SendError {
+    error.detail.push_str(": ");
+    error.detail.push_str(&quote);
+    error
 }
 
 /// The beginning of a body, on one line.

@@ -39,6 +39,20 @@ pub(crate) struct SoapConfig {
 }
 
 impl Config {
+    /// Whether a method is answered: HEAD is where GET is (RFC 9110 section 9.3.2).
+    pub(crate) fn takes(&self, method: &Method) -> bool {
+        self.methods.contains(self.served_as(method))
+    }
+
+    /// The method that the route sees.
+    pub(crate) fn served_as<'a>(&self, method: &'a Method) -> &'a Method {
+        if *method == Method::HEAD && !self.methods.contains(method) {
+            &Method::GET
+        } else {
+            method
+        }
+    }
+
     /// In words, such as `POST /orders on default`.
     pub(crate) fn claim(&self) -> String {
         let methods: Vec<&str> = self.methods.iter().map(Method::as_str).collect();

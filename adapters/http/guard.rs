@@ -1,6 +1,7 @@
 //! The guard stands between a socket and hyper: it follows the framing of requests (RFC 9112
 //! section 6) without changing a byte, so that ambiguous lengths are seen that hyper would settle
-//! silently, and so that slow heads and idle connections end without a timer for each request.
+//! silently, and so that slow heads and idle connections end without a timer for each request. What
+//! hyper refuses by itself gets a body: the fault that every other refusal has.
 
 use std::future::Future;
 use std::io;
@@ -10,8 +11,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
+use http::StatusCode;
+use http_body_util::Full;
+use hyper::body::{Body, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
+
+use crate::shape;
 
 /// As much of a line as matters: a header name and a number.
 const LINE_KEPT: usize = 96;
@@ -29,6 +36,8 @@ pub(crate) struct Watch {
     begun: AtomicU64,
     /// Requests that the service has not answered yet.
     active: AtomicUsize,
+    /// Answers that hyper has not taken whole yet, and requests without one.
+    unwritten: AtomicUsize,
     /// A request was answered before all of it was read.
     unread: AtomicBool,
 }
@@ -40,6 +49,12 @@ impl Watch {
         self.active.fetch_add(1, Relaxed);
         let ambiguous = self.ambiguous.load(Relaxed) == number;
         (Active(self.clone()), ambiguous)
+    }
+
+    /// An answer is to come; the value goes with it until all of it is taken.
+    pub(crate) fn answering(self: &Arc<Self>) -> Answering {
+        self.unwritten.fetch_add(1, Relaxed);
+        Answering(self.clone())
     }
 
     /// The connection ends although the caller may still be sending: it is read on for a while, so
@@ -58,6 +73,41 @@ impl Drop for Active {
     }
 }
 
+/// An answer that is not in hyper's hands yet.
+pub(crate) struct Answering(Arc<Watch>);
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.0.unwritten.fetch_sub(1, Relaxed);
+    }
+}
+
+/// The body of an answer, with the note that it is still to be written.
+pub(crate) struct Watched {
+    pub(crate) body: Full<Bytes>,
+    pub(crate) _answering: Answering,
+}
+
+impl Body for Watched {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 /// A socket whose requests are watched.
 pub(crate) struct Guard<T> {
     inner: T,
@@ -71,6 +121,10 @@ pub(crate) struct Guard<T> {
     timer: Option<Pin<Box<Sleep>>>,
     /// What may still be read after the end; nothing before it.
     linger: Option<usize>,
+    /// Requests that had begun when everything was written; nothing while something is on its way.
+    settled: Option<u64>,
+    /// A refusal in place of hyper's, and how much of it is written.
+    refusal: Option<(Vec<u8>, usize)>,
 }
 
 impl<T> Guard<T> {
@@ -86,6 +140,8 @@ impl<T> Guard<T> {
             last_activity: now,
             timer: None,
             linger: None,
+            settled: Some(0),
+            refusal: None,
         }
     }
 
@@ -125,6 +181,41 @@ impl<T> Guard<T> {
     }
 }
 
+impl<T: AsyncRead + AsyncWrite + Unpin> Guard<T> {
+    /// Takes a refusal that hyper writes by itself. It is one when no answer of the service can be
+    /// on its way: all were written and flushed, and no request has begun since.
+    fn takes_refusal(&mut self, bytes: &[u8]) -> bool {
+        let begun = self.watch.begun.load(Relaxed);
+        let own = self.settled == Some(begun) && self.watch.unwritten.load(Relaxed) == 0;
+        self.settled = None;
+        if own && let Some(answer) = with_body(bytes) {
+            self.refusal = Some((answer, 0));
+            return true;
+        }
+        false
+    }
+
+    /// Writes the refusal, when there is one.
+    fn poll_refusal(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while let Some((bytes, written)) = &mut self.refusal
+            && *written < bytes.len()
+        {
+            match ready!(Pin::new(&mut self.inner).poll_write(cx, &bytes[*written..]))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                count => *written += count,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// The refusal that stands for one of hyper's, which have no body.
+fn with_body(bytes: &[u8]) -> Option<Vec<u8>> {
+    let status = std::str::from_utf8(bytes.strip_prefix(b"HTTP/1.1 ")?.get(..3)?).ok()?;
+    let status = StatusCode::from_bytes(status.as_bytes()).ok()?;
+    status.is_client_error().then(|| shape::refusal(status))
+}
+
 impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guard<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -138,9 +229,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guard<T> {
                     return Poll::Pending;
                 }
                 if self.framing.in_head() {
-                    let answer = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+                    let answer = shape::refusal(StatusCode::REQUEST_TIMEOUT);
                     // The caller is not reading what it should: once is enough.
-                    let _ = Pin::new(&mut self.inner).poll_write(cx, answer);
+                    let _ = Pin::new(&mut self.inner).poll_write(cx, &answer);
                     return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
                 }
                 Poll::Ready(Ok(())) // an idle connection simply ends
@@ -175,10 +266,19 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<T> {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         self.last_activity = Instant::now();
+        if self.takes_refusal(buf) {
+            return Poll::Ready(Ok(buf.len()));
+        }
+        ready!(self.poll_refusal(cx))?;
         Pin::new(&mut self.inner).poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_refusal(cx))?;
+        // hyper flushes when it holds nothing more itself.
+        if self.watch.unwritten.load(Relaxed) == 0 {
+            self.settled = Some(self.watch.begun.load(Relaxed));
+        }
         Pin::new(&mut self.inner).poll_flush(cx)
     }
 
@@ -186,6 +286,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<T> {
         let mut left = match self.linger {
             Some(left) => left,
             None => {
+                ready!(self.poll_refusal(cx))?;
                 ready!(Pin::new(&mut self.inner).poll_shutdown(cx))?;
                 if !self.watch.unread.load(Relaxed) {
                     return Poll::Ready(Ok(()));
@@ -224,6 +325,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<T> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         self.last_activity = Instant::now();
+        // hyper's refusals are one piece.
+        if self.takes_refusal(bufs.first().map_or(&[], |piece| piece)) {
+            return Poll::Ready(Ok(bufs.iter().map(|piece| piece.len()).sum()));
+        }
+        ready!(self.poll_refusal(cx))?;
         Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
     }
 

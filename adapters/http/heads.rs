@@ -1,12 +1,15 @@
 //! Headers between HTTP and messages: which may pass, and under which names.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::IpAddr;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use xbus_core::Headers;
 
+use crate::auth::API_KEY;
 use crate::door::Config;
 use crate::hub::Connection;
 use crate::table::decode;
@@ -23,7 +26,7 @@ pub(crate) fn headers(connection: &Connection, config: &Config, head: &Parts) ->
     let query = head.uri.query();
     let room = size + query.map_or(0, |query| query.len() + 32) + 64;
     let mut headers = Headers::with_capacity(head.headers.len() + 4, room);
-    headers.append("http.method", head.method.as_str());
+    headers.append("http.method", config.served_as(&head.method).as_str());
     headers.append("http.client", &client(connection, &head.headers));
     for (name, value) in config.pattern.values(head.uri.path()) {
         headers.append(name, &value);
@@ -82,7 +85,7 @@ fn text_of(value: &HeaderValue) -> Cow<'_, str> {
 /// Whether a header may become a message header: not when it is a credential, of one hop (RFC 9110
 /// section 7.6.1), or about the framing of the body.
 pub(crate) fn passes(name: &HeaderName) -> bool {
-    if *name == "keep-alive" || *name == "proxy-connection" {
+    if *name == "keep-alive" || *name == "proxy-connection" || *name == API_KEY {
         return false;
     }
     !matches!(
@@ -151,18 +154,32 @@ fn client<'a>(connection: &'a Connection, headers: &HeaderMap) -> Cow<'a, str> {
 /// Query parameters (WHATWG URL, application/x-www-form-urlencoded); of several with one name all
 /// values count, joined by a comma as headers are.
 fn add_query(headers: &mut Headers, query: &str) {
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+    let mut found: Vec<(String, String)> = Vec::new();
+    let mut places: HashMap<String, usize> = HashMap::new();
+    for pair in parameters(query) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         let name = format!("query.{}", form_decode(name));
         let value = form_decode(value);
-        match headers.get(&name) {
-            Some(known) => {
-                let both = format!("{known}, {value}");
-                headers.set(&name, &both);
+        match places.entry(name.to_ascii_lowercase()) {
+            Entry::Occupied(place) => {
+                let known = &mut found[*place.get()].1;
+                known.push_str(", ");
+                known.push_str(&value);
             }
-            None => headers.append(&name, &value),
+            Entry::Vacant(place) => {
+                place.insert(found.len());
+                found.push((name, value));
+            }
         }
     }
+    for (name, value) in &found {
+        headers.append(name, value);
+    }
+}
+
+/// The parameters of a query as they came.
+pub(crate) fn parameters(query: &str) -> impl Iterator<Item = &str> {
+    query.split('&').filter(|pair| !pair.is_empty())
 }
 
 fn form_decode(text: &str) -> String {

@@ -26,7 +26,7 @@ use tokio_util::task::TaskTracker;
 use xbus_core::adapter::OpenError;
 
 use crate::door::Door;
-use crate::guard::{Guard, Watch};
+use crate::guard::{Guard, Watch, Watched};
 use crate::serve;
 use crate::settings::{Limits, ListenerSettings, Settings};
 use crate::table::Table;
@@ -354,7 +354,11 @@ impl Connections {
             let connection = connection.clone();
             service_fn(move |request| {
                 let connection = connection.clone();
-                async move { Ok::<_, Infallible>(serve::answer(&connection, request).await) }
+                let _answering = connection.watch.answering();
+                async move {
+                    let answer = serve::answer(&connection, request).await;
+                    Ok::<_, Infallible>(answer.map(|body| Watched { body, _answering }))
+                }
             })
         };
         let mut http = pin!(builder.serve_connection(TokioIo::new(guard), service));

@@ -7,8 +7,10 @@
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
 use std::io;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,11 +18,13 @@ use http::header::HeaderValue;
 use http_body_util::Full;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
-use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use rustls::{AlertDescription, ClientConfig};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 /// How long a connection is kept without use: below the five seconds after which common servers
 /// close theirs, so that a request seldom meets a connection that is just being closed.
@@ -154,7 +158,11 @@ impl Destination {
                 let name = ServerName::try_from(host.to_owned())
                     .map_err(|error| io::Error::other(error.to_string()))?;
                 let stream = TlsConnector::from(config).connect(name, stream).await?;
-                handshake(stream).await
+                handshake(Secured {
+                    inner: stream,
+                    heard: false,
+                })
+                .await
             }
         }
     }
@@ -163,6 +171,133 @@ impl Destination {
     pub(crate) fn shown(&self) -> String {
         let scheme = if self.key.secure { "https" } else { "http" };
         format!("{scheme}://{}:{}", self.key.host, self.key.port)
+    }
+}
+
+/// A destination refused the TLS session before it had read anything of a request. In TLS 1.3 a
+/// client learns that only when its own side of the handshake is long done (RFC 8446 section 4.4.4).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SessionRefused(AlertDescription);
+
+impl std::fmt::Display for SessionRefused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the TLS session was refused ({:?})", self.0)
+    }
+}
+
+impl std::error::Error for SessionRefused {}
+
+impl SessionRefused {
+    /// The refusal that lies behind an error.
+    pub(crate) fn behind(error: &(dyn std::error::Error + 'static)) -> Option<Self> {
+        let mut next = Some(error);
+        while let Some(error) = next {
+            let inner = error
+                .downcast_ref::<io::Error>()
+                .and_then(io::Error::get_ref);
+            if let Some(refused) = inner.and_then(|inner| inner.downcast_ref::<Self>()) {
+                return Some(*refused);
+            }
+            next = error.source();
+        }
+        None
+    }
+
+    /// The same when an error is an alert about the handshake (RFC 8446 section 6.2).
+    fn of(error: &io::Error) -> Option<Self> {
+        use AlertDescription as Alert;
+        match error.get_ref()?.downcast_ref::<rustls::Error>()? {
+            rustls::Error::AlertReceived(
+                alert @ (Alert::AccessDenied
+                | Alert::BadCertificate
+                | Alert::CertificateExpired
+                | Alert::CertificateRequired
+                | Alert::CertificateRevoked
+                | Alert::CertificateUnknown
+                | Alert::DecryptError
+                | Alert::HandshakeFailure
+                | Alert::InsufficientSecurity
+                | Alert::NoCertificate
+                | Alert::UnknownCA
+                | Alert::UnsupportedCertificate),
+            ) => Some(Self(*alert)),
+            _ => None,
+        }
+    }
+}
+
+/// A TLS stream that tells a refused session from one that broke later.
+struct Secured {
+    inner: TlsStream<TcpStream>,
+    /// The destination has sent something.
+    heard: bool,
+}
+
+impl Secured {
+    fn explain(&self, error: io::Error) -> io::Error {
+        match SessionRefused::of(&error) {
+            Some(refused) if !self.heard => io::Error::new(error.kind(), refused),
+            _ => error,
+        }
+    }
+
+    /// A write that fails may be because of an alert that was not read yet.
+    fn explain_write(&mut self, cx: &mut Context<'_>, error: io::Error) -> io::Error {
+        if self.heard {
+            return error;
+        }
+        let mut room = [0u8; 64];
+        let mut rest = ReadBuf::new(&mut room);
+        match Pin::new(&mut self.inner).poll_read(cx, &mut rest) {
+            Poll::Ready(Err(alert)) if SessionRefused::of(&alert).is_some() => self.explain(alert),
+            _ => error,
+        }
+    }
+}
+
+impl AsyncRead for Secured {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.inner).poll_read(cx, buf);
+        self.heard |= buf.filled().len() > before;
+        polled.map_err(|error| self.explain(error))
+    }
+}
+
+impl AsyncWrite for Secured {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.inner).poll_write(cx, buf);
+        polled.map_err(|error| self.explain_write(cx, error))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let polled = Pin::new(&mut self.inner).poll_flush(cx);
+        polled.map_err(|error| self.explain_write(cx, error))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
+        polled.map_err(|error| self.explain_write(cx, error))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
     }
 }
 
@@ -179,7 +314,7 @@ fn usual_config() -> io::Result<Arc<ClientConfig>> {
 
 async fn handshake<T>(stream: T) -> io::Result<Handle>
 where
-    T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (handle, connection) = http1::Builder::new()
         .max_header_size(MAX_HEAD)

@@ -183,7 +183,7 @@ async fn a_request_becomes_a_message_with_its_headers() {
         .ask(
             "PUT /orders/a%20b?q=1+2&q=3&empty",
             "X-A: 1\r\nX-A: 2\r\nContent-Type: application/json\r\nAuthorization: Basic x\r\n\
-             Cookie: c\r\nX-Correlation-Id: c-1\r\nhttp.status: 200\r\nKeep-Alive: 5\r\n\
+             Cookie: c\r\nX-API-Key: k\r\nProxy-Authorization: Basic x\r\nX-Correlation-Id: c-1\r\nhttp.status: 200\r\nKeep-Alive: 5\r\n\
              X-Forwarded-For: 9.9.9.9\r\nX-Message-Id: theirs\r\ntraceparent: 00-1-2-01\r\n",
             "{\"a\":1}",
         )
@@ -203,6 +203,8 @@ async fn a_request_becomes_a_message_with_its_headers() {
         ("traceparent", Some("00-1-2-01")),
         ("authorization", None),
         ("cookie", None),
+        ("x-api-key", None),
+        ("proxy-authorization", None),
         ("http.status", None),
         ("keep-alive", None),
         ("connection", None),
@@ -296,7 +298,10 @@ async fn ambiguous_lengths_are_refused_and_the_connection_ends() {
                 "POST /a HTTP/1.1\r\nHost: x\r\n{head}\r\n\r\n{smuggled}"
             ))
             .await;
-        assert_eq!(Answer::parse(&text).status, 400, "{head}: {text}");
+        let answer = Answer::parse(&text);
+        answer.is(400, "\"fault\":{\"code\":\"client\"");
+        let length = format!("content-length: {}\r\n", answer.body.len());
+        assert!(answer.head.contains(&length), "{answer:?}");
         assert_eq!(text.matches("HTTP/1.1 ").count(), 1, "{head}: {text}");
     }
     // As the second of two on one connection, too.
@@ -308,6 +313,99 @@ async fn ambiguous_lengths_are_refused_and_the_connection_ends() {
     assert_eq!(text.matches("HTTP/1.1 ").count(), 2, "{text}");
     assert_eq!(bus.last().message.body.bytes(), "ok");
     assert!(bus.none());
+}
+
+#[tokio::test]
+async fn a_reply_that_looks_like_a_refusal_is_left_alone() {
+    let feigned = "HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n";
+    let body = format!("{feigned}{}", "x".repeat(600_000));
+    let sent = body.clone();
+    let bus = bus_with(
+        Limits::default(),
+        &[json!({"path": "/a"})],
+        move |arrival| Ok(replied(arrival, "text/plain", &sent)),
+    )
+    .await;
+    let request = "POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n";
+    let text = bus
+        .raw(format!("{}NO HTTP\r\n\r\n", request.repeat(3)))
+        .await;
+    let parts: Vec<_> = text.split(&body).collect();
+    assert_eq!(parts.len(), 4);
+    assert!(
+        parts[..3]
+            .iter()
+            .all(|head| head.starts_with("HTTP/1.1 200"))
+    );
+    assert!(parts[3].starts_with("HTTP/1.1 400"), "{}", parts[3]);
+}
+
+#[tokio::test]
+async fn heads_that_are_not_valid_are_refused() {
+    let bus = bus(&[json!({"path": "/a/{b}", "methods": ["POST", "GET"]})]).await;
+    let many: String = (0..101).map(|at| format!("&p{at}=")).collect();
+    for target in [
+        "/a/%zz".to_owned(),
+        "/a/%ff".into(),
+        "/a/b?x=%zz".into(),
+        "/a/b?%ff=1".into(),
+        format!("/a/b?{many}"),
+    ] {
+        let answer = bus.ask(&format!("GET {target}"), "", "").await;
+        answer.is(400, "\"code\":\"client\"");
+    }
+    for host in [
+        "",
+        "Host: x\r\nHost: x\r\n",
+        "Host: x\r\nHost: y\r\n",
+        "Host: a/b\r\n",
+    ] {
+        let request = format!("GET /a/b HTTP/1.1\r\n{host}Connection: close\r\n\r\n");
+        Answer::parse(&bus.raw(request).await).is(400, "\"code\":\"client\"");
+    }
+    for coding in ["gzip, chunked", "chunked\r\nTransfer-Encoding: chunked"] {
+        let text = bus
+            .raw(format!(
+                "POST /a/b HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: {coding}\r\n\r\n0\r\n\r\n"
+            ))
+            .await;
+        let answer = Answer::parse(&text);
+        answer.is(501, "\"code\":\"unsupported\"");
+        assert!(answer.head.contains("connection: close"), "{answer:?}");
+    }
+    assert!(bus.none());
+    let old = bus.raw("GET /a/%C3%A9?p=%20&&P=2 HTTP/1.0\r\n\r\n").await;
+    Answer::parse(&old).is(200, "delivered");
+    let headers = bus.last().message.headers;
+    assert_eq!(headers.get("path.b"), Some("é"));
+    assert_eq!(headers.get("query.p"), Some(" , 2"));
+}
+
+#[tokio::test]
+async fn head_is_served_like_get_without_a_body() {
+    let bus = bus_with(
+        Limits::default(),
+        &[
+            json!({"path": "/a", "methods": "GET"}),
+            json!({"path": "/b", "methods": ["GET"]}),
+            json!({"path": "/b", "methods": ["HEAD"]}),
+        ],
+        |arrival| Ok(replied(arrival, "text/plain", "hello")),
+    )
+    .await;
+    let answer = bus.ask("HEAD /a", "", "").await;
+    assert_eq!((answer.status, answer.body.as_str()), (200, ""));
+    assert!(answer.head.contains("content-length: 5"), "{answer:?}");
+    let headers = bus.last().message.headers;
+    assert_eq!(headers.get("http.method"), Some("GET"));
+    assert_eq!(bus.ask("HEAD /b", "", "").await.status, 200);
+    let headers = bus.last().message.headers;
+    assert_eq!(headers.get("test.route"), Some("2"));
+    assert_eq!(headers.get("http.method"), Some("HEAD"));
+    bus.ask("GET /b", "", "").await.is(200, "hello");
+    assert_eq!(bus.last().message.headers.get("test.route"), Some("1"));
+    let answer = bus.ask("POST /a", "", "").await;
+    assert!(answer.head.contains("allow: get, head"), "{answer:?}");
 }
 
 #[tokio::test]
@@ -353,7 +451,9 @@ async fn too_much_is_refused_without_being_read() {
         .await;
     Answer::parse(&text).is(413, "too-large");
     let headers: String = (0..101).map(|at| format!("X-{at}: y\r\n")).collect();
-    assert_eq!(bus.ask("POST /a", &headers, "").await.status, 431);
+    let many = bus.ask("POST /a", &headers, "").await;
+    many.is(431, "\"fault\":{\"code\":\"too-large\"");
+    assert!(many.head.contains("content-type: application/json"));
     let long = format!("X-Long: {}\r\n", "y".repeat(70_000));
     assert_eq!(bus.ask("POST /a", &long, "").await.status, 431);
     assert!(bus.none());
@@ -370,7 +470,7 @@ async fn slow_heads_and_slow_bodies_end_in_their_time() {
     .await;
     let began = std::time::Instant::now();
     let slow_head = bus.raw("POST /a HTTP/1.1\r\nHost: x\r\nX-A").await;
-    assert_eq!(Answer::parse(&slow_head).status, 408, "{slow_head}");
+    Answer::parse(&slow_head).is(408, "\"fault\":{\"code\":\"client\"");
     assert_eq!(bus.raw("").await, "", "a silent connection just ends");
     let slow_body = bus
         .raw("POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nhalf")

@@ -207,6 +207,12 @@ pub(crate) fn build(args: Args<'_>) -> Option<HttpSender> {
     let identity = tls_identity(args);
     let own = credential(args);
     let url = url?;
+    if url.user_info.is_some() && args.has("auth") {
+        let message = "credentials stand twice: in 'url' and in 'auth'".to_owned();
+        let help = "keep 'auth', and leave the user out of 'url'";
+        bad(args, "auth", message, help);
+        return None;
+    }
     let credential = own?.or_else(|| url.user_info.as_deref().and_then(basic));
     if args.has("tls") && !url.secure {
         let message = "'tls' is set for an http:// address".to_owned();

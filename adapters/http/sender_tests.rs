@@ -510,6 +510,10 @@ fn mistakes_in_a_sender_are_reported() {
         ),
         (json!({"url": "http://a/", "tls": {}}), "http:// address"),
         (
+            json!({"url": "http://u:p@a/", "auth": {"bearer": "t"}}),
+            "credentials stand twice",
+        ),
+        (
             json!({"url": "http://a/", "auth": {"bearer": "a\nb"}}),
             "no header can hold",
         ),
@@ -581,13 +585,21 @@ mod secure {
     }
 
     async fn hub(authority: &Authority, client_ca: Option<&Path>) -> (Arc<Hub>, u16) {
+        hub_that(authority, client_ca, true).await
+    }
+
+    async fn hub_that(
+        authority: &Authority,
+        client_ca: Option<&Path>,
+        client_optional: bool,
+    ) -> (Arc<Hub>, u16) {
         let (cert, key) = authority.issue("server", ExtendedKeyUsagePurpose::ServerAuth);
         let mut listener = ListenerSettings::at("127.0.0.1:0");
         listener.tls = Some(ListenerTls {
             cert,
             key,
             client_ca: client_ca.map(Path::to_owned),
-            client_optional: true,
+            client_optional,
         });
         let hub = Hub::new(Settings {
             listeners: [("default".to_owned(), listener)].into(),
@@ -667,6 +679,29 @@ mod secure {
         ] {
             let error = send(&sender, message("x")).await.unwrap_err();
             assert!(error.detail.contains("403"), "{error:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_session_that_is_refused_is_an_outage() {
+        let authority = authority();
+        let ca = authority.path("ca.pem");
+        let (hub, port) = hub_that(&authority, Some(&ca), false).await;
+        attach(&hub, json!({"path": "/a"}));
+        let url = format!("https://localhost:{port}/a");
+        let other = self::authority();
+        let (cert, key) = other.issue("shop", ExtendedKeyUsagePurpose::ClientAuth);
+        for config in [
+            json!({"url": url, "tls": {"ca": ca}}),
+            json!({"url": url, "tls": {"ca": ca, "cert": cert, "key": key}}),
+        ] {
+            let sender = sender(config);
+            for size in [1, 90_000, 3_000_000] {
+                let out = Message::new("x".repeat(size));
+                let error = send(&sender, out).await.unwrap_err();
+                assert_eq!(error.class, Class::Outage, "{size}: {error:?}");
+                assert!(error.detail.contains("refused"), "{error:?}");
+            }
         }
     }
 

@@ -16,7 +16,7 @@ use crate::door::{Config, Door};
 use crate::hub::Connection;
 use crate::shape::{self, Answer, Refusal, Shape, SoapCode};
 use crate::soap::{self, Envelope, NotSoap, Version};
-use crate::table::Doors;
+use crate::table::{Doors, is_encoded};
 use crate::{heads, reply, wellformed, xml};
 
 /// Documents above this size are checked away from the threads that serve connections.
@@ -58,6 +58,7 @@ async fn take(
     id: MessageId,
     shape: &mut Shape,
 ) -> Result<(Arc<Door>, Reply), Refusal> {
+    check_head(connection, &head)?;
     let doors = doors(connection, &head, shape)?;
     let first = &doors[0];
     let alone = doors.len() == 1;
@@ -80,6 +81,52 @@ async fn take(
     };
     let (door, caller, body) = chosen;
     hand_in(connection, door, caller, head, body, id, shape).await
+}
+
+/// What is wrong with a head whatever its route: the host (RFC 9112 section 3.2), the transfer
+/// coding (section 6.1), and the encoding and number of what stands in the target.
+fn check_head(connection: &Connection, head: &Parts) -> Result<(), Refusal> {
+    let wrong = |reason: &str| Err(unread(Refusal::new(Code::Client, reason), head));
+    let mut hosts = head.headers.get_all(header::HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (Some(_), Some(_)) => return wrong("the request names its host more than once"),
+        (None, _) if head.version == http::Version::HTTP_11 => {
+            return wrong("the request does not name its host");
+        }
+        (Some(host), None) if !is_host(host.as_bytes()) => {
+            return wrong("the header Host does not hold a host");
+        }
+        _ => {}
+    }
+    let mut codings = head.headers.get_all(header::TRANSFER_ENCODING).iter();
+    if let Some(coding) = codings.next()
+        && (codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
+    {
+        let reason = "the transfer coding is not known: chunked is";
+        return Err(Refusal::new(Code::Unsupported, reason)
+            .status(StatusCode::NOT_IMPLEMENTED)
+            .close());
+    }
+    if !is_encoded(head.uri.path()) {
+        return wrong("the path is not percent-encoded UTF-8");
+    }
+    if let Some(query) = head.uri.query() {
+        if !is_encoded(query) {
+            return wrong("the query is not percent-encoded UTF-8");
+        }
+        let most = connection.limits.headers;
+        if heads::parameters(query).count() > most {
+            return wrong(&format!("the query has more than {most} parameters"));
+        }
+    }
+    Ok(())
+}
+
+/// Whether the characters are those of a host and port (RFC 3986 section 3.2.2).
+fn is_host(value: &[u8]) -> bool {
+    value
+        .iter()
+        .all(|byte| byte.is_ascii_alphanumeric() || b"-._~:[]%!$&'()*+,;=".contains(byte))
 }
 
 /// The doors that path and method lead to.
@@ -106,16 +153,26 @@ fn doors(connection: &Connection, head: &Parts, shape: &mut Shape) -> Result<Doo
     {
         return Ok(doors.clone());
     }
-    let fitting: Vec<Arc<Door>> = doors
+    let mut fitting: Vec<Arc<Door>> = doors
         .iter()
-        .filter(|door| door.config.methods.contains(&head.method))
+        .filter(|door| door.config.takes(&head.method))
         .cloned()
         .collect();
+    // A route that names HEAD comes before those that would serve it like GET.
+    if fitting
+        .iter()
+        .any(|door| door.config.methods.contains(&head.method))
+    {
+        fitting.retain(|door| door.config.methods.contains(&head.method));
+    }
     if fitting.is_empty() {
         let mut allowed: Vec<&str> = doors
             .iter()
             .flat_map(|door| door.config.methods.iter().map(Method::as_str))
             .collect();
+        if allowed.contains(&"GET") {
+            allowed.push("HEAD");
+        }
         allowed.sort_unstable();
         allowed.dedup();
         let allow = HeaderValue::from_str(&allowed.join(", "))

@@ -232,6 +232,29 @@ pub(crate) fn fault(shape: Shape, id: MessageId, refusal: &Refusal) -> Answer {
     answer
 }
 
+/// A whole answer, as bytes, to a request whose head could not be read. The connection ends with it.
+pub(crate) fn refusal(status: StatusCode) -> Vec<u8> {
+    let (code, reason) = match status {
+        StatusCode::REQUEST_TIMEOUT => (Code::Client, "the request did not come in time"),
+        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => (
+            Code::TooLarge,
+            "the head of the request is too large, or has too many headers",
+        ),
+        StatusCode::URI_TOO_LONG => (Code::TooLarge, "the target of the request is too long"),
+        _ => (Code::Client, "the request is not valid HTTP/1.1"),
+    };
+    let id = MessageId::new();
+    let body = fault_json(id, &Fault::new(code, reason));
+    format!(
+        "HTTP/1.1 {status}\r\ncontent-type: {}\r\ncontent-length: {}\r\nx-message-id: {id}\r\n\
+         date: {}\r\nconnection: close\r\n\r\n{body}",
+        Format::Json.media_type(),
+        body.len(),
+        httpdate::fmt_http_date(std::time::SystemTime::now()),
+    )
+    .into_bytes()
+}
+
 /// The acknowledgement of a message.
 pub(crate) fn acknowledgement(shape: Shape, id: MessageId, status: Status) -> Answer {
     let word = status.name();

@@ -131,6 +131,13 @@ pub(crate) fn decode(text: &str) -> Cow<'_, str> {
     if !text.contains('%') {
         return Cow::Borrowed(text);
     }
+    Cow::Owned(match String::from_utf8(decode_bytes(text)) {
+        Ok(text) => text,
+        Err(error) => String::from_utf8_lossy(error.as_bytes()).into_owned(),
+    })
+}
+
+fn decode_bytes(text: &str) -> Vec<u8> {
     let bytes = text.as_bytes();
     let digit = |at: usize| bytes.get(at).and_then(|byte| (*byte as char).to_digit(16));
     let mut out = Vec::with_capacity(bytes.len());
@@ -147,10 +154,19 @@ pub(crate) fn decode(text: &str) -> Cow<'_, str> {
             }
         }
     }
-    Cow::Owned(match String::from_utf8(out) {
-        Ok(text) => text,
-        Err(error) => String::from_utf8_lossy(error.as_bytes()).into_owned(),
-    })
+    out
+}
+
+/// Whether percent-encoding is valid, and UTF-8 when it is decoded.
+pub(crate) fn is_encoded(text: &str) -> bool {
+    if !text.contains('%') {
+        return true;
+    }
+    let whole = text.split('%').skip(1).all(|rest| {
+        let digits = rest.as_bytes().get(..2);
+        digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
+    });
+    whole && std::str::from_utf8(&decode_bytes(text)).is_ok()
 }
 
 /// The doors behind one path, the latest first.
@@ -284,5 +300,11 @@ mod tests {
     fn percent_encoding_is_decoded_where_it_is_valid() {
         assert_eq!(decode("a%C3%A9%2f%zz%4"), "aé/%zz%4");
         assert_eq!(decode("%ff"), "\u{fffd}");
+        for good in ["", "a/b", "a%C3%A9%2f", "%EF%BF%BD", "é%20"] {
+            assert!(is_encoded(good), "{good}");
+        }
+        for bad in ["%", "%4", "a%zz", "%ff", "%C3/%A9", "%é", "%%41"] {
+            assert!(!is_encoded(bad), "{bad}");
+        }
     }
 }

@@ -430,6 +430,10 @@ impl Sender for MailSender {
     }
 }
 
+/// The response's header that tells of recipients that were refused although others were not, each
+/// as `ADDRESS: ANSWER`.
+const PARTLY: &str = "xbus.partly-delivered";
+
 /// One mail to one server.
 struct MailCall {
     smtp: Arc<Smtp>,
@@ -443,7 +447,7 @@ impl Call for MailCall {
             let (envelope, data) = (&self.mail.envelope, &self.mail.data);
             let refused = self.smtp.send(envelope, data, deadline).await?;
             let mut response = self.message.with_body("");
-            response.headers.remove("mail.refused");
+            response.headers.remove(PARTLY);
             if !refused.is_empty() {
                 let all: Vec<String> = refused
                     .iter()
@@ -451,7 +455,7 @@ impl Call for MailCall {
                     .collect();
                 let all = all.join("; ").replace(['\r', '\n'], " ");
                 tracing::warn!(id = %self.message.id, refused = %all, "the mail was sent, but not to all recipients");
-                response.headers.set("mail.refused", &all);
+                response.headers.set(PARTLY, &all);
             }
             Ok(response)
         })
@@ -461,6 +465,7 @@ impl Call for MailCall {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::server::{Say, Server};
 
     fn sender(port: u16) -> MailSender {
         let fixed = |text: &str| Recipient::Fixed(address::fixed(text).unwrap());
@@ -514,6 +519,35 @@ mod tests {
             mail.contains("see below") && mail.contains("filename=\"message.xml\""),
             "{mail}"
         );
+    }
+
+    #[tokio::test]
+    async fn the_response_tells_of_refused_recipients() {
+        let say = Say::Line("550 no such user");
+        let server = Server::start(&[("RCPT TO:<boss@", say)]).await;
+        let mut sender = sender(server.port);
+        for (second, expected) in [
+            ("night@acme.example", None),
+            ("boss@acme.example", Some("boss@acme.example: ")),
+        ] {
+            let second = Recipient::Fixed(address::fixed(second).unwrap());
+            sender.cc = vec![second];
+            let mut message = Message::new("hello");
+            // What an earlier step was told of does not count.
+            message.headers.set(PARTLY, "other@acme.example: 550 no");
+            let message = Arc::new(message);
+            let context = Context::new(Arc::from("r"), message.clone());
+            let Request::Call(call) = sender.make(message, &context).unwrap() else {
+                panic!("a mail is a call");
+            };
+            let deadline = Instant::now() + std::time::Duration::from_secs(60);
+            let response = call.run(deadline).await.unwrap();
+            let told = response.headers.get("xbus.partly-delivered");
+            assert_eq!(told.is_some(), expected.is_some(), "{told:?}");
+            if let (Some(told), Some(expected)) = (told, expected) {
+                assert!(told.starts_with(expected) && told.contains("550"), "{told}");
+            }
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::connection::{self, Refused, Smtp};
 
 /// A server's answer to a command.
 #[derive(Clone)]
-enum Say {
+pub(crate) enum Say {
     /// This line.
     Line(&'static str),
     /// Nothing, for ever.
@@ -34,8 +34,8 @@ struct Taken {
     data: String,
 }
 
-struct Server {
-    port: u16,
+pub(crate) struct Server {
+    pub(crate) port: u16,
     taken: Arc<Mutex<Vec<Taken>>>,
     connections: Arc<Mutex<u32>>,
 }
@@ -43,7 +43,7 @@ struct Server {
 impl Server {
     /// `answers` by command: the beginning of a line such as `RCPT TO:<a@`, or `.` for the end of
     /// the data, or `hello` for the greeting. Else the server accepts.
-    async fn start(answers: &[(&'static str, Say)]) -> Self {
+    pub(crate) async fn start(answers: &[(&'static str, Say)]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let (taken, connections) = (Arc::default(), Arc::default());

@@ -98,6 +98,12 @@ impl Inner {
             let Ok((tag, body)) = read_change(&self.files, place) else {
                 continue;
             };
+            // What an async target was made to send is not what was received.
+            if let Some(View::Put(put) | View::Moved(put)) = view(tag, &body)
+                && !put.target.is_empty()
+            {
+                continue;
+            }
             if let Some(message) = read_message(tag, &body)
                 && message.id == id
             {

@@ -16,5 +16,6 @@ mod hostile;
 mod journal;
 mod lanes;
 mod mail;
+mod regressions;
 mod rollback;
 mod store;
