@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use xbus_core::Timestamp;
 
 use super::client::{Common, encode, with_query};
-use super::output::{self, Align, Failure, Table, age, cell, cell_lines, facts, when};
+use super::output::{self, Align, Failure, Table, age, cell, cell_lines, facts, first_line, when};
 use super::send;
 
 /// So many are listed when nothing else is asked for.
@@ -304,14 +304,6 @@ fn targets(list: &Value, now: Timestamp, width: Option<usize>) -> String {
         return String::new();
     }
     format!("\n{}", table.render(width))
-}
-
-/// What fits into a table of an error that may quote the lines of a script.
-fn first_line(error: &Value) -> String {
-    match error.as_str().and_then(|text| text.split_once('\n')) {
-        Some((first, _)) => format!("{} …", output::printable(first.trim_end())),
-        None => cell(error),
-    }
 }
 
 /// One place in which the message waits.

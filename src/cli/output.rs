@@ -185,7 +185,15 @@ pub fn cell(value: &Value) -> String {
     }
 }
 
-/// The same for a value of [`facts`], which keeps its lines.
+/// What fits into a table of an error that may quote the lines of a script.
+pub fn first_line(error: &Value) -> String {
+    match error.as_str().and_then(|text| text.split_once('\n')) {
+        Some((first, _)) => format!("{} …", printable(first.trim_end())),
+        None => cell(error),
+    }
+}
+
+/// The same as [`cell`] for a value of [`facts`], which keeps its lines.
 pub fn cell_lines(value: &Value) -> String {
     match value {
         Value::String(text) if !text.trim().is_empty() => {

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use xbus_core::Timestamp;
 
 use super::client::{Common, encode, with_query};
-use super::output::{self, Align, Failure, Table, age, cell, facts, when};
+use super::output::{self, Align, Failure, Table, age, cell, cell_lines, facts, first_line, when};
 
 /// List queues; show, retry, park, release and drop their messages
 #[derive(clap::Args, Debug)]
@@ -133,7 +133,7 @@ fn listing(queues: &Value, common: &Common, now: Timestamp, width: Option<usize>
             cell(&queue["state"]),
             age(&head["since"], now),
             cell(&head["attempts"]),
-            cell(&head["last_error"]),
+            first_line(&head["last_error"]),
         ]);
     }
     if table.is_empty() {
@@ -184,7 +184,7 @@ fn detail(queue: &Value, common: &Common, now: Timestamp, width: Option<usize>) 
             ("waiting", cell(&queue["depth"])),
             ("parked", cell(&queue["parked"])),
             ("next try", when(&head["next_try"], now)),
-            ("last error", cell(&head["last_error"])),
+            ("last error", cell_lines(&head["last_error"])),
         ],
         width,
     );
@@ -250,7 +250,7 @@ fn entries(
             age(&entry["since"], now),
             cell(&entry["attempts"]),
             cell(&entry["bytes"]),
-            cell(&entry[why]),
+            first_line(&entry[why]),
         ]);
     }
     if table.is_empty() {
