@@ -46,6 +46,7 @@ fn text_refused(number: &LongNumber) -> R<bool> {
 
 pub(super) fn register(engine: &mut rhai::Engine) {
     type N = LongNumber;
+    type Holds = fn(Ordering) -> bool;
     engine
         .register_type_with_name::<N>("number")
         .register_fn("to_string", |n: &mut N| n.0.text().to_owned())
@@ -64,7 +65,7 @@ pub(super) fn register(engine: &mut rhai::Engine) {
         .register_fn("!=", |a: INT, b: N| !equal(&a.to_string(), b.0.text()))
         .register_fn("!=", |a: N, b: FLOAT| !equal(a.0.text(), &float_text(b)))
         .register_fn("!=", |a: FLOAT, b: N| !equal(&float_text(a), b.0.text()));
-    let orders: [(&str, fn(Ordering) -> bool); 4] = [
+    let orders: [(&str, Holds); 4] = [
         ("<", Ordering::is_lt),
         ("<=", Ordering::is_le),
         (">", Ordering::is_gt),
