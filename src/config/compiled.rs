@@ -98,7 +98,7 @@ impl Checker<'_> {
                 &node.place,
                 "unknown-transform",
                 format!("{} is no transformation", shown(scalar)),
-                "name a file that ends in .rhai, .xsl, .xslt or .j2, or write { convert: { from, to } }",
+                "name a file that ends in .rhai, or write { convert: { from, to } }",
             );
             return false;
         }

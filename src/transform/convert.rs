@@ -287,6 +287,7 @@ fn scalar(name: &str, value: &Json) -> Result<String, String> {
             write_float(&mut out, *value)?;
             out
         }
+        Json::Number(number) => number.text().to_owned(),
         Json::Text(text) => text.to_string(),
         Json::Array(_) | Json::Object(_) => {
             return Err(format!("'{name}' holds more than one value"));
@@ -503,6 +504,18 @@ mod tests {
                 "a=1+2&a=3&b=%C3%A9%26".to_owned(),
             ),
             ("json", "text", "{ }", "{ }".to_owned()),
+            (
+                "json",
+                "csv",
+                r#"[{"a":12345678901234567890123,"b":1.10}]"#,
+                "a,b\r\n12345678901234567890123,1.10\r\n".to_owned(),
+            ),
+            (
+                "json",
+                "json",
+                r#"[9223372036854775808,0.1234567890123456789]"#,
+                "[9223372036854775808,0.1234567890123456789]".to_owned(),
+            ),
         ] {
             assert_eq!(
                 convert(from, to, body).unwrap(),
@@ -520,6 +533,7 @@ mod tests {
             ("json", "xml", "{\"a\":\"\\u0001\"}", Code::Transform),
             ("json", "form", "[1]", Code::Transform),
             ("json", "csv", "{", Code::Client),
+            ("csv", "json", "a,b\n1,\"x", Code::Client),
             ("xml", "json", "<a>", Code::Client),
             ("none", "json", "x", Code::Unsupported),
         ] {

@@ -1,11 +1,14 @@
 //! JSON values behind cheap handles: a script pays for what it touches.
 
+use std::cell::Cell;
 use std::fmt;
 use std::sync::Arc;
 
 use ahash::AHashMap;
 use rhai::ImmutableString;
-use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{self, Deserialize, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+
+use crate::number::Number;
 
 /// Objects with more members than this get an index.
 const INDEX_FROM: usize = 12;
@@ -17,6 +20,8 @@ pub(crate) enum Json {
     Bool(bool),
     Int(i64),
     Float(f64),
+    /// A number whose text says more than an integer or a float would.
+    Number(Arc<Number>),
     Text(ImmutableString),
     Array(Arc<Vec<Json>>),
     Object(Arc<Object>),
@@ -61,10 +66,17 @@ impl Object {
 impl Json {
     /// Parses a whole text. Nesting is bounded (128) by the parser.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
-        serde_json::from_str(text).map_err(|error| format!("not valid JSON: {error}"))
+        let wrong = |error| format!("not valid JSON: {error}");
+        let numbers = Numbers::of(text);
+        let mut deserializer = serde_json::Deserializer::from_str(text);
+        let json = Values(&numbers)
+            .deserialize(&mut deserializer)
+            .map_err(wrong)?;
+        deserializer.end().map_err(wrong)?;
+        Ok(json)
     }
 
-    /// The same value as serde_json has it.
+    /// What serde_json can hold of the value: of numbers that are too long, the nearest float.
     pub(crate) fn to_serde(&self) -> serde_json::Value {
         use serde_json::Value;
         match self {
@@ -72,6 +84,7 @@ impl Json {
             Json::Bool(value) => Value::Bool(*value),
             Json::Int(value) => Value::from(*value),
             Json::Float(value) => Value::from(*value),
+            Json::Number(number) => Value::from(number.nearest()),
             Json::Text(text) => Value::String(text.to_string()),
             Json::Array(items) => Value::Array(items.iter().map(Json::to_serde).collect()),
             Json::Object(object) => Value::Object(
@@ -105,6 +118,32 @@ impl Json {
         }
     }
 
+    /// Whether serde_json can hold the value without a loss.
+    pub(crate) fn is_plain(&self) -> bool {
+        match self {
+            Json::Number(_) => false,
+            Json::Array(items) => items.iter().all(Json::is_plain),
+            Json::Object(object) => object.members.iter().all(|(_, value)| value.is_plain()),
+            _ => true,
+        }
+    }
+
+    /// The member of that name.
+    pub(crate) fn member(&self, name: &str) -> Option<&Json> {
+        match self {
+            Json::Object(object) => object.get(name),
+            _ => None,
+        }
+    }
+
+    /// The item at that place.
+    pub(crate) fn item(&self, at: usize) -> Option<&Json> {
+        match self {
+            Json::Array(items) => items.get(at),
+            _ => None,
+        }
+    }
+
     /// Writes the value; fails when `out` would grow beyond `limit` bytes.
     pub(crate) fn write(&self, out: &mut String, limit: usize) -> Result<(), String> {
         match self {
@@ -112,6 +151,7 @@ impl Json {
             Json::Bool(value) => out.push_str(if *value { "true" } else { "false" }),
             Json::Int(value) => out.push_str(&value.to_string()),
             Json::Float(value) => write_float(out, *value)?,
+            Json::Number(number) => out.push_str(number.text()),
             Json::Text(text) => write_text(out, text),
             Json::Array(items) => {
                 out.push('[');
@@ -179,68 +219,139 @@ pub(crate) fn write_text(out: &mut String, text: &str) {
     out.push('"');
 }
 
-impl<'de> Deserialize<'de> for Json {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Values;
-        impl<'de> Visitor<'de> for Values {
-            type Value = Json;
+/// The numbers of a text in their order, each as it is written. The parser hands over only what a
+/// number became; it is looked up here when that may differ from what stands in the text.
+struct Numbers<'t> {
+    text: &'t str,
+    at: Cell<usize>,
+    /// Numbers that the parser has passed since the last lookup.
+    passed: Cell<usize>,
+}
 
+impl<'t> Numbers<'t> {
+    fn of(text: &'t str) -> Self {
+        Self {
+            text,
+            at: Cell::new(0),
+            passed: Cell::new(0),
+        }
+    }
+
+    fn pass(&self) {
+        self.passed.set(self.passed.get() + 1);
+    }
+
+    /// The number that the parser is at. Up to there the text is known to be JSON.
+    fn current(&self) -> &'t str {
+        let mut token = self.next();
+        for _ in 0..self.passed.take() {
+            token = self.next();
+        }
+        token
+    }
+
+    fn next(&self) -> &'t str {
+        let bytes = self.text.as_bytes();
+        let mut at = self.at.get();
+        while let Some(byte) = bytes.get(at) {
+            match byte {
+                b'"' => {
+                    at += 1;
+                    while let Some(within) = bytes.get(at).filter(|b| **b != b'"') {
+                        at += if *within == b'\\' { 2 } else { 1 };
+                    }
+                    at += 1;
+                }
+                b'-' | b'0'..=b'9' => {
+                    let length = bytes[at..]
+                        .iter()
+                        .position(|b| !matches!(b, b'-' | b'+' | b'.' | b'e' | b'E' | b'0'..=b'9'))
+                        .unwrap_or(bytes.len() - at);
+                    self.at.set(at + length);
+                    return &self.text[at..at + length];
+                }
+                _ => at += 1,
+            }
+        }
+        self.at.set(bytes.len());
+        ""
+    }
+}
+
+/// Reads a value with the texts of its numbers.
+#[derive(Clone, Copy)]
+struct Values<'n, 't>(&'n Numbers<'t>);
+
+impl<'de> DeserializeSeed<'de> for Values<'_, '_> {
+    type Value = Json;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Json, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Values<'_, '_> {
+    type Value = Json;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+    fn visit_bool<E>(self, value: bool) -> Result<Json, E> {
+        Ok(Json::Bool(value))
+    }
+    fn visit_i64<E>(self, value: i64) -> Result<Json, E> {
+        self.0.pass();
+        Ok(Json::Int(value))
+    }
+    fn visit_u64<E>(self, value: u64) -> Result<Json, E> {
+        Ok(match i64::try_from(value) {
+            Ok(value) => {
+                self.0.pass();
+                Json::Int(value)
+            }
+            Err(_) => Number::json(self.0.current()),
+        })
+    }
+    fn visit_f64<E>(self, _: f64) -> Result<Json, E> {
+        Ok(Number::json(self.0.current()))
+    }
+    fn visit_str<E: de::Error>(self, value: &str) -> Result<Json, E> {
+        Ok(Json::Text(value.into()))
+    }
+    fn visit_unit<E>(self) -> Result<Json, E> {
+        Ok(Json::Null)
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Json, A::Error> {
+        let mut items = Vec::new();
+        while let Some(item) = seq.next_element_seed(self)? {
+            items.push(item);
+        }
+        Ok(Json::Array(Arc::new(items)))
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Json, A::Error> {
+        let mut members = Vec::new();
+        while let Some(name) = map.next_key::<Name>()? {
+            members.push((name.0, map.next_value_seed(self)?));
+        }
+        Ok(Json::Object(Arc::new(Object::new(members))))
+    }
+}
+
+struct Name(ImmutableString);
+
+impl<'de> Deserialize<'de> for Name {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Names;
+        impl Visitor<'_> for Names {
+            type Value = Name;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a JSON value")
+                f.write_str("a name")
             }
-            fn visit_bool<E>(self, value: bool) -> Result<Json, E> {
-                Ok(Json::Bool(value))
-            }
-            fn visit_i64<E>(self, value: i64) -> Result<Json, E> {
-                Ok(Json::Int(value))
-            }
-            fn visit_u64<E>(self, value: u64) -> Result<Json, E> {
-                Ok(match i64::try_from(value) {
-                    Ok(value) => Json::Int(value),
-                    Err(_) => Json::Float(value as f64),
-                })
-            }
-            fn visit_f64<E>(self, value: f64) -> Result<Json, E> {
-                Ok(Json::Float(value))
-            }
-            fn visit_str<E: de::Error>(self, value: &str) -> Result<Json, E> {
-                Ok(Json::Text(value.into()))
-            }
-            fn visit_unit<E>(self) -> Result<Json, E> {
-                Ok(Json::Null)
-            }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Json, A::Error> {
-                let mut items = Vec::new();
-                while let Some(item) = seq.next_element()? {
-                    items.push(item);
-                }
-                Ok(Json::Array(Arc::new(items)))
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Json, A::Error> {
-                let mut members = Vec::new();
-                while let Some((name, value)) = map.next_entry::<Name, Json>()? {
-                    members.push((name.0, value));
-                }
-                Ok(Json::Object(Arc::new(Object::new(members))))
+            fn visit_str<E>(self, value: &str) -> Result<Name, E> {
+                Ok(Name(value.into()))
             }
         }
-        struct Name(ImmutableString);
-        impl<'de> Deserialize<'de> for Name {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                struct Names;
-                impl Visitor<'_> for Names {
-                    type Value = Name;
-                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                        f.write_str("a name")
-                    }
-                    fn visit_str<E>(self, value: &str) -> Result<Name, E> {
-                        Ok(Name(value.into()))
-                    }
-                }
-                deserializer.deserialize_str(Names)
-            }
-        }
-        deserializer.deserialize_any(Values)
+        deserializer.deserialize_str(Names)
     }
 }
 
@@ -256,10 +367,25 @@ mod tests {
         json.write(&mut out, 1000).unwrap();
         assert_eq!(out, text);
         assert!(json.write(&mut String::new(), 20).is_err());
+        assert!(json.is_plain());
         assert_eq!(
             Json::from_serde(&json.to_serde()).to_serde(),
             json.to_serde()
         );
+    }
+
+    #[test]
+    fn numbers_are_written_as_they_stood() {
+        for text in [
+            "[12345678901234567890123,1.10,9223372036854775808,0.1234567890123456789,1E5,-0]",
+            r#"{"a-1":[1,"\\\"2.5",3.50],"b":{"c":1e-400,"5":-9223372036854775809},"d":18446744073709551616}"#,
+        ] {
+            let mut out = String::new();
+            Json::parse(text).unwrap().write(&mut out, 1000).unwrap();
+            assert_eq!(out, text);
+        }
+        assert!(Json::parse("[1e999]").is_err());
+        assert!(Json::parse("[1] 2.5").is_err());
     }
 
     #[test]

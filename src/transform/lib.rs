@@ -9,6 +9,7 @@ mod convert;
 mod docs;
 mod json;
 mod limits;
+mod number;
 mod script;
 mod settings;
 mod table;
@@ -40,6 +41,13 @@ impl Engine {
             folder: transforms_dir,
         }
     }
+}
+
+fn not_yet(path: &Path, what: &str) -> CompileError {
+    at_start(
+        format!("{}: this build does not run {what} yet", path.display()),
+        Some("write the transformation as a script that ends in .rhai".into()),
+    )
 }
 
 fn at_start(message: String, help: Option<String>) -> CompileError {
@@ -95,6 +103,8 @@ impl Engine {
         }
         match path.extension().and_then(|extension| extension.to_str()) {
             Some("rhai") => {}
+            Some("xsl" | "xslt") => return Err(not_yet(path, "XSLT stylesheets")),
+            Some("j2") => return Err(not_yet(path, "Jinja templates")),
             _ => {
                 return Err(at_start(
                     format!(

@@ -56,10 +56,23 @@ impl Table {
         }
         let mut record = csv::StringRecord::new();
         let mut first = true;
+        let mut last = 0;
         loop {
             match reader.read_record(&mut record) {
                 Ok(false) => return Ok(table),
-                Ok(true) => {}
+                Ok(true) => {
+                    let from = last;
+                    last = usize::try_from(reader.position().byte()).unwrap_or(text.len());
+                    // A quote that does not close takes in all the rest.
+                    if last >= text.len()
+                        && let Some(at) = unclosed(text, from, options)
+                    {
+                        return Err(format!(
+                            "not valid CSV: the quote that opens in line {} is never closed",
+                            text[..at].matches('\n').count() + 1
+                        ));
+                    }
+                }
                 Err(error) => return Err(format!("not valid CSV: {error}")),
             }
             if first && options.header {
@@ -96,6 +109,33 @@ impl Table {
     pub(crate) fn row(&self, at: usize) -> &[ImmutableString] {
         let from = if at == 0 { 0 } else { self.ends[at - 1] };
         &self.cells[from..self.ends[at]]
+    }
+}
+
+/// Where the quoted field begins that does not end before the text does; `from` begins a record.
+fn unclosed(text: &str, from: usize, options: &CsvOptions) -> Option<usize> {
+    enum State {
+        Begin,
+        Plain,
+        Quoted(usize),
+        /// A quote within quotes: the end of the field, or the first of a doubled one.
+        Quote(usize),
+    }
+    let mut state = State::Begin;
+    for (at, byte) in text.bytes().enumerate().skip(from) {
+        let ends = byte == options.separator || matches!(byte, b'\r' | b'\n');
+        state = match state {
+            State::Quoted(begin) if byte == options.quote => State::Quote(begin),
+            State::Quoted(begin) => State::Quoted(begin),
+            State::Quote(begin) if byte == options.quote => State::Quoted(begin),
+            State::Begin if byte == options.quote => State::Quoted(at),
+            _ if ends => State::Begin,
+            _ => State::Plain,
+        };
+    }
+    match state {
+        State::Quoted(begin) => Some(begin),
+        _ => None,
     }
 }
 
@@ -187,6 +227,30 @@ mod tests {
         writer.row(["a", "b, c"].into_iter()).unwrap();
         writer.row(["", "\"q\""].into_iter()).unwrap();
         assert_eq!(writer.finish().unwrap(), "a,\"b, c\"\r\n,\"\"\"q\"\"\"\r\n");
+    }
+
+    #[test]
+    fn a_quote_that_never_closes_is_refused() {
+        let parse = |text: &str| Table::parse(text, &CsvOptions::default());
+        for (text, line) in [
+            ("a,b\n1,\"x", 2),
+            ("a,b\r\n1,2\r\n3,\"x\r\n4,5\r\n", 3),
+            ("a,\"b", 1),
+            ("a,b\n1,\"x\"\"", 2),
+            ("a,b\n\"x\ny\",\"z", 3),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(&format!("line {line} is never")), "{error}");
+        }
+        for text in [
+            "a,b\n1,\"x\"",
+            "a,b\n1,\"x\"\"\"",
+            "a,b\n1,x\"",
+            "a,b\n1,\"x\"\n\n",
+            "a,b\n1,\"\"",
+        ] {
+            assert_eq!(parse(text).unwrap().len(), 1, "{text}");
+        }
     }
 
     #[test]

@@ -170,15 +170,36 @@ impl Call {
             .map_err(|what| self.unreadable(message, &what))
     }
 
-    pub(crate) fn json_tree(
-        &self,
-        message: &Message,
-    ) -> Result<Arc<serde_json::Value>, ScriptError> {
+    pub(crate) fn json_tree(&self, message: &Message) -> Result<Arc<JsonTree>, ScriptError> {
         let json = self.json(message)?;
         Ok(cache(message)
             .tree
-            .get_or_init(|| Arc::new(json.to_serde()))
+            .get_or_init(|| {
+                Arc::new(JsonTree {
+                    tree: json.to_serde(),
+                    plain: json.is_plain(),
+                    json,
+                })
+            })
             .clone())
+    }
+
+    /// The error of a text that does not parse: of whoever sent it, if it is a message's whole text.
+    pub(crate) fn bad_text(&self, text: &ImmutableString, what: String) -> ScriptError {
+        let context = &self.context;
+        let responses = context.responses.iter().map(|(_, message)| message);
+        [&self.message, &context.received]
+            .into_iter()
+            .chain(responses)
+            .chain(&context.response)
+            .find(|message| {
+                self.known_text(message)
+                    .is_some_and(|known| known.ptr_eq(text))
+            })
+            .map_or_else(
+                || ScriptError::text(what.clone()),
+                |message| self.unreadable(message, &what),
+            )
     }
 
     /// The document, if something has parsed it already.
@@ -291,6 +312,14 @@ impl Call {
     }
 }
 
+/// A JSON body for JSONPath.
+pub(crate) struct JsonTree {
+    pub(crate) json: Json,
+    pub(crate) tree: serde_json::Value,
+    /// The tree holds all that the body does.
+    pub(crate) plain: bool,
+}
+
 /// What has been made of one body.
 #[derive(Default)]
 pub(crate) struct Cache {
@@ -299,7 +328,7 @@ pub(crate) struct Cache {
     xml: OnceLock<Result<Arc<Document>, String>>,
     json: OnceLock<Result<Json, String>>,
     csv: OnceLock<Result<Arc<Table>, String>>,
-    tree: OnceLock<Arc<serde_json::Value>>,
+    tree: OnceLock<Arc<JsonTree>>,
 }
 
 /// The cache that lies with the body; a fresh one should something else lie there.

@@ -2,7 +2,9 @@
 
 use rhai::{Dynamic, EvalAltResult, Position};
 use xbus_core::transform::CompileError;
-use xbus_core::{Code, Fault};
+use xbus_core::{Code, Fault, Format};
+
+use super::call::current;
 
 /// What a function of the bus raises.
 #[derive(Clone, Debug)]
@@ -56,6 +58,8 @@ pub(crate) struct Origin {
     /// `transforms/x.rhai`, or nothing for an expression.
     pub(crate) file: Option<String>,
     pub(crate) text: String,
+    /// Where the statement begins whose value is the result.
+    pub(crate) result: Position,
 }
 
 impl Origin {
@@ -98,7 +102,11 @@ impl Origin {
                 None,
                 format!("there is no function {}", friendly(signature)),
             ),
-            other => (None, without_position(other)),
+            other => (
+                None,
+                self.of_text(other, position)
+                    .unwrap_or_else(|| friendly(&without_position(other))),
+            ),
         };
         let text = shortened(text);
         let mut detail = self.place(position);
@@ -120,13 +128,62 @@ impl Origin {
         }
     }
 
+    /// A member or item is wanted of a text: most likely of a body whose format nobody said.
+    fn of_text(&self, error: &EvalAltResult, position: Position) -> Option<String> {
+        let what = match error {
+            EvalAltResult::ErrorDotExpr(text, _)
+                if ["'string'", "'char'"]
+                    .iter()
+                    .any(|kind| text.contains(kind)) =>
+            {
+                match text.split('\'').nth(1) {
+                    Some(name) => format!("a text has no member '{name}'"),
+                    None => "a text has no members".to_owned(),
+                }
+            }
+            EvalAltResult::ErrorIndexingType(kind, _)
+                if kind.starts_with("string") || kind.starts_with("char") =>
+            {
+                "a text has no members".to_owned()
+            }
+            EvalAltResult::ErrorMismatchDataType(wanted, given, _)
+                if wanted == "i64" && given == "string" && self.is_index(position) =>
+            {
+                "a text has no members by name, nor has a list".to_owned()
+            }
+            _ => return None,
+        };
+        let Some(call) = current().ok().filter(|call| {
+            self.text.contains("body") && call.format(&call.message) == Format::Text
+        }) else {
+            return Some(what);
+        };
+        let known = match call.message.content_type() {
+            Some(content_type) => format!("content type {content_type}"),
+            None => "no content type".to_owned(),
+        };
+        Some(format!(
+            "{what}: the body is read as text ({known}); the right content type or, in the route, \
+             `format: json` (xml, csv, form) gives it parts"
+        ))
+    }
+
+    /// Whether what stands at that place is an index, in brackets.
+    fn is_index(&self, position: Position) -> bool {
+        let (Some(line), Some(column)) = (position.line(), position.position()) else {
+            return false;
+        };
+        self.text.lines().nth(line - 1).is_some_and(|line| {
+            let before: Vec<char> = line.chars().take(column.saturating_sub(1)).collect();
+            before.iter().rev().find(|c| !c.is_whitespace()) == Some(&'[')
+        })
+    }
+
     /// The fault of a result that cannot become a body.
     pub(crate) fn unusable(&self, error: &ScriptError) -> Fault {
-        let mut detail = match &self.file {
-            Some(file) => format!("{file}: "),
-            None => format!("expression `{}`: ", self.text),
-        };
+        let mut detail = self.place(self.result);
         detail.push_str(&error.text);
+        self.quote(&mut detail, self.result);
         match error.code {
             Some(code) => Fault::new(code, error.text.clone()).detail(detail),
             None => Fault::new(Code::Transform, "the transformation failed").detail(detail),
@@ -206,7 +263,14 @@ pub(crate) fn friendly(text: &str) -> String {
     text.replace("&str | ImmutableString | String", "text")
         .replace("ImmutableString", "text")
         .replace("alloc::string::String", "text")
-        .replace("xbus_transform::script::values::", "")
+        .replace("xbus_transform::script::values::LongNumber", "number")
+        .replace("xbus_transform::script::values::JsonObject", "object")
+        .replace("xbus_transform::script::values::HeadersHandle", "headers")
+        .replace("xbus_transform::script::values::MessageHandle", "message")
+        .replace("xbus_transform::script::values::LookupTable", "table")
+        .replace("xbus_transform::script::values::Responses", "responses")
+        .replace("xbus_transform::script::values::Node", "node")
+        .replace("xbus_transform::script::values::List", "list")
 }
 
 /// The error of a text that does not parse.

@@ -11,10 +11,10 @@ use xbus_core::{Code, Format};
 use super::call::{self, current};
 use super::error::ScriptError;
 use super::values::{
-    HeadersHandle, JsonObject, List, LookupTable, MessageHandle, Node, Responses, copy, from_json,
-    xml_text,
+    HeadersHandle, JsonObject, List, LongNumber, LookupTable, MessageHandle, Node, Responses, copy,
+    from_json, xml_text,
 };
-use super::{lists, memory, output, reading};
+use super::{lists, memory, numbers, output, reading};
 use crate::json::Json;
 use crate::xml::{Document, Element, NodeRef};
 use crate::{Limits, charset};
@@ -65,6 +65,7 @@ pub(crate) fn engine(limits: &Limits) -> rhai::Engine {
     handles(&mut engine);
     comparisons(&mut engine);
     lists::register(&mut engine);
+    numbers::register(&mut engine);
     // It would hold a thread.
     engine.register_fn("sleep", |_: INT| -> R<()> { no_sleep() });
     engine.register_fn("sleep", |_: FLOAT| -> R<()> { no_sleep() });
@@ -185,7 +186,12 @@ impl FromStrValue for Dynamic {
 
 fn building_functions(engine: &mut rhai::Engine) {
     engine
-        .register_fn("xml", |text: &str| parse_xml(text))
+        .register_fn("xml", |text: ImmutableString| -> R<Node> {
+            let call = current()?;
+            let document = Document::parse(&text, &call.shared.xml_limits)
+                .map_err(|error| call.bad_text(&text, error.to_string()))?;
+            Ok(Node::Parsed(NodeRef::root(Arc::new(document))))
+        })
         .register_fn("xml", |blob: Blob| -> R<Node> {
             let text = charset::decode(&blob, None, true).map_err(ScriptError::text)?;
             parse_xml(&text)
@@ -204,8 +210,10 @@ fn building_functions(engine: &mut rhai::Engine) {
             current()?.remember(&text, Format::Xml);
             Ok(text)
         })
-        .register_fn("json", |text: &str| -> R<Dynamic> {
-            Ok(from_json(&Json::parse(text).map_err(ScriptError::text)?))
+        .register_fn("json", |text: ImmutableString| -> R<Dynamic> {
+            let call = current()?;
+            let json = Json::parse(&text).map_err(|what| call.bad_text(&text, what))?;
+            Ok(from_json(&json))
         })
         .register_fn("json", |object: JsonObject| -> R<Dynamic> {
             if object.body {
@@ -620,6 +628,7 @@ fn handles(engine: &mut rhai::Engine) {
         .register_type_with_name::<LookupTable>("table")
         .register_indexer_get(|t: &mut LookupTable, key: &str| t.get(key))
         .register_indexer_get(|t: &mut LookupTable, key: INT| t.get(&key.to_string()))
+        .register_indexer_get(|t: &mut LookupTable, key: LongNumber| t.get(key.0.text()))
         .register_indexer_get(|_: &mut LookupTable, _: ()| Dynamic::UNIT)
         .register_fn("contains", |t: &mut LookupTable, key: &str| {
             t.0.find(key).is_some()

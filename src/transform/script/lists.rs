@@ -157,8 +157,10 @@ pub(super) fn register(engine: &mut rhai::Engine) {
         .register_fn("csv", |l: List, o: Map| csv_list(&l, Some(&o)))
         .register_fn("csv", |a: Array| write_csv(a.into_iter(), None))
         .register_fn("csv", |a: Array, o: Map| write_csv(a.into_iter(), Some(&o)))
-        .register_fn("csv", |text: &str| read_csv(text, None))
-        .register_fn("csv", |text: &str, o: Map| read_csv(text, Some(&o)));
+        .register_fn("csv", |text: ImmutableString| read_csv(&text, None))
+        .register_fn("csv", |text: ImmutableString, o: Map| {
+            read_csv(&text, Some(&o))
+        });
 }
 
 fn edge(list: &List, at: usize) -> Dynamic {
@@ -232,8 +234,9 @@ fn options(map: Option<&Map>) -> Result<CsvOptions, ScriptError> {
     Ok(options)
 }
 
-fn read_csv(text: &str, map: Option<&Map>) -> R<Dynamic> {
-    let table = Table::parse(text, &options(map)?).map_err(ScriptError::text)?;
+fn read_csv(text: &ImmutableString, map: Option<&Map>) -> R<Dynamic> {
+    let call = current()?;
+    let table = Table::parse(text, &options(map)?).map_err(|what| call.bad_text(text, what))?;
     Ok(Dynamic::from(List::rows(table.into(), false)))
 }
 
@@ -328,9 +331,9 @@ fn write_csv(rows: impl Iterator<Item = Dynamic>, map: Option<&Map>) -> R<Dynami
                 .map_err(ScriptError::text)?;
         } else {
             return Err(ScriptError::text(format!(
-                "csv: row {} is a {}: rows are maps or lists",
+                "csv: row {} is {}: rows are maps or lists",
                 number + 1,
-                super::error::friendly(row.type_name())
+                super::values::described(&row)
             ))
             .into());
         }

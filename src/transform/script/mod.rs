@@ -12,6 +12,7 @@ mod lists;
 mod memory;
 pub(crate) mod names;
 mod namespaces;
+mod numbers;
 mod output;
 pub(crate) mod reading;
 #[cfg(test)]
@@ -118,6 +119,10 @@ impl Scripts {
         let ast = ast.map_err(|error| check::explain(&error, text))?;
         let mut namespaces = Namespaces::new(prefixes.clone());
         check::check(&ast, text, &self.functions, &self.shared, &mut namespaces)?;
+        let result = ast
+            .statements()
+            .last()
+            .map_or(rhai::Position::NONE, |last| last.position());
         Ok(Program {
             engine: self.engine.clone(),
             ast,
@@ -127,6 +132,7 @@ impl Scripts {
             origin: Origin {
                 file,
                 text: text.to_owned(),
+                result,
             },
         })
     }

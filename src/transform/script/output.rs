@@ -2,11 +2,14 @@
 
 use rhai::{Array, Blob, Dynamic, ImmutableString, Map};
 use xbus_core::transform::Value;
-use xbus_core::{Body, Format, Message};
+use xbus_core::{Body, Format, Headers, Message};
 
 use super::call::{Call, current};
-use super::error::{ScriptError, friendly};
-use super::values::{Items, JsonObject, List, MessageHandle, Node, row, xml_text};
+use super::error::ScriptError;
+use super::values::{
+    HeadersHandle, Items, JsonObject, List, LongNumber, MessageHandle, Node, Responses, described,
+    row, xml_text,
+};
 use crate::charset;
 use crate::json::{Json, write_float, write_text};
 use crate::xml::tree::Id;
@@ -21,7 +24,7 @@ pub(crate) fn float_text(number: f64) -> String {
 
 /// The message that a script's value makes.
 pub(crate) fn message(call: &Call, value: Dynamic) -> Result<Message, ScriptError> {
-    let headers = call.headers.borrow_mut().take();
+    let headers = call.headers.borrow().clone();
     let untouched = |headers| {
         let mut message = Message::clone(&call.message);
         if let Some(headers) = headers {
@@ -86,7 +89,12 @@ pub(crate) fn message(call: &Call, value: Dynamic) -> Result<Message, ScriptErro
             "the script ends without a value: end it with the new body, with `body` to leave it \
              as it is, or with \"\" for an empty one",
         ));
-    } else if value.is_int() || value.is_float() || value.is_bool() || value.is_char() {
+    } else if value.is_int()
+        || value.is_float()
+        || value.is_bool()
+        || value.is_char()
+        || value.is::<LongNumber>()
+    {
         let text = super::reading::plain_text(&value)?.into_owned();
         (encoded(text, &label)?, Format::Text)
     } else {
@@ -194,10 +202,28 @@ pub(crate) fn write_json(
         }
     } else if let Some(node) = value.read_lock::<Node>() {
         write_text(out, &node.text()?);
+    } else if let Some(number) = value.read_lock::<LongNumber>() {
+        out.push_str(number.0.text());
+    } else if let Some(headers) = value.read_lock::<HeadersHandle>() {
+        match &headers.0 {
+            Some(message) => write_headers(out, &message.headers),
+            None => current()?.with_headers(|headers| write_headers(out, headers)),
+        }
     } else {
+        let help = if value.is_blob() {
+            ": base64(…) or decode(…) makes a text of it"
+        } else if value.is::<MessageHandle>() {
+            ": name what of it is meant, such as .body or .headers"
+        } else if value.is::<Responses>() {
+            ": name one of them, such as responses.NAME.body"
+        } else if value.is_timestamp() {
+            ": now() gives the time as a text"
+        } else {
+            ""
+        };
         return Err(ScriptError::text(format!(
-            "a {} cannot become JSON",
-            friendly(value.type_name())
+            "{} cannot become JSON{help}",
+            described(value)
         )));
     }
     if out.len() > limit {
@@ -206,6 +232,19 @@ pub(crate) fn write_json(
         )));
     }
     Ok(())
+}
+
+fn write_headers(out: &mut String, headers: &Headers) {
+    out.push('{');
+    for (at, (name, value)) in headers.iter().enumerate() {
+        if at > 0 {
+            out.push(',');
+        }
+        write_text(out, name);
+        out.push(':');
+        write_text(out, value);
+    }
+    out.push('}');
 }
 
 fn write_items(

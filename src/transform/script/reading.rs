@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use rhai::{Dynamic, ImmutableString, Map};
-use serde_json_path::JsonPath;
+use serde_json_path::{JsonPath, PathElement};
 use xbus_core::{Format, Message};
 
 use super::call::{Call, current};
 use super::error::ScriptError;
 use super::values::{
-    HeadersHandle, Items, JsonObject, List, MessageHandle, Node, Responses, from_json,
+    HeadersHandle, Items, JsonObject, List, LongNumber, MessageHandle, Node, Responses, from_json,
 };
 use crate::json::Json;
 use crate::xml::NodeRef;
@@ -170,29 +170,44 @@ pub(crate) fn json_path(text: &str) -> Result<JsonPath, ScriptError> {
     JsonPath::parse(text).map_err(|error| ScriptError::text(format!("JSONPath `{text}`: {error}")))
 }
 
+/// The matches of a JSONPath, at most so many.
+fn matches(message: &MessageHandle, path: &str, most: usize) -> Result<Vec<Json>, ScriptError> {
+    let path = json_path(path)?;
+    let body = current()?.json_tree(&message.0)?;
+    if body.plain {
+        let found = path.query(&body.tree);
+        return Ok(found
+            .iter()
+            .take(most)
+            .map(|value| Json::from_serde(value))
+            .collect());
+    }
+    // The tree only tells where the values are.
+    Ok(path
+        .query_located(&body.tree)
+        .locations()
+        .take(most)
+        .filter_map(|location| {
+            location
+                .iter()
+                .try_fold(&body.json, |json, step| match step {
+                    PathElement::Name(name) => json.member(name),
+                    PathElement::Index(at) => json.item(*at),
+                })
+                .cloned()
+        })
+        .collect())
+}
+
 /// The first match of a JSONPath, or `()`.
 pub(crate) fn jsonpath(message: &MessageHandle, path: &str) -> Result<Dynamic, ScriptError> {
-    let found = json_path(path)?;
-    let tree = current()?.json_tree(&message.0)?;
-    Ok(found
-        .query(&tree)
-        .first()
-        .map_or(Dynamic::UNIT, |value| from_json(&Json::from_serde(value))))
+    let found = matches(message, path, 1)?;
+    Ok(found.first().map_or(Dynamic::UNIT, from_json))
 }
 
 /// Every match of a JSONPath.
 pub(crate) fn jsonpath_all(message: &MessageHandle, path: &str) -> Result<List, ScriptError> {
-    let found = json_path(path)?;
-    let tree = current()?.json_tree(&message.0)?;
-    let items: Vec<Json> = found
-        .query(&tree)
-        .iter()
-        .map(|value| Json::from_serde(value))
-        .collect();
-    Ok(List {
-        items: Items::Json(Arc::new(items)),
-        body: false,
-    })
+    Ok(List::json(matches(message, path, usize::MAX)?))
 }
 
 /// The part of a SOAP envelope with that local name.
@@ -262,6 +277,9 @@ pub(crate) fn plain_text(value: &Dynamic) -> Result<ImmutableString, ScriptError
     if let Some(node) = value.read_lock::<Node>() {
         return Ok(node.text()?.into());
     }
+    if let Some(number) = value.read_lock::<LongNumber>() {
+        return Ok(number.0.text().into());
+    }
     if value.is_unit() {
         return Ok(ImmutableString::new());
     }
@@ -272,7 +290,7 @@ pub(crate) fn plain_text(value: &Dynamic) -> Result<ImmutableString, ScriptError
         return Ok(value.to_string().into());
     }
     Err(ScriptError::text(format!(
-        "a {} cannot be a plain text here",
-        super::error::friendly(value.type_name())
+        "{} cannot be a plain text here",
+        super::values::described(value)
     )))
 }

@@ -554,3 +554,203 @@ fn headers_are_set_safely() {
         assert!(bench.script(bad, order()).is_err(), "{bad}");
     }
 }
+
+#[test]
+fn long_numbers_pass_unchanged() {
+    let bench = Bench::new();
+    let body = r#"{"a":12345678901234567890123,"b":1.10,"c":9223372036854775808,"d":0.1234567890123456789}"#;
+    let json = || message("application/json", body);
+    let made = bench
+        .script(
+            r#"let m = copy(body); m.list = [body.c, jsonpath("$.d"), jsonpath("$.b")];
+               #{ a: body.a, all: body, copied: m }"#,
+            json(),
+        )
+        .unwrap();
+    assert_eq!(
+        text_of(&made),
+        format!(
+            r#"{{"a":12345678901234567890123,"all":{body},"copied":{{"a":12345678901234567890123,"b":1.1,"c":9223372036854775808,"d":0.1234567890123456789,"list":[9223372036854775808,0.1234567890123456789,1.1]}}}}"#
+        )
+    );
+    for (text, value) in [
+        ("body.a", Value::Text("12345678901234567890123".into())),
+        ("`${body.a}`", Value::Text("12345678901234567890123".into())),
+        (
+            r#""no " + body.c"#,
+            Value::Text("no 9223372036854775808".into()),
+        ),
+        ("body.b + 1", Value::Float(2.1)),
+        ("body.a == body.a", Value::Bool(true)),
+        ("body.a != body.c", Value::Bool(true)),
+        ("body.c == 9223372036854775807", Value::Bool(false)),
+        ("body.c > 9223372036854775807", Value::Bool(true)),
+        ("body.d < 0.2", Value::Bool(true)),
+        ("number(body.c)", Value::Float(9223372036854775808.0)),
+        (r#"jsonpath_all("$[?@ > 1]").len"#, Value::Int(3)),
+    ] {
+        assert_eq!(bench.expression(text, json()).unwrap(), value, "{text}");
+    }
+    for text in [
+        "body.a + 1",
+        "1.5 * body.d",
+        "-body.a",
+        "body.a - body.a",
+        "body.c.floor()",
+        "decimals(body.d, 2)",
+    ] {
+        let fault = bench.expression(text, json()).unwrap_err();
+        assert_eq!(fault.code, Code::Transform, "{text}");
+        let detail = fault.detail.unwrap();
+        assert!(
+            detail.contains("too long for exact arithmetic"),
+            "{text}: {detail}"
+        );
+    }
+}
+
+#[test]
+fn a_csv_that_ends_within_quotes_is_the_senders_fault() {
+    let bench = Bench::new();
+    for (content_type, script) in [
+        ("text/csv", "body"),
+        ("text/csv", "csv(body)"),
+        ("text/csv", r#"csv(body, #{separator: ","})"#),
+        ("text/plain", "csv(body)"),
+        ("text/plain", "csv(text())"),
+    ] {
+        let fault = bench
+            .script(script, message(content_type, "a,b\n1,\"x"))
+            .unwrap_err();
+        assert_eq!(fault.code, Code::Client, "{content_type} {script}");
+        assert!(
+            fault
+                .reason
+                .contains("the quote that opens in line 2 is never closed"),
+            "{}",
+            fault.reason
+        );
+    }
+    let fault = bench
+        .script(r#"csv("a\n\"x")"#, message("text/plain", "x"))
+        .unwrap_err();
+    assert_eq!(fault.code, Code::Transform);
+}
+
+#[test]
+fn handles_become_json_or_say_why_not() {
+    let bench = Bench::new();
+    bench.file("t.csv", "k,v\n1,one\n");
+    let made = bench
+        .script(
+            r#"headers["X-B"] = "2";
+#{ h: headers, l: [#{ h: received.headers }], n: xpath_all("//o:sku"), one: body.xpath_all("//o:customer")[0],
+   rows: csv("a\n1\n"), t: table("t.csv")["1"] }"#,
+            order(),
+        )
+        .unwrap();
+    assert_eq!(
+        text_of(&made),
+        r#"{"h":{"content-type":"text/xml","Country":"DE","X-B":"2"},"l":[{"h":{"content-type":"text/xml","Country":"DE"}}],"n":["A","B"],"one":"Ann & Bo","rows":[{"a":"1"}],"t":"one"}"#
+    );
+    assert_eq!(
+        text_of(&bench.script("headers", order()).unwrap()),
+        r#"{"content-type":"text/xml","Country":"DE"}"#
+    );
+    for (value, words) in [
+        (
+            "received",
+            "a whole message cannot become JSON: name what of it is meant",
+        ),
+        ("responses", "the responses cannot become JSON"),
+        ("bytes()", "a blob cannot become JSON: base64("),
+        (r#"table("t.csv")"#, "a lookup table cannot become JSON"),
+        ("|x| x", "a function cannot become JSON"),
+        ("1..3", "a range cannot become JSON"),
+        (
+            "timestamp()",
+            "a clock of timestamp() cannot become JSON: now()",
+        ),
+    ] {
+        let fault = bench
+            .script(&format!("let a = 1;\n  #{{ a: [{value}] }}"), order())
+            .unwrap_err();
+        let detail = fault.detail.unwrap();
+        assert!(
+            detail.starts_with(&format!("transforms/t.rhai:2:3: {words}")),
+            "{value}: {detail}"
+        );
+    }
+    let fault = bench
+        .script("headers[\"x\"] = received; body", order())
+        .unwrap_err();
+    let detail = fault.detail.unwrap();
+    assert!(
+        detail.contains("a whole message cannot be a plain text here"),
+        "{detail}"
+    );
+}
+
+#[test]
+fn members_of_a_text_body_are_explained() {
+    let bench = Bench::new();
+    for script in [
+        "body.name",
+        "let b = body; b.name",
+        r#"body["name"]"#,
+        r#"body[ "name" ].first"#,
+        "body[0].name",
+        r#"body[0]["name"]"#,
+    ] {
+        let fault = bench.script(script, Message::new("{}")).unwrap_err();
+        let detail = fault.detail.unwrap();
+        assert!(
+            detail.contains("transforms/t.rhai:1:"),
+            "{script}: {detail}"
+        );
+        assert!(
+            detail.contains("a text has no member"),
+            "{script}: {detail}"
+        );
+        assert!(
+            detail.contains("the body is read as text (no content type)")
+                && detail.contains("`format: json`"),
+            "{script}: {detail}"
+        );
+    }
+    let fault = bench
+        .expression("body.name == 1", message("text/plain", "{}"))
+        .unwrap_err();
+    let detail = fault.detail.unwrap();
+    assert!(detail.contains("(content type text/plain)"), "{detail}");
+    // Elsewhere the body is not to blame.
+    let fault = bench
+        .script("body.a.b", message("application/json", r#"{"a":"x"}"#))
+        .unwrap_err();
+    let detail = fault.detail.unwrap();
+    assert!(detail.contains("a text has no member 'b'\n"), "{detail}");
+}
+
+#[test]
+fn stylesheets_and_templates_are_told_not_to_run_yet() {
+    let bench = Bench::new();
+    for (name, what) in [
+        ("a.xsl", "XSLT stylesheets"),
+        ("a.xslt", "XSLT stylesheets"),
+        ("a.j2", "Jinja templates"),
+    ] {
+        bench.file(name, "<a/>");
+        let Err(error) = bench
+            .engine
+            .transform(Source::File(Path::new(name)), &bench.scope)
+        else {
+            panic!("{name} compiles");
+        };
+        assert_eq!(
+            error.message,
+            format!("{name}: this build does not run {what} yet")
+        );
+        assert_eq!((error.line, error.column), (1, 1));
+        assert!(error.help.unwrap().contains(".rhai"));
+    }
+}

@@ -9,6 +9,7 @@ use xbus_core::Message;
 use super::call::current;
 use super::error::ScriptError;
 use crate::json::{Json, Object};
+use crate::number::Number;
 use crate::table::{Lookup, Table};
 use crate::xml::tree::{Id, Kind};
 use crate::xml::{Element, NodeRef, XmlLimits};
@@ -186,6 +187,10 @@ pub(crate) fn from_json(json: &Json) -> Dynamic {
         Json::Bool(value) => (*value).into(),
         Json::Int(value) => (*value).into(),
         Json::Float(value) => (*value).into(),
+        Json::Number(number) => match number.float() {
+            Some(value) => value.into(),
+            None => Dynamic::from(LongNumber(number.clone())),
+        },
         Json::Text(text) => text.clone().into(),
         Json::Array(items) => Dynamic::from(List {
             items: Items::Json(items.clone()),
@@ -448,6 +453,36 @@ pub(crate) struct Responses;
 /// `headers`, of the current message (nothing inside) or of another.
 #[derive(Clone)]
 pub(crate) struct HeadersHandle(pub(crate) Option<Arc<Message>>);
+
+/// A number of a JSON document that is too long for an integer or a float.
+#[derive(Clone)]
+pub(crate) struct LongNumber(pub(crate) Arc<Number>);
+
+/// What a value is, in the words of the documentation, with its article.
+pub(crate) fn described(value: &Dynamic) -> String {
+    let known = [
+        (value.is::<HeadersHandle>(), "the headers of a message"),
+        (value.is::<MessageHandle>(), "a whole message"),
+        (value.is::<Responses>(), "the responses"),
+        (value.is::<LookupTable>(), "a lookup table"),
+        (value.is::<Node>(), "a node"),
+        (value.is::<JsonObject>() || value.is_map(), "a map"),
+        (value.is::<List>() || value.is_array(), "a list"),
+        (value.is_blob(), "a blob"),
+        (value.is::<LongNumber>(), "a number"),
+        (value.is_int() || value.is_float(), "a number"),
+        (value.is_bool(), "a boolean"),
+        (value.is_string() || value.is_char(), "a text"),
+        (value.is_unit(), "() (nothing)"),
+        (value.is_fnptr(), "a function"),
+        (value.is_timestamp(), "a clock of timestamp()"),
+    ];
+    match known.iter().find(|(is, _)| *is) {
+        Some((_, words)) => (*words).to_owned(),
+        None if value.type_name().contains("ops::range::") => "a range".to_owned(),
+        None => "a value of this kind".to_owned(),
+    }
+}
 
 /// A body that is not the current message's own does not stand for it.
 pub(crate) fn unmark(value: &mut Dynamic) {
