@@ -133,7 +133,7 @@ pub(crate) fn build_receiver(args: &Args<'_>) -> Option<FileReceiver> {
     };
     let ready = ready(args);
     let charset = match args.text("charset") {
-        Some(label) if !crate::charset::is_known(&label) => {
+        Some(label) if xbus_charset::Charset::by_label(&label).is_err() => {
             problems.error(
                 &args.place("charset"),
                 "unknown-charset",
