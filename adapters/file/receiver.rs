@@ -135,7 +135,7 @@ pub(crate) fn build_receiver(args: &Args<'_>) -> Option<FileReceiver> {
     let mut good = true;
     let charset = args.text("charset");
     if let Some(label) = &charset
-        && !crate::charset::is_known(label)
+        && xbus_charset::Charset::by_label(label).is_err()
     {
         good = false;
         problems.error(

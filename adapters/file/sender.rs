@@ -94,7 +94,7 @@ pub(crate) fn build(args: Args<'_>) -> Option<Arc<dyn xbus_core::Sender>> {
     }
     let charset = args.text("charset");
     if let Some(label) = &charset
-        && !charset::is_known(label)
+        && xbus_charset::Charset::by_label(label).is_err()
     {
         wrong(
             "charset",

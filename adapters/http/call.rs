@@ -377,7 +377,7 @@ fn soap_fault(headers: &HeaderMap, body: &[u8]) -> Option<(Version, FaultSide)> 
     if !is_soap {
         return None;
     }
-    match soap::look(body, xml::charset(content_type), false) {
+    match soap::look(body, xbus_charset::label(content_type), false) {
         Ok(Envelope {
             version: Some(version),
             fault: Some(side),

@@ -78,7 +78,7 @@ pub(crate) fn add<'a>(
 fn text_of(value: &HeaderValue) -> Cow<'_, str> {
     match std::str::from_utf8(value.as_bytes()) {
         Ok(text) => text.into(),
-        Err(_) => encoding_rs::mem::decode_latin1(value.as_bytes()),
+        Err(_) => xbus_charset::latin1(value.as_bytes()),
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use http::Method;
+use xbus_charset::Charset;
 use xbus_core::adapter::{OpenError, ReceiverKind};
 use xbus_core::problem::suggest;
 use xbus_core::spec::{Args, Field, Type};
@@ -148,9 +149,9 @@ pub(crate) fn build(hub: &Hub, args: Args<'_>) -> Option<Config> {
     }
     let charset = args.text("charset");
     if let Some(label) = &charset
-        && encoding_rs::Encoding::for_label(label.as_bytes()).is_none()
+        && let Err(unknown) = Charset::by_label(label)
     {
-        let message = format!("the charset '{label}' is not known");
+        let message = unknown.to_string();
         bad(
             args,
             "charset",

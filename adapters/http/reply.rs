@@ -29,7 +29,7 @@ pub(crate) fn answer(shape: Shape, config: &Config, reply: &Reply) -> Result<Ans
         _ => shape::ack_status(reply.status),
     };
     if let (Shape::Soap(version), true) = (shape, config.soap.is_some()) {
-        let charset = message.content_type().and_then(xml::charset);
+        let charset = message.content_type().and_then(xbus_charset::label);
         let not_xml = |why: String| {
             Refusal::from(
                 Fault::new(Code::Transform, "the reply is not an XML document").detail(why),
@@ -80,7 +80,7 @@ pub(crate) fn answer(shape: Shape, config: &Config, reply: &Reply) -> Result<Ans
 /// The content type of an envelope that stays in its own charset.
 fn soap_type(version: Version, body: &[u8], charset: Option<&str>, changed: bool) -> HeaderValue {
     let usual = HeaderValue::from_static(version.content_type());
-    if changed || xml::is_utf8(body, charset) {
+    if changed || xbus_charset::is_utf8(body, charset) {
         return usual;
     }
     match charset {

@@ -21,7 +21,7 @@ use crate::call::HttpCall;
 use crate::pool::{Destination, TlsIdentity};
 use crate::soap::Version;
 use crate::url::Url;
-use crate::{tls, wrap, xml};
+use crate::{tls, wrap};
 
 pub(crate) static FIELDS: &[Field] = &[
     Field::new(
@@ -523,7 +523,7 @@ impl Config {
             }
             return Ok(message.body.bytes().clone());
         };
-        let charset = given.and_then(xml::charset);
+        let charset = given.and_then(xbus_charset::label);
         let (body, changed) = wrap::into_envelope(soap.version, message.body.bytes(), charset)
             .map_err(|why| {
                 cannot(
@@ -544,7 +544,7 @@ impl Config {
             ));
         }
         let charset = match charset {
-            _ if changed || xml::is_utf8(&body, charset) => Some("utf-8"),
+            _ if changed || xbus_charset::is_utf8(&body, charset) => Some("utf-8"),
             other => other,
         };
         let mut content_type = String::from(soap.version.media_type());

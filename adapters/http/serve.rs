@@ -272,7 +272,7 @@ fn charset_of(head: &Parts) -> Option<&str> {
     head.headers
         .get(header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok())
-        .and_then(xml::charset)
+        .and_then(xbus_charset::label)
 }
 
 type Chosen = (Arc<Door>, Option<Arc<str>>, (Bytes, Option<Envelope>));

@@ -79,7 +79,7 @@ fn by_accept(accept: &str) -> Option<Shape> {
             }
             _ => continue,
         };
-        let quality: f32 = xml::parameter(part, "q")
+        let quality: f32 = xbus_charset::parameter(part, "q")
             .and_then(|q| q.parse().ok())
             .unwrap_or(1.0);
         if quality <= 0.0 {

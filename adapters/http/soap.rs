@@ -143,7 +143,7 @@ pub(crate) fn look(
     want_element: bool,
 ) -> Result<Envelope, NotSoap> {
     // Most envelopes are UTF-8 and say early what they are.
-    if body.len() > FIRST_LOOK && xml::is_utf8(body, charset) {
+    if body.len() > FIRST_LOOK && xbus_charset::is_utf8(body, charset) {
         let head = &body[..FIRST_LOOK];
         let head = match std::str::from_utf8(head) {
             Ok(text) => text,
@@ -153,7 +153,7 @@ pub(crate) fn look(
             return Ok(seen);
         }
     }
-    let text = xml::decode(body, charset).map_err(NotSoap::Malformed)?;
+    let text = xbus_charset::decode(body, charset, true).map_err(malformed)?;
     look_at(&text, want_element)
 }
 

@@ -19,7 +19,7 @@ pub(crate) fn check(
     max_depth: usize,
     max_attributes: usize,
 ) -> Result<(), String> {
-    let text = xml::decode(body, charset)?;
+    let text = xbus_charset::decode(body, charset, true)?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     if let Some(at) = text.find(|c| !xml::is_char(c)) {
         return Err(format!("a character that XML does not know at byte {at}"));
@@ -48,7 +48,7 @@ pub(crate) fn check(
 
 /// The first element of a document and its namespace; nothing when there is none to be read.
 pub(crate) fn first_element(body: &[u8], charset: Option<&str>) -> Option<Name> {
-    let text = xml::decode(body, charset).ok()?;
+    let text = xbus_charset::decode(body, charset, true).ok()?;
     let mut reader = NsReader::from_str(text.strip_prefix('\u{feff}').unwrap_or(&text));
     loop {
         let (resolved, event) = reader.read_resolved_event().ok()?;

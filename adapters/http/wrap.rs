@@ -34,11 +34,11 @@ pub(crate) fn into_envelope(
     match look(body, charset, false) {
         Ok(seen) if seen.version == Some(version) => Ok((body.clone(), false)),
         Ok(_) => {
-            let text = xml::decode(body, charset)?;
+            let text = xbus_charset::decode(body, charset, true)?;
             Ok((map(version, xml::without_prolog(&text)?)?.into(), true))
         }
         Err(NotSoap::OtherElement) => {
-            let text = xml::decode(body, charset)?;
+            let text = xbus_charset::decode(body, charset, true)?;
             let content = xml::without_prolog(&text)?;
             Ok((envelope(version, content).into(), true))
         }

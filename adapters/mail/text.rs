@@ -1,6 +1,5 @@
 //! The message's body as text, for the text of a mail.
 
-use encoding_rs::{Encoding, UTF_8};
 use xbus_core::{Format, Message};
 
 /// The body where it is text: by its byte order mark, its content type, its XML declaration, else
@@ -9,16 +8,7 @@ pub(crate) fn of(message: &Message) -> Option<String> {
     if message.format() == Some(Format::Bytes) {
         return None;
     }
-    let bytes = message.body.bytes();
-    let (encoding, skip) = Encoding::for_bom(bytes).unwrap_or_else(|| {
-        let label = message
-            .content_type()
-            .and_then(charset_parameter)
-            .or_else(|| declared(bytes));
-        let named = label.and_then(|label| Encoding::for_label(label.trim().as_bytes()));
-        (named.unwrap_or(UTF_8), 0)
-    });
-    let text = encoding.decode_without_bom_handling_and_without_replacement(&bytes[skip..])?;
+    let text = xbus_charset::text_leniently(message).ok()?;
     let binary = |c: char| c.is_control() && !matches!(c, '\t' | '\n' | '\r' | '\u{c}');
     (!text.chars().any(binary)).then(|| text.into_owned())
 }
@@ -29,28 +19,6 @@ pub(crate) fn is_html(message: &Message) -> bool {
         let essence = content_type.split(';').next().unwrap_or_default();
         essence.trim().eq_ignore_ascii_case("text/html")
     })
-}
-
-/// The `charset` parameter of a media type (RFC 9110 section 8.3.2).
-fn charset_parameter(content_type: &str) -> Option<&str> {
-    content_type.split(';').skip(1).find_map(|parameter| {
-        let (name, value) = parameter.split_once('=')?;
-        name.trim()
-            .eq_ignore_ascii_case("charset")
-            .then(|| value.trim().trim_matches('"'))
-    })
-}
-
-/// The encoding that an XML declaration names (XML 1.0, production 80).
-fn declared(bytes: &[u8]) -> Option<&str> {
-    let head = &bytes[..bytes.len().min(256)];
-    if !head.starts_with(b"<?xml") {
-        return None;
-    }
-    let end = head.windows(2).position(|pair| pair == b"?>")?;
-    let text = std::str::from_utf8(&head[..end]).ok()?;
-    let (_, after) = text.split_once("encoding")?;
-    after.split(['"', '\'']).nth(1)
 }
 
 #[cfg(test)]

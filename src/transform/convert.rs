@@ -14,9 +14,9 @@ use crate::json::{Json, Object, write_float};
 use crate::limits::Limits;
 use crate::script::reading::form_pairs;
 use crate::table::{CsvOptions, CsvWriter, Table};
+use crate::xml;
 use crate::xml::tree::{Id, Kind};
 use crate::xml::{Document, XmlLimits, split_name};
-use crate::{charset, xml};
 
 /// Appends `text` in the coding of `application/x-www-form-urlencoded` (WHATWG URL section 5.2).
 pub(crate) fn form_escape(out: &mut String, text: &str) {
@@ -84,12 +84,8 @@ impl Transform for Convert {
             made.format = Some(Format::Bytes);
             return Ok(made);
         }
-        let text = charset::decode(
-            message.body.bytes(),
-            message.content_type(),
-            from == Format::Xml,
-        )
-        .map_err(unreadable)?;
+        let text = xbus_charset::text(message, from == Format::Xml)
+            .map_err(|error| unreadable(error.into()))?;
         let out = if self.to == Format::Text {
             text.into_owned()
         } else {

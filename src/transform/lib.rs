@@ -3,7 +3,6 @@
 //! The only crate that knows rhai. Absent: I/O while a message is under way (lookup tables are read
 //! at load), DTDs, and anything that could keep a thread waiting.
 
-mod charset;
 mod convert;
 #[cfg(test)]
 mod docs;

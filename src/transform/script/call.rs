@@ -15,7 +15,6 @@ use xbus_core::{Code, Context, Format, Headers, Message};
 use super::Shared;
 use super::error::ScriptError;
 use super::namespaces::Namespaces;
-use crate::charset;
 use crate::json::Json;
 use crate::table::{CsvOptions, Table};
 use crate::xml::Document;
@@ -124,12 +123,9 @@ impl Call {
         cache(message)
             .text
             .get_or_init(|| {
-                charset::decode(
-                    message.body.bytes(),
-                    message.content_type(),
-                    message.format() == Some(Format::Xml),
-                )
-                .map(|text| ImmutableString::from(&*text))
+                xbus_charset::text(message, message.format() == Some(Format::Xml))
+                    .map(|text| ImmutableString::from(&*text))
+                    .map_err(String::from)
             })
             .clone()
             .map_err(|what| self.unreadable(message, &what))
@@ -139,7 +135,7 @@ impl Call {
         cache(message)
             .xml
             .get_or_init(|| {
-                let text = charset::decode(message.body.bytes(), message.content_type(), true)?;
+                let text = xbus_charset::text(message, true)?;
                 Document::parse(&text, &self.shared.xml_limits)
                     .map(Arc::new)
                     .map_err(|error| error.to_string())
@@ -152,7 +148,7 @@ impl Call {
         cache(message)
             .json
             .get_or_init(|| {
-                let text = charset::decode(message.body.bytes(), message.content_type(), false)?;
+                let text = xbus_charset::text(message, false)?;
                 Json::parse(&text)
             })
             .clone()
@@ -163,7 +159,7 @@ impl Call {
         cache(message)
             .csv
             .get_or_init(|| {
-                let text = charset::decode(message.body.bytes(), message.content_type(), false)?;
+                let text = xbus_charset::text(message, false)?;
                 Table::parse(&text, &CsvOptions::default()).map(Arc::new)
             })
             .clone()
@@ -297,18 +293,33 @@ impl Call {
         let bytes = message.body.bytes();
         let limits = &self.shared.xml_limits;
         if bytes.len() > 2 * HEAD
-            && charset::is_utf8(bytes, message.content_type())
-            && let Some(head) = charset::valid_head(&bytes[..HEAD])
+            && let label = message.content_type().and_then(xbus_charset::label)
+            && let Ok((charset, 0)) = xbus_charset::find(bytes, label, true)
+            && charset.is_utf8()
+            && let Some(head) = valid_head(&bytes[..HEAD])
             && let Some(found) = plain.first_within(head, limits)
         {
             return Some(Ok(Some(found)));
         }
-        let found = charset::decode(bytes, message.content_type(), true).and_then(|text| {
-            plain
-                .first(&text, limits)
-                .map_err(|error| error.to_string())
-        });
+        let found = xbus_charset::text(message, true)
+            .map_err(String::from)
+            .and_then(|text| {
+                plain
+                    .first(&text, limits)
+                    .map_err(|error| error.to_string())
+            });
         Some(found.map_err(|what| self.unreadable(message, &what)))
+    }
+}
+
+/// The characters at the beginning of UTF-8 bytes, the last of which may be cut.
+fn valid_head(bytes: &[u8]) -> Option<&str> {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => Some(text),
+        Err(error) if error.error_len().is_none() => {
+            std::str::from_utf8(&bytes[..error.valid_up_to()]).ok()
+        }
+        Err(_) => None,
     }
 }
 

@@ -6,6 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use rhai::{Blob, Dynamic, EvalAltResult, FLOAT, INT, ImmutableString, Map, Position};
 use sha2::Digest;
+use xbus_charset::Charset;
 use xbus_core::{Code, Format};
 
 use super::call::{self, current};
@@ -15,9 +16,9 @@ use super::values::{
     from_json, xml_text,
 };
 use super::{lists, memory, numbers, output, reading};
+use crate::Limits;
 use crate::json::Json;
 use crate::xml::{Document, Element, NodeRef};
-use crate::{Limits, charset};
 
 pub(super) type R<T> = Result<T, Box<EvalAltResult>>;
 
@@ -193,7 +194,7 @@ fn building_functions(engine: &mut rhai::Engine) {
             Ok(Node::Parsed(NodeRef::root(Arc::new(document))))
         })
         .register_fn("xml", |blob: Blob| -> R<Node> {
-            let text = charset::decode(&blob, None, true).map_err(ScriptError::text)?;
+            let text = xbus_charset::decode(&blob, None, true).map_err(ScriptError::text)?;
             parse_xml(&text)
         })
         .register_fn("xml", |node: Node| node)
@@ -262,11 +263,11 @@ fn building_functions(engine: &mut rhai::Engine) {
         })
         .register_fn("copy", |value: Dynamic| -> R<Dynamic> { Ok(copy(&value)?) })
         .register_fn("encode", |text: &str, label: &str| -> R<Blob> {
-            Ok(charset::encode(text, label).map_err(ScriptError::text)?)
+            Ok(xbus_charset::encode(text, label).map_err(ScriptError::text)?)
         })
         .register_fn("decode", |blob: Blob, label: &str| -> R<ImmutableString> {
-            let encoding = charset::by_label(label).map_err(ScriptError::text)?;
-            let text = charset::decode_as(&blob, encoding).map_err(ScriptError::text)?;
+            let charset = Charset::by_label(label).map_err(ScriptError::text)?;
+            let text = charset.decode(&blob).map_err(ScriptError::text)?;
             Ok((*text).into())
         });
 }

@@ -62,7 +62,7 @@ impl Shared {
             return Err(wrong("a table lies within transforms/".into()));
         }
         let bytes = std::fs::read(self.folder.join(path)).map_err(|e| wrong(e.to_string()))?;
-        let text = crate::charset::decode(&bytes, None, false).map_err(wrong)?;
+        let text = xbus_charset::decode(&bytes, None, false).map_err(|e| wrong(e.into()))?;
         let first = text.lines().next().unwrap_or_default();
         let options = CsvOptions {
             separator: if first.contains(';') && !first.contains(',') {

@@ -1,6 +1,7 @@
 //! What becomes of a script's last value: a body with its type, or the value of an expression.
 
 use rhai::{Array, Blob, Dynamic, ImmutableString, Map};
+use xbus_charset::Charset;
 use xbus_core::transform::Value;
 use xbus_core::{Body, Format, Headers, Message};
 
@@ -10,7 +11,6 @@ use super::values::{
     HeadersHandle, Items, JsonObject, List, LongNumber, MessageHandle, Node, Responses, described,
     row, xml_text,
 };
-use crate::charset;
 use crate::json::{Json, write_float, write_text};
 use crate::xml::tree::Id;
 
@@ -45,11 +45,11 @@ pub(crate) fn message(call: &Call, value: Dynamic) -> Result<Message, ScriptErro
     let label = content_type
         .as_deref()
         .filter(|_| chosen)
-        .and_then(charset::parameter)
+        .and_then(xbus_charset::label)
         .unwrap_or("utf-8")
         .to_owned();
     let (bytes, format) = if let Some(node) = value.read_lock::<Node>().map(|node| node.clone()) {
-        let shown = charset::by_label(&label)?.name();
+        let shown = known(&label)?.name();
         let text = xml_text(&node, Some(shown))?;
         (encoded(text, &label)?, Format::Xml)
     } else if let Some(text) = value
@@ -125,10 +125,14 @@ pub(crate) fn message(call: &Call, value: Dynamic) -> Result<Message, ScriptErro
 }
 
 fn encoded(text: String, label: &str) -> Result<Vec<u8>, ScriptError> {
-    if charset::by_label(label)? == encoding_rs::UTF_8 {
+    if known(label)?.is_utf8() {
         return Ok(text.into_bytes());
     }
-    Ok(charset::encode(&text, label)?)
+    xbus_charset::encode(&text, label).map_err(ScriptError::text)
+}
+
+fn known(label: &str) -> Result<Charset, ScriptError> {
+    Charset::by_label(label).map_err(ScriptError::text)
 }
 
 /// Whether the value is the body as it came, so that its bytes can stay.
