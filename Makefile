@@ -39,6 +39,11 @@ check:
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	$(CARGO) test --workspace --lib --bins --locked --quiet
 
+## The programs behind docs/decisions: stores and shapes of the runtime, side by side (wrk, Python 3).
+bench:
+	cd bench/stores && $(CARGO) run --release --locked
+	cd bench/runtime && $(CARGO) build --release --locked && python3 run.py
+
 ## The reference page, from the tables that the bus itself reads.
 docs:
 	$(CARGO) run --quiet --locked -- schema reference > docs/reference.md
