@@ -160,10 +160,16 @@ impl Bus {
         self.swap(Arc::new(plan));
         let answering = match self.open_receivers(true).await {
             Ok(open) => open,
-            Err(errors) => {
-                self.swap(old);
-                return Err(errors);
-            }
+            Err(_) => match self.open_after_closing().await {
+                Ok(open) => open,
+                Err(errors) => {
+                    self.swap(old);
+                    let restored = self.open_receivers(true).await.unwrap_or_default();
+                    let closing = std::mem::replace(&mut self.lock_receiving().answering, restored);
+                    self.tasks.spawn(closing.close());
+                    return Err(errors);
+                }
+            },
         };
         let before = std::mem::take(&mut *self.lock_receiving());
         before.answering.stop.cancel();
@@ -189,6 +195,22 @@ impl Bus {
         self.lanes.try_all();
         self.report_orphans();
         Ok(())
+    }
+
+    /// What one route has left another may take: the old doors close first, and for a moment nobody
+    /// answers at them.
+    async fn open_after_closing(self: &Arc<Self>) -> Result<Open, Vec<OpenError>> {
+        const TRIES: u32 = 25;
+        self.lock_receiving().answering.stop.cancel();
+        let mut last = self.open_receivers(true).await;
+        for _ in 1..TRIES {
+            if last.is_ok() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            last = self.open_receivers(true).await;
+        }
+        last
     }
 
     fn swap(&self, plan: Arc<Plan>) {

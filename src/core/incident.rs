@@ -224,7 +224,12 @@ impl Incidents {
                 continue;
             };
             match (incident.open, incident.told_open) {
-                (true, true) if incident.unmailed > 0 => self.mail(incident, "DIGEST", now),
+                // While the mail server is down digests do not pile up: the next one says it all.
+                (true, true)
+                    if incident.unmailed > 0 && !self.outbox.holds(&incident.id.to_string()) =>
+                {
+                    self.mail(incident, "DIGEST", now);
+                }
                 (true, true) => incident.window_ends = now.after(self.settings.digest),
                 (true, false) => self.mail(incident, "OPEN", now),
                 (false, true) => self.mail(incident, "RESOLVED", now),

@@ -84,6 +84,15 @@ impl Outbox {
         });
     }
 
+    /// Whether a mail about this incident waits still.
+    pub fn holds(&self, incident: &str) -> bool {
+        self.store
+            .values(PREFIX)
+            .into_iter()
+            .filter_map(|(_, value)| decode(Decoder::new(value)))
+            .any(|mail| mail.incident == incident)
+    }
+
     /// How many wait.
     pub fn len(&self) -> usize {
         self.store.values(PREFIX).len()

@@ -234,3 +234,25 @@ fn a_bus_whose_disk_was_full_did_not_start() {
     let _ = child.wait();
     drop(disk);
 }
+
+#[test]
+fn a_path_could_not_move_to_another_route_by_a_reload() {
+    let installation = Installation::new();
+    let route = |status: u16| {
+        format!("receive: {{ http: {{ path: /r }} }}\nreply: {{ status: {status} }}\n")
+    };
+    installation.route("old", &route(201));
+    let bus = installation.start();
+    assert_eq!(post(bus.http, "/r", "text/plain", b"x").status, 201);
+    std::fs::remove_file(installation.path().join("routes/old.yaml")).expect("removed");
+    installation.route("new", &route(202));
+    signal(bus.pid(), "HUP");
+    wait_for("the new route", || {
+        (post(bus.http, "/r", "text/plain", b"x").status == 202).then_some(())
+    });
+    assert!(
+        installation.log().contains(" reloaded"),
+        "{}",
+        installation.log()
+    );
+}
