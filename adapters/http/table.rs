@@ -203,15 +203,7 @@ impl Table {
     pub(crate) fn with(&self, door: Arc<Door>) -> Result<Self, OpenError> {
         let mut next = self.clone();
         let pattern = door.pattern();
-        let claim = pattern.claim();
-        let known = match pattern.exact() {
-            Some(path) => next.exact.get(path.as_str()).cloned(),
-            None => next
-                .patterns
-                .iter()
-                .find(|doors| doors[0].pattern().claim() == claim)
-                .cloned(),
-        };
+        let known = next.doors_of(pattern);
         let known = known.unwrap_or_else(|| Arc::from([]));
         if let Some(other) = known.iter().find(|other| other.collides(&door)) {
             return Err(OpenError {
@@ -235,15 +227,7 @@ impl Table {
     pub(crate) fn without(&self, door: &Arc<Door>) -> Self {
         let mut next = self.clone();
         let pattern = door.pattern();
-        let claim = pattern.claim();
-        let known = match pattern.exact() {
-            Some(path) => next.exact.get(path.as_str()).cloned(),
-            None => next
-                .patterns
-                .iter()
-                .find(|doors| doors[0].pattern().claim() == claim)
-                .cloned(),
-        };
+        let known = next.doors_of(pattern);
         if let Some(known) = known {
             let left: Doors = known
                 .iter()
@@ -253,6 +237,20 @@ impl Table {
             next.replace(pattern, left);
         }
         next
+    }
+
+    /// The doors behind paths that this pattern matches, too.
+    fn doors_of(&self, pattern: &Pattern) -> Option<Doors> {
+        match pattern.exact() {
+            Some(path) => self.exact.get(path.as_str()).cloned(),
+            None => {
+                let claim = pattern.claim();
+                self.patterns
+                    .iter()
+                    .find(|doors| doors[0].pattern().claim() == claim)
+                    .cloned()
+            }
+        }
     }
 
     fn replace(&mut self, pattern: &Pattern, doors: Doors) {

@@ -22,6 +22,16 @@ pub static CONVERSION: &[Field] = &[Field::new(
 
 const MANY: u64 = 1_000_000;
 
+const FIRST_WAIT: Field =
+    Field::new("first", Type::Duration, "Wait after the first failure.").default("1s");
+const WAIT_FACTOR: Field = Field::new(
+    "factor",
+    Type::Number(1.0, 100.0),
+    "Growth of the wait from one failure to the next.",
+)
+.default("2");
+const LONGEST_WAIT: Field = Field::new("max", Type::Duration, "Longest wait.").default("5m");
+
 /// `retry` of a step.
 pub static RETRY: &[Field] = &[
     Field::new(
@@ -30,27 +40,13 @@ pub static RETRY: &[Field] = &[
         "Attempts in all, the first one included.",
     )
     .default("3"),
-    Field::new("first", Type::Duration, "Wait after the first failure.").default("1s"),
-    Field::new(
-        "factor",
-        Type::Number(1.0, 100.0),
-        "Growth of the wait from one failure to the next.",
-    )
-    .default("2"),
-    Field::new("max", Type::Duration, "Longest wait.").default("5m"),
+    FIRST_WAIT,
+    WAIT_FACTOR,
+    LONGEST_WAIT,
 ];
 
 /// `retry` of a queue: for ever.
-pub static LANE_RETRY: &[Field] = &[
-    Field::new("first", Type::Duration, "Wait after the first failure.").default("1s"),
-    Field::new(
-        "factor",
-        Type::Number(1.0, 100.0),
-        "Growth of the wait from one failure to the next.",
-    )
-    .default("2"),
-    Field::new("max", Type::Duration, "Longest wait.").default("5m"),
-];
+pub static LANE_RETRY: &[Field] = &[FIRST_WAIT, WAIT_FACTOR, LONGEST_WAIT];
 
 /// How a queue is worked off: of receivers without a waiting sender.
 pub static LANE: &[Field] = &[

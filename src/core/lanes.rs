@@ -500,39 +500,25 @@ impl Queue {
                 Some(ended) = turns.join_next() => {
                     if let Err(error) = ended {
                         tracing::error!(queue = %self.name, %error, "a delivery ended by a defect of the bus");
-                        self.recover_lost_lanes();
                     }
                 }
             }
         }
     }
 
-    /// A turn that panicked never gave its lane back: every busy lane is looked at again later.
-    fn recover_lost_lanes(&self) {
-        let mut state = self.lock();
-        let busy: Vec<Arc<str>> = state
-            .lanes
-            .iter()
-            .filter(|(_, lane)| matches!(lane, LaneState::Busy { .. }))
-            .map(|(key, _)| key.clone())
-            .collect();
-        // Only the panicked one is truly lost, and which one it was nobody knows; the others put
-        // themselves right when their turn ends.
-        if busy.len() == 1 {
-            state.wait(&busy[0], Instant::now() + Duration::from_secs(5));
-        }
-    }
-
     /// Works on one lane until it is empty, must wait, or others want their turn.
     async fn turn(self: Arc<Self>, key: Arc<str>) {
-        let mut result = Turn::More;
+        let mut hold = Hold::new(self, key);
         for _ in 0..TURN {
-            result = self.head(&key).await;
-            if !matches!(result, Turn::More) || self.stop.is_cancelled() {
+            // What stands when this attempt ends by a panic.
+            hold.result = Turn::Later(Instant::now() + Duration::from_secs(5));
+            let result = hold.queue.head(&hold.key).await;
+            let more = matches!(result, Turn::More);
+            hold.result = result;
+            if !more || hold.queue.stop.is_cancelled() {
                 break;
             }
         }
-        self.give_back(&key, result);
     }
 
     /// Tries the head once.
@@ -698,6 +684,30 @@ impl Queue {
             self.dispatch(&mut state);
         }
         self.freed.send_modify(|count| *count += 1);
+    }
+}
+
+/// A lane that is being worked on: it is given back however the work ends, by a defect too.
+struct Hold {
+    queue: Arc<Queue>,
+    key: Arc<str>,
+    result: Turn,
+}
+
+impl Hold {
+    fn new(queue: Arc<Queue>, key: Arc<str>) -> Self {
+        Self {
+            queue,
+            key,
+            result: Turn::More,
+        }
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let result = std::mem::replace(&mut self.result, Turn::More);
+        self.queue.give_back(&self.key, result);
     }
 }
 

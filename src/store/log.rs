@@ -130,7 +130,6 @@ thread_local! {
 }
 
 impl Inner {
-    #[allow(clippy::too_many_arguments)]
     pub fn new(
         options: Options,
         disk: Arc<dyn Disk>,

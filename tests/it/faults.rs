@@ -57,7 +57,7 @@ fn each_failure_of_a_destination_has_its_status_and_code() {
         (
             "a redirect",
             Answer::Raw(
-                b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n"
+                b"HTTP/1.1 302 Found\r\nConnection: close\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n"
                     .to_vec(),
             ),
             502,
