@@ -4,6 +4,7 @@
 //! the traits [`Receiver`], [`Sender`], [`Transform`] and [`Store`].
 
 pub mod adapter;
+pub mod broker;
 pub mod bus;
 pub mod codec;
 pub(crate) mod distribute;

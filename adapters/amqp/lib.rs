@@ -1,0 +1,55 @@
+//! AMQP 0.9.1 (RabbitMQ): a receiver, a sender that publishes or asks, and lanes that live in the
+//! broker.
+//!
+//! Absent on purpose: AMQP transactions (they are not atomic over queues) and negative
+//! acknowledgement (a quorum queue sends what is given back to its tail). A message that cannot be
+//! dealt with is held, set aside in a queue of its own, or given back by closing its channel, which
+//! keeps its place.
+
+mod lanes;
+mod link;
+mod properties;
+mod receiver;
+mod sender;
+
+use std::sync::Arc;
+
+use xbus_core::Kind;
+use xbus_core::adapter::{ConnectionKind, ReceiverKind, SenderKind};
+use xbus_core::broker::LaneBroker;
+use xbus_core::spec::Connection;
+
+pub use link::Links;
+
+/// The word `amqp` of routes and of `connections`.
+pub fn kind(links: Arc<Links>) -> Kind {
+    Kind {
+        name: "amqp",
+        doc: "AMQP 0.9.1, as RabbitMQ speaks it. Receives from a queue; publishes to an exchange, \
+              always persistent, mandatory and confirmed: a message that no queue takes is a failure. \
+              In `invoke` it asks by reply-to and correlation id.",
+        receiver: Some(ReceiverKind {
+            fields: receiver::FIELDS,
+            example: "amqp: { connection: rabbit, queue: orders }",
+            answers: false,
+            build: Box::new(receiver::build),
+        }),
+        sender: Some(SenderKind {
+            fields: sender::FIELDS,
+            example: "amqp: { connection: rabbit, exchange: erp, routing_key: 'order.{{ header(\"country\") }}' }",
+            answers: true,
+            build: Box::new(sender::build),
+        }),
+        connection: Some(ConnectionKind {
+            fields: link::FIELDS,
+            example: "rabbit: { amqp: { url: \"${AMQP_URL:-amqp://guest:guest@127.0.0.1:5672/%2f}\" } }",
+            build: Box::new(move |args| links.build(args)),
+        }),
+    }
+}
+
+/// The broker behind a connection of kind `amqp`, as a place for lanes.
+pub fn lane_broker(connection: &Connection) -> Option<Arc<dyn LaneBroker>> {
+    let link = connection.clone().downcast::<link::Link>().ok()?;
+    Some(Arc::new(lanes::Broker::new(link)))
+}
