@@ -44,12 +44,13 @@ pub fn kind(links: Arc<Links>) -> Kind {
             fields: link::FIELDS,
             example: "rabbit: { amqp: { url: \"${AMQP_URL:-amqp://guest:guest@127.0.0.1:5672/%2f}\" } }",
             build: Box::new(move |args| links.build(args)),
+            lanes: Some(lane_broker),
         }),
     }
 }
 
 /// The broker behind a connection of kind `amqp`, as a place for lanes.
-pub fn lane_broker(connection: &Connection) -> Option<Arc<dyn LaneBroker>> {
+fn lane_broker(connection: &Connection) -> Option<Arc<dyn LaneBroker>> {
     let link = connection.clone().downcast::<link::Link>().ok()?;
     Some(Arc::new(lanes::Broker::new(link)))
 }

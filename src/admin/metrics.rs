@@ -18,6 +18,7 @@ use prometheus_client::registry::Registry;
 use xbus_core::Timestamp;
 use xbus_core::plan::{Plan, Route, Step};
 use xbus_core::stats::{Histogram, LATENCY_BOUNDS};
+use xbus_core::store::QueueStatus;
 
 use crate::error::ApiError;
 use crate::{App, Shared};
@@ -25,14 +26,19 @@ use crate::{App, Shared};
 /// `GET /metrics`.
 pub(crate) async fn show(State(app): State<Shared>) -> Result<Response, ApiError> {
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(Scrape(app)));
+    let queues = app.bus.queues().await;
+    let queues = queues.into_iter().map(|queue| queue.status).collect();
+    registry.register_collector(Box::new(Scrape { app, queues }));
     let mut text = String::with_capacity(64 * 1024);
     encode(&mut text, &registry).map_err(|_| ApiError::internal())?;
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(CONTENT_TYPE, kind)], text).into_response())
 }
 
-struct Scrape(Arc<App>);
+struct Scrape {
+    app: Arc<App>,
+    queues: Vec<QueueStatus>,
+}
 
 impl fmt::Debug for Scrape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -42,11 +48,11 @@ impl fmt::Debug for Scrape {
 
 impl Collector for Scrape {
     fn encode(&self, mut out: DescriptorEncoder) -> fmt::Result {
-        let plan = self.0.bus.plan();
+        let plan = self.app.bus.plan();
         routes(&plan, &mut out)?;
         targets(&plan, &mut out)?;
-        queues(&self.0, &mut out)?;
-        bus(&self.0, &mut out)
+        queues(&self.queues, &mut out)?;
+        bus(&self.app, &mut out)
     }
 }
 
@@ -172,10 +178,9 @@ fn targets(plan: &Plan, out: &mut DescriptorEncoder) -> fmt::Result {
     Ok(())
 }
 
-fn queues(app: &App, out: &mut DescriptorEncoder) -> fmt::Result {
+fn queues(queues: &[QueueStatus], out: &mut DescriptorEncoder) -> fmt::Result {
     use xbus_core::store::QueueStatus;
     type Read = fn(&QueueStatus) -> f64;
-    let queues = crate::queues::all(&app.bus);
     let gauges: [(&str, &str, Read); 4] = [
         (
             "xbus_queue_depth",
@@ -203,7 +208,7 @@ fn queues(app: &App, out: &mut DescriptorEncoder) -> fmt::Result {
     ];
     for (name, help, read) in gauges {
         let mut family = out.encode_descriptor(name, help, None, MetricType::Gauge)?;
-        for queue in &queues {
+        for queue in queues {
             gauge(
                 family.encode_family(&[("queue", &*queue.name)])?,
                 read(queue),

@@ -17,7 +17,7 @@ pub(crate) async fn status(State(app): State<Shared>) -> Json<Value> {
     let plan = app.bus.plan();
     let store = app.bus.store();
     let health = store.health();
-    let queues = store.queues();
+    let queues = app.bus.queues().await;
     let reasons = why_not_ready(&app);
     Json(json!({
         "name": &*plan.bus,
@@ -33,8 +33,8 @@ pub(crate) async fn status(State(app): State<Shared>) -> Json<Value> {
             "error": health.err().map(|error| error.to_string()),
             "disk_bytes": store.disk_bytes(),
         },
-        "queued": queues.iter().map(|queue| queue.depth).sum::<u64>(),
-        "parked": queues.iter().map(|queue| queue.parked).sum::<u64>(),
+        "queued": queues.iter().map(|queue| queue.status.depth).sum::<u64>(),
+        "parked": queues.iter().map(|queue| queue.status.parked).sum::<u64>(),
         "incidents_open": app.bus.incidents().open().len(),
         "mails_waiting": app.bus.incidents().outbox().len(),
     }))

@@ -28,7 +28,9 @@ mod tests;
 mod words;
 mod yaml;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use xbus_core::problem::{Place, Problem, Severity};
 use xbus_core::spec::{Args, Field, Node};
@@ -184,8 +186,11 @@ impl Installation {
                 .tree
                 .as_ref()
                 .is_some_and(|tree| self.files.has_unknown(tree));
-        let plan =
-            (complete && !self.problems.has_errors()).then(|| route::plan(drafts, &self.bus));
+        let plan = (complete && !self.problems.has_errors()).then(|| {
+            let mut plan = route::plan(drafts, &self.bus);
+            plan.brokers = brokers(kinds, &connections);
+            plan
+        });
         let mut problems = self.problems.into_sorted();
         problems.dedup_by(|a, b| a.place == b.place && a.code == b.code && a.message == b.message);
         let loaded = plan.map(|plan| Loaded {
@@ -195,6 +200,19 @@ impl Installation {
         });
         (loaded, problems)
     }
+}
+
+/// The connections that can keep lanes.
+fn brokers(
+    kinds: &[Kind],
+    connections: &Connections,
+) -> BTreeMap<Arc<str>, Arc<dyn xbus_core::broker::LaneBroker>> {
+    let broker = |(name, (kind, connection)): (&String, &(&'static str, _))| {
+        let kind = kinds.iter().find(|known| known.name == *kind)?;
+        let lanes = kind.connection.as_ref()?.lanes?;
+        Some((Arc::from(name.as_str()), lanes(connection)?))
+    };
+    connections.iter().filter_map(broker).collect()
 }
 
 /// Whether there is an error among problems.

@@ -10,6 +10,7 @@ use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::broker::LaneBroker;
 use crate::inbox::Inbox;
 use crate::secrets;
 use crate::spec::{Args, Connection, Field};
@@ -223,6 +224,9 @@ pub type BuildSender = Box<dyn Fn(Args<'_>) -> Option<Arc<dyn Sender>> + Send + 
 /// Builds a connection from what xbus.yaml says; `None` when a problem was reported.
 pub type BuildConnection = Box<dyn Fn(Args<'_>) -> Option<Connection> + Send + Sync>;
 
+/// Gives a connection as a place where lanes live.
+pub type AsLanes = fn(&Connection) -> Option<Arc<dyn LaneBroker>>;
+
 /// An adapter as routes see it: a word that can stand under `receive`, in a step, or in a connection.
 pub struct Kind {
     /// The word, such as `http`.
@@ -269,4 +273,7 @@ pub struct ConnectionKind {
     pub example: &'static str,
     /// Makes one.
     pub build: BuildConnection,
+    /// The connection as a place where lanes live; nothing for kinds that keep none. The same
+    /// connection gives the same broker each time.
+    pub lanes: Option<AsLanes>,
 }

@@ -123,6 +123,7 @@ fn plan(says: &Destination) -> Plan {
         lane: Some(Lane {
             queue: "orders.erp".into(),
             order_by: None,
+            home: None,
             policy,
         }),
     };
