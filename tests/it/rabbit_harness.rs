@@ -1,8 +1,11 @@
 //! That the broker and the client which other tests build upon do what they say, and leave nothing.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use lapin::ExchangeKind;
 use lapin::types::AMQPValue;
@@ -16,7 +19,10 @@ const NOTE: &str = "XBUS_IT_NOTE";
 
 #[test]
 fn a_durable_message_outlives_a_killed_broker_and_nothing_outlives_the_harness() {
-    let rabbit = Options::new().tls().start();
+    let rabbit = Options::new()
+        .consumer_timeout(Duration::from_secs(1))
+        .tls()
+        .start();
     let dir = rabbit.dir().to_owned();
     {
         let client = Client::connect(&rabbit.url());
@@ -25,6 +31,7 @@ fn a_durable_message_outlives_a_killed_broker_and_nothing_outlives_the_harness()
         client.send("kept", Message::new("1").header("a", "b"));
         client.send_all("lane", ["1", "2", "3"]);
     }
+    rabbit.settle();
     rabbit.kill();
     assert!(Client::try_connect(&rabbit.url()).is_err());
     rabbit.restart();
@@ -38,8 +45,24 @@ fn a_durable_message_outlives_a_killed_broker_and_nothing_outlives_the_harness()
     assert_eq!(client.texts("lane", 2), ["1", "2"]);
     client.wait_for_depth("lane", 1);
 
+    let closed = client.hold("lane");
+    assert!(closed.contains("PRECONDITION"), "{closed}");
+    assert!(client.take("lane", 1)[0].redelivered, "given back");
+
     rabbit.pause();
+    let mut stream = TcpStream::connect(("127.0.0.1", rabbit.port())).expect("the system accepts");
+    stream.write_all(b"AMQP\x00\x00\x09\x01").expect("sent");
+    let mut kind = [0];
+    let time = Some(Duration::from_millis(200));
+    stream.set_read_timeout(time).expect("a time-out");
+    assert!(
+        stream.read_exact(&mut kind).is_err(),
+        "no answer while it is paused"
+    );
     rabbit.resume();
+    stream.set_read_timeout(None).expect("no time-out");
+    stream.read_exact(&mut kind).expect("the answer");
+
     rabbit.memory_alarm(true);
     rabbit.memory_alarm(false);
     client.send("kept", "2");
@@ -74,8 +97,14 @@ fn tests_share_a_broker_in_vhosts_of_their_own() {
     let refused = client.try_publish("x", "", Message::new("there").header("country", "fr"));
     assert_eq!(refused, Err("312 NO_ROUTE".to_owned()));
     assert_eq!(client.texts("q", 1), ["hier"]);
-    client.send_all("q", ["1", "2"]);
-    assert_eq!(client.drain("q").len(), 2);
+    client.exchange("t", ExchangeKind::Topic);
+    client.bind("q", "t", "order.*");
+    client.publish("t", "order.de", "1");
+    client.send("q", "2");
+    let all = client.drain("q");
+    assert_eq!(all.len(), 2);
+    let (exchange, key) = (all[0].exchange.as_str(), all[0].routing_key.as_str());
+    assert_eq!((exchange, key), ("t", "order.de"));
 
     rabbit.add_user("reader", "secret");
     rabbit.permit("reader", one.name(), ["", "", ".*"]);
@@ -88,6 +117,10 @@ fn tests_share_a_broker_in_vhosts_of_their_own() {
     client.purge("q");
     client.delete("q");
     assert!(!client.exists("q"));
+    one.close_connections();
+    wait_for("the connection to be closed", || {
+        (!client.connected()).then_some(())
+    });
 }
 
 #[test]
@@ -107,17 +140,27 @@ fn a_responder_answers_now_late_or_never() {
             properties
                 .with_reply_to("replies".into())
                 .with_correlation_id(what.into())
+                .with_message_id("1".into())
+                .with_content_type("text/plain".into())
         });
         client.send("requests", request);
     }
     let reply = client.take("replies", 1).remove(0);
     assert_eq!(reply.text(), "at once");
     assert_eq!(reply.correlation_id().as_deref(), Some("now"));
-    assert_eq!(responder.wait_for_count(3).len(), 3);
+    let requests = responder.wait_for_count(3);
+    assert_eq!(requests.len(), 3);
+    assert_eq!(requests[0].reply_to().as_deref(), Some("replies"));
+    assert_eq!(requests[0].message_id().as_deref(), Some("1"));
+    assert_eq!(requests[0].content_type().as_deref(), Some("text/plain"));
     assert_eq!(responder.release(), 1);
     let reply = client.take("replies", 1).remove(0);
     assert_eq!(reply.text(), "at last");
     assert_eq!(reply.correlation_id().as_deref(), Some("late"));
+    responder.now(|_| Answer::Never);
+    client.send("requests", "now");
+    assert_eq!(responder.wait_for_count(4).len(), 4);
+    assert_eq!(client.depth("replies"), 0);
 }
 
 #[test]

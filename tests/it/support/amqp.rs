@@ -194,6 +194,11 @@ impl Client {
         })
     }
 
+    /// Whether neither side has closed it.
+    pub fn connected(&self) -> bool {
+        self.connection.status().connected()
+    }
+
     /// Runs one call on a channel that works. A bound, because a paused broker never answers.
     fn call<T, F: Future<Output = lapin::Result<T>>>(
         &self,
@@ -414,6 +419,35 @@ impl Client {
         }
         assert_eq!(taken.len(), count, "the consumer of {queue} was cancelled");
         taken
+    }
+
+    /// Receives one message and never acknowledges it, until the broker closes the channel; gives
+    /// what it said. The message is then back in the queue.
+    #[track_caller]
+    pub fn hold(&self, queue: &str) -> String {
+        let held = self.runtime.block_on(async {
+            let work = async {
+                let channel = self.connection.create_channel().await?;
+                let mut deliveries = channel
+                    .basic_consume(
+                        queue.into(),
+                        "".into(),
+                        BasicConsumeOptions::default(),
+                        FieldTable::default(),
+                    )
+                    .await?;
+                while let Some(delivery) = deliveries.next().await {
+                    delivery?;
+                }
+                Ok(())
+            };
+            tokio::time::timeout(PATIENCE, work).await
+        });
+        match held {
+            Ok(lapin::Result::Err(error)) => error.to_string(),
+            Ok(Ok(())) => panic!("the consumer of {queue} was cancelled"),
+            Err(_) => panic!("the channel that consumes {queue} stays open"),
+        }
     }
 
     /// Takes all that is there now.
