@@ -6,11 +6,17 @@
 //! dealt with is held, set aside in a queue of its own, or given back by closing its channel, which
 //! keeps its place.
 
+mod answer;
+mod binding;
+mod held;
+mod incoming;
 mod lanes;
 mod link;
+mod memory;
 mod properties;
 mod receiver;
 mod sender;
+mod window;
 
 use std::sync::Arc;
 
@@ -30,7 +36,7 @@ pub fn kind(links: Arc<Links>) -> Kind {
               In `invoke` it asks by reply-to and correlation id.",
         receiver: Some(ReceiverKind {
             fields: receiver::FIELDS,
-            example: "amqp: { connection: rabbit, queue: orders }",
+            example: "amqp: { connection: rabbit, queue: orders, bind: { exchange: shop, type: topic, keys: ['order.#'] } }",
             answers: false,
             build: Box::new(receiver::build),
         }),

@@ -202,6 +202,7 @@ impl InRoute<'_> {
             pace,
             payloads: self.shop.bus.journal.payloads,
             lane: received.lane,
+            order_by: received.order_by,
             enabled: args.boolean("enabled"),
             stats: Arc::new(RouteStats::default()),
         })

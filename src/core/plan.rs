@@ -95,6 +95,9 @@ pub struct Route {
     /// How a queue that this route reads is worked off (queue and other receivers without a
     /// waiting sender).
     pub lane: LanePolicy,
+    /// Key of received messages that keep their order among themselves, for receivers that order
+    /// what they take by themselves (amqp).
+    pub order_by: Option<Arc<dyn Expression>>,
     /// `false`: checked, not started.
     pub enabled: bool,
     /// What is counted.
