@@ -7,14 +7,15 @@
 
 use std::sync::Arc;
 
-use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::options::{ExchangeDeclareOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
-use lapin::{Channel, ErrorKind, ExchangeKind};
+use lapin::{Channel, ExchangeKind};
 use tokio::time::Instant;
 use xbus_core::spec::{Args, Field, Type};
 
+use crate::error::{describe, reply};
 use crate::link::Link;
-use crate::properties::short;
+use crate::topology::{self, Binding};
 
 /// What can stand under `bind`.
 pub(crate) const FIELDS: &[Field] = &[
@@ -38,8 +39,9 @@ pub(crate) const FIELDS: &[Field] = &[
     .default("all"),
     Field::new(
         "headers",
-        Type::Map(&Type::Text),
-        "Of a headers exchange: names and the values, as text, that messages must have.",
+        Type::Map(&Type::Any),
+        "Of a headers exchange: names and the values that messages must have. Whole numbers, `true` \
+         and `false` are sent as such, everything else as text.",
     ),
 ];
 
@@ -47,117 +49,69 @@ pub(crate) const FIELDS: &[Field] = &[
 /// its queue says otherwise, and 3.x takes no -1 for "never".
 const NO_LIMIT: i32 = 1_000_000_000;
 
-/// A binding.
+/// A binding, and its exchange where that is to be declared.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Bind {
-    exchange: ShortString,
+    binding: Binding,
     kind: Option<ExchangeKind>,
-    key: ShortString,
-    arguments: FieldTable,
 }
 
 impl Bind {
     /// The bindings of one entry of `bind`; nothing when a problem was reported.
-    pub(crate) fn parse(args: &Args<'_>) -> Option<Vec<Self>> {
-        let problem = |key: &str, what: &str, help: &str| {
-            args.build
-                .problems
-                .error(&args.place(key), "bad-binding", what, help);
-            None
-        };
-        let Some(exchange) = args.text("exchange").and_then(|name| short(&name)) else {
-            return problem(
-                "exchange",
-                "an exchange's name has at most 255 bytes",
-                "write the name of the exchange",
-            );
-        };
+    pub(crate) fn parse(queue: &ShortString, args: &Args<'_>) -> Option<Vec<Self>> {
         let kind = args.text("type").map(|name| match name.as_str() {
             "topic" => ExchangeKind::Topic,
             "fanout" => ExchangeKind::Fanout,
             "headers" => ExchangeKind::Headers,
             _ => ExchangeKind::Direct,
         });
-        if exchange.as_str().is_empty() {
-            return problem(
-                "exchange",
-                "nothing can be bound to the default exchange",
-                "leave 'bind' out: the default exchange delivers to a queue by the queue's name",
-            );
-        }
-        if kind.is_some() && exchange.as_str().starts_with("amq.") {
-            return problem(
+        let (keys, headers) = (args.has("keys"), args.has("headers"));
+        let problem = match &kind {
+            _ if keys && headers => Some((
+                "headers",
+                "a binding has either keys or headers",
+                "keys are for direct and topic exchanges, headers for headers exchanges",
+            )),
+            Some(ExchangeKind::Headers) if !headers => Some((
                 "type",
-                "exchanges whose names begin with 'amq.' belong to the broker",
-                "take 'type' away",
-            );
-        }
-        let mut arguments = FieldTable::default();
-        let headers = args.entries("headers");
-        let by_headers = !headers.is_empty() || kind == Some(ExchangeKind::Headers);
-        if by_headers {
-            if args.has("keys") || !matches!(kind, None | Some(ExchangeKind::Headers)) {
-                return problem(
-                    "headers",
-                    "a binding has either keys or headers",
-                    "keys are for direct and topic exchanges, headers for headers exchanges",
-                );
-            }
-            if headers.is_empty() {
-                return problem(
+                "the binding to a headers exchange names no headers",
+                "add headers: { NAME: VALUE }",
+            )),
+            Some(ExchangeKind::Direct | ExchangeKind::Topic) if !keys => Some((
+                "type",
+                "a binding to a direct or topic exchange needs keys",
+                "add keys: [KEY, …]; '#' takes everything from a topic exchange",
+            )),
+            Some(_)
+                if args
+                    .text("exchange")
+                    .is_some_and(|name| name.starts_with("amq.")) =>
+            {
+                Some((
                     "type",
-                    "the binding to a headers exchange names no headers",
-                    "add headers: { NAME: VALUE }",
-                );
+                    "exchanges whose names begin with 'amq.' belong to the broker",
+                    "take 'type' away",
+                ))
             }
-            let how = args.text("match").unwrap_or_default();
-            let text = |value: &str| AMQPValue::LongString(LongString::from(value));
-            arguments.insert("x-match".into(), text(&how));
-            for (name, value) in headers {
-                let Some(key) = short(&name.name) else {
-                    return problem(
-                        "headers",
-                        "the name of a header has at most 255 bytes",
-                        "write a shorter name",
-                    );
-                };
-                arguments.insert(key, text(value.text().unwrap_or_default()));
-            }
+            _ => None,
+        };
+        if let Some((key, what, help)) = problem {
+            let place = args.place(key);
+            args.build.problems.error(&place, "bad-binding", what, help);
+            return None;
         }
-        let mut keys = args.texts("keys");
-        if keys.is_empty() {
-            if matches!(kind, Some(ExchangeKind::Direct | ExchangeKind::Topic)) {
-                return problem(
-                    "type",
-                    "a binding to a direct or topic exchange needs keys",
-                    "add keys: [KEY, …]; '#' takes everything from a topic exchange",
-                );
-            }
-            keys.push(String::new());
-        }
-        let mut binds = Vec::new();
-        for key in keys {
-            let Some(key) = short(&key) else {
-                return problem(
-                    "keys",
-                    "a routing key has at most 255 bytes",
-                    "write a shorter key",
-                );
-            };
-            binds.push(Self {
-                exchange: exchange.clone(),
-                kind: kind.clone(),
-                key,
-                arguments: arguments.clone(),
-            });
-        }
-        Some(binds)
+        let bindings = topology::bindings(queue, args)?;
+        let with_kind = |binding| Self {
+            binding,
+            kind: kind.clone(),
+        };
+        Some(bindings.into_iter().map(with_kind).collect())
     }
 }
 
 /// A queue and its bindings.
 #[derive(Debug)]
-pub(crate) struct Topology {
+pub(crate) struct Source {
     /// The queue.
     pub(crate) queue: ShortString,
     /// Its bindings.
@@ -166,7 +120,7 @@ pub(crate) struct Topology {
     pub(crate) declare: bool,
 }
 
-impl Topology {
+impl Source {
     /// Makes what is absent and binds. With `single_active` a queue that is made gives its messages
     /// to one consumer at a time, of however many nodes.
     ///
@@ -185,16 +139,10 @@ impl Topology {
         let mut channel = open(link, until).await?;
         for bind in &self.binds {
             if let Some(kind) = &bind.kind {
-                channel = declare_exchange(link, channel, &bind.exchange, kind, until).await?;
+                let exchange = &bind.binding.exchange;
+                channel = declare_exchange(link, channel, exchange, kind, until).await?;
             }
-            channel
-                .queue_bind(
-                    self.queue.clone(),
-                    bind.exchange.clone(),
-                    bind.key.clone(),
-                    QueueBindOptions::default(),
-                    bind.arguments.clone(),
-                )
+            topology::bind(&channel, &bind.binding)
                 .await
                 .map_err(|error| self.cannot_bind(bind, &error))?;
         }
@@ -203,7 +151,7 @@ impl Topology {
     }
 
     fn cannot_bind(&self, bind: &Bind, error: &lapin::Error) -> String {
-        let (queue, exchange) = (&self.queue, &bind.exchange);
+        let (queue, exchange) = (&self.queue, &bind.binding.exchange);
         let help = match code(error) {
             Some(404) => "; declare the exchange on the broker, or add its 'type' to 'bind'",
             Some(403) => {
@@ -213,7 +161,7 @@ impl Topology {
         };
         format!(
             "queue '{queue}' cannot be bound to exchange '{exchange}': {}{help}",
-            said(error)
+            describe(error)
         )
     }
 }
@@ -247,14 +195,14 @@ pub(crate) async fn declare_queue(
             };
             return Err(format!(
                 "queue '{queue}' cannot be used: {}{help}",
-                said(&error)
+                describe(&error)
             ));
         }
         Err(error) if !make => {
             return Err(format!(
                 "there is no queue '{queue}': {}; declare it on the broker, or write 'bind' or \
                  'declare: true' beside 'queue' and the bus declares it",
-                said(&error)
+                describe(&error)
             ));
         }
         Err(_) => {}
@@ -272,7 +220,10 @@ pub(crate) async fn declare_queue(
                 Some(403) => "; declaring needs the permission configure on it",
                 _ => "",
             };
-            format!("queue '{queue}' cannot be declared: {}{help}", said(&error))
+            format!(
+                "queue '{queue}' cannot be declared: {}{help}",
+                describe(&error)
+            )
         })?;
     tracing::info!(%queue, "the queue was absent and has been declared");
     close(&channel).await;
@@ -317,13 +268,16 @@ async fn declare_exchange(
     if code(&error) != Some(404) {
         return Err(format!(
             "exchange '{exchange}' cannot be used: {}",
-            said(&error)
+            describe(&error)
         ));
     }
     let channel = open(link, until).await?;
-    declare(&channel, false)
-        .await
-        .map_err(|error| format!("exchange '{exchange}' cannot be declared: {}", said(&error)))?;
+    declare(&channel, false).await.map_err(|error| {
+        format!(
+            "exchange '{exchange}' cannot be declared: {}",
+            describe(&error)
+        )
+    })?;
     tracing::info!(%exchange, "the exchange was absent and has been declared");
     Ok(channel)
 }
@@ -337,18 +291,7 @@ async fn close(channel: &Channel) {
     let _ = channel.close(200, "done".into()).await;
 }
 
-/// The reply code (AMQP 0.9.1 section 1.2) with which the broker refused something.
+/// The reply code (AMQP 0.9.1 section 1.2, constants) with which the broker refused something.
 pub(crate) fn code(error: &lapin::Error) -> Option<u16> {
-    match error.kind() {
-        ErrorKind::ProtocolError(error) => Some(error.get_id()),
-        _ => None,
-    }
-}
-
-/// What the broker or the connection says.
-pub(crate) fn said(error: &lapin::Error) -> String {
-    match error.kind() {
-        ErrorKind::ProtocolError(error) => error.get_message().to_string(),
-        _ => error.to_string(),
-    }
+    reply(error).map(|(code, _)| code)
 }

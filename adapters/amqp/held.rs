@@ -24,7 +24,7 @@ use xbus_core::{
 use crate::answer::{Answer, Ask};
 use crate::link::Publish;
 use crate::memory::{Carried, Identity, Memory};
-use crate::properties::{fits, line, short};
+use crate::properties::{line, short};
 
 /// How long one publication may take.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -151,6 +151,8 @@ impl Door for Inbox {
 pub(crate) trait Outlet: Send + Sync {
     /// See [`crate::link::Link::publish`].
     fn publish(&self, publish: Publish, until: Instant) -> BoxFuture<'_, Result<(), SendError>>;
+    /// See [`crate::link::Link::publish_optional`].
+    fn answer(&self, publish: Publish, until: Instant) -> BoxFuture<'_, Result<(), SendError>>;
     /// Sees that the queue for what is set aside is there.
     fn declare<'a>(
         &'a self,
@@ -325,19 +327,11 @@ impl Desk {
     /// nobody waits at any more.
     async fn send(&self, answer: &Answer) -> bool {
         loop {
-            let publish = answer.publish();
-            let result = match fits(&publish.properties) {
-                Ok(()) => {
-                    self.outlet
-                        .publish(publish, Instant::now() + PATIENCE)
-                        .await
-                }
-                Err(fault) => Err(SendError::rejected(fault.reason)),
-            };
-            match result {
+            let until = Instant::now() + PATIENCE;
+            match self.outlet.answer(answer.publish(), until).await {
                 Ok(()) => return true,
                 Err(error) if error.class == Class::Rejected => {
-                    tracing::debug!(route = %self.door.route(), error = %error.detail, "nobody took the answer");
+                    tracing::debug!(route = %self.door.route(), error = %error.detail, "the broker refuses the answer");
                     return true;
                 }
                 Err(error) => {
@@ -389,7 +383,6 @@ impl Desk {
             .await
             .map_err(cannot)?;
         let properties = aside_properties(held, fault, &self.queue, &self.door.route());
-        fits(&properties).map_err(|fault| cannot(fault.reason))?;
         let publish = Publish {
             exchange: Arc::from(""),
             routing_key: Arc::from(self.parked.as_str()),

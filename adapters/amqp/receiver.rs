@@ -20,7 +20,8 @@ use xbus_core::plan::{LanePolicy, Retry};
 use xbus_core::spec::{Args, Field, Type};
 use xbus_core::{Format, Inbox, Receiver, SendError, Stop};
 
-use crate::binding::{self, Bind, Topology, declare_queue};
+use crate::binding::{self, Bind, Source, declare_queue};
+use crate::error::describe;
 use crate::held::{Desk, Door, Outlet};
 use crate::incoming::Reading;
 use crate::link::{Link, Publish};
@@ -93,7 +94,7 @@ const SHORT: Duration = Duration::from_secs(1);
 
 struct AmqpReceiver {
     link: Arc<Link>,
-    topology: Topology,
+    source: Source,
     parked: ShortString,
     prefetch: Option<u16>,
     reading: Reading,
@@ -109,7 +110,7 @@ pub(crate) fn build(args: Args<'_>) -> Option<Arc<dyn Receiver>> {
     let mut binds = Vec::new();
     let mut good = true;
     for node in args.items("bind") {
-        match Bind::parse(&Args::new(Some(node), binding::FIELDS, args.build)) {
+        match Bind::parse(&queue, &Args::new(Some(node), binding::FIELDS, args.build)) {
             Some(parsed) => binds.extend(parsed),
             None => good = false,
         }
@@ -129,7 +130,7 @@ pub(crate) fn build(args: Args<'_>) -> Option<Arc<dyn Receiver>> {
     good.then(|| {
         let receiver: Arc<dyn Receiver> = Arc::new(AmqpReceiver {
             link,
-            topology: Topology {
+            source: Source {
                 queue,
                 declare: declare || !binds.is_empty(),
                 binds,
@@ -169,7 +170,7 @@ impl Receiver for AmqpReceiver {
     fn claim(&self) -> Option<String> {
         Some(format!(
             "queue {} of connection {}",
-            self.topology.queue,
+            self.source.queue,
             self.link.name()
         ))
     }
@@ -221,11 +222,11 @@ impl AmqpReceiver {
                     match self.work(open, &door, &memory, stop).await {
                         Ended::Stopped => return,
                         Ended::Renewed => {
-                            tracing::info!(route = %door.route(), queue = %self.topology.queue, "the channel is renewed, because a message is held for long");
+                            tracing::info!(route = %door.route(), queue = %self.source.queue, "the channel is renewed, because a message is held for long");
                             continue;
                         }
                         Ended::Lost(why) => {
-                            tracing::warn!(route = %door.route(), queue = %self.topology.queue, %why, "the queue is read again on a new channel");
+                            tracing::warn!(route = %door.route(), queue = %self.source.queue, %why, "the queue is read again on a new channel");
                             if since.elapsed() > SHORT {
                                 failed = 0;
                                 continue;
@@ -238,7 +239,7 @@ impl AmqpReceiver {
             };
             failed += 1;
             let wait = AGAIN.wait(failed);
-            tracing::warn!(route = %door.route(), queue = %self.topology.queue, %why, retry_in = ?wait, "the queue cannot be read");
+            tracing::warn!(route = %door.route(), queue = %self.source.queue, %why, retry_in = ?wait, "the queue cannot be read");
             door.fails("outage", &why);
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -274,7 +275,7 @@ impl AmqpReceiver {
         let until = Instant::now() + PATIENCE;
         let policy = door.policy();
         let order = self.order(door, &policy);
-        self.topology
+        self.source
             .ensure(&self.link, order != Order::None, until)
             .await?;
         let channel = self
@@ -287,11 +288,8 @@ impl AmqpReceiver {
                 Some(403) => "; receiving needs the permission read on the queue",
                 _ => "",
             };
-            let said = binding::said(&error);
-            format!(
-                "queue '{}' cannot be read: {said}{help}",
-                self.topology.queue
-            )
+            let said = describe(&error);
+            format!("queue '{}' cannot be read: {said}{help}", self.source.queue)
         };
         channel
             .basic_qos(self.window(order, &policy), BasicQosOptions::default())
@@ -300,7 +298,7 @@ impl AmqpReceiver {
         let tag = line(&format!("{}/{}", self.node, door.route()), 240);
         let consumer = channel
             .basic_consume(
-                self.topology.queue.clone(),
+                self.source.queue.clone(),
                 short(&tag).unwrap_or_default(),
                 BasicConsumeOptions::default(),
                 FieldTable::default(),
@@ -324,7 +322,7 @@ impl AmqpReceiver {
             door: door.clone(),
             outlet: Arc::new(self.link.clone()),
             memory: memory.clone(),
-            queue: self.topology.queue.clone(),
+            queue: self.source.queue.clone(),
             parked: self.parked.clone(),
             places: Semaphore::new(policy.concurrency.clamp(1, Semaphore::MAX_PERMITS)),
             give_back: Stop::new(),
@@ -372,7 +370,7 @@ impl AmqpReceiver {
                 }
                 next = consumer.next() => match next {
                     Some(Ok(delivery)) => window.take(delivery),
-                    Some(Err(error)) => return Ended::Lost(binding::said(&error)),
+                    Some(Err(error)) => return Ended::Lost(describe(&error)),
                     None => return Ended::Lost(String::from(
                         "the broker has cancelled the consumer: the queue was deleted, or its leader is gone",
                     )),
@@ -391,6 +389,10 @@ async fn forget(door: &dyn Door, memory: &Memory, all: bool) {
 impl Outlet for Arc<Link> {
     fn publish(&self, publish: Publish, until: Instant) -> BoxFuture<'_, Result<(), SendError>> {
         Box::pin(Link::publish(self, publish, until))
+    }
+
+    fn answer(&self, publish: Publish, until: Instant) -> BoxFuture<'_, Result<(), SendError>> {
+        Box::pin(Link::publish_optional(self, publish, until))
     }
 
     fn declare<'a>(
