@@ -12,13 +12,17 @@ mod counters;
 mod error;
 mod lanes;
 mod link;
+mod looks;
 mod properties;
 mod publisher;
 mod receiver;
+mod replies;
+mod request;
 mod sender;
 mod settings;
 mod size;
 mod socket;
+mod stage;
 mod topology;
 
 use std::sync::Arc;
