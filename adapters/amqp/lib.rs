@@ -16,14 +16,18 @@ mod held;
 mod incoming;
 mod lanes;
 mod link;
+mod looks;
 mod memory;
 mod properties;
 mod publisher;
 mod receiver;
+mod replies;
+mod request;
 mod sender;
 mod settings;
 mod size;
 mod socket;
+mod stage;
 mod topology;
 mod window;
 #[cfg(test)]

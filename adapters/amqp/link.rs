@@ -18,7 +18,9 @@ use xbus_core::spec::{Args, Connection};
 
 use crate::counters::Counters;
 use crate::error::describe;
+use crate::looks::Looks;
 use crate::publisher::{Job, Publisher, Ticket};
+use crate::replies::Replies;
 use crate::settings::{self, Settings};
 use crate::size;
 use crate::socket::Socket;
@@ -27,7 +29,7 @@ pub(crate) use crate::publisher::Publish;
 pub(crate) use crate::settings::FIELDS;
 
 /// A connection that has been down for so long fails what would wait for it.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The connections that are open, kept over reloads as long as their settings are the same.
 #[derive(Default)]
@@ -68,6 +70,8 @@ pub(crate) struct Link {
     pub(crate) publishing: Arc<Socket>,
     /// By exchange.
     publishers: Mutex<HashMap<Arc<str>, mpsc::UnboundedSender<Job>>>,
+    pub(crate) replies: Replies,
+    pub(crate) looks: Looks,
     pub(crate) stop: CancellationToken,
 }
 
@@ -88,6 +92,8 @@ impl Link {
             publishing: socket(format!("{name} (publishing)")),
             counters: Arc::default(),
             publishers: Mutex::default(),
+            replies: Replies::default(),
+            looks: Looks::default(),
             settings,
             stop,
         }

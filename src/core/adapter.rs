@@ -108,8 +108,13 @@ pub trait Stage: Send + Sync {
     fn token(&self) -> Bytes;
     /// Puts it where it is durable and not yet visible. A refusal here has touched nothing.
     fn stage(&self) -> BoxFuture<'_, Result<(), SendError>>;
-    /// Makes it visible, durably.
+    /// Makes it visible, durably. It ends by itself, however long the destination takes.
     fn commit(&self) -> BoxFuture<'_, Result<(), SendError>>;
+    /// The same until `deadline`. A sender whose commit may have arrived by then says so in a method
+    /// of its own; otherwise a commit that is not done by then counts as not done, and is repeated.
+    fn commit_until(&self, deadline: Instant) -> BoxFuture<'_, Result<(), SendError>> {
+        Box::pin(crate::distribute::within(deadline, self.commit()))
+    }
     /// Takes it back.
     fn undo(&self) -> BoxFuture<'_, Result<(), SendError>>;
 }
