@@ -16,6 +16,8 @@ use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 use serde_json::Value;
 use xbus_core::{Code, Fault, Headers, Message, Timestamp};
 
+use crate::size;
+
 /// What a protocol says of a message stands under such a prefix, so that nobody else may use it.
 const RESERVED: &[&str] = &[
     "amqp.",
@@ -49,10 +51,6 @@ const OF_THE_BROKER: &[&str] = &[
 
 /// A correlation id or content type that does not fit a property stands in the header of its name.
 const CORRELATION: &str = "x-correlation-id";
-
-/// Most bytes of properties and headers together. They travel in one frame, of 128 KiB unless the
-/// broker says otherwise, and a larger one ends the connection.
-const LARGEST_HEAD: usize = 120 * 1024;
 
 /// A message as it is published without an envelope; `app_id` is the bus's name.
 ///
@@ -95,20 +93,8 @@ pub(crate) fn write(message: &Message, app_id: &str) -> Result<(BasicProperties,
     if !headers.inner().is_empty() {
         properties = properties.with_headers(headers);
     }
-    fits(&properties)?;
+    size::head(&properties).map_err(|what| Fault::new(Code::TooLarge, what))?;
     Ok((properties, message.body.bytes().clone()))
-}
-
-/// Whether properties and headers fit a frame.
-pub(crate) fn fits(properties: &BasicProperties) -> Result<(), Fault> {
-    let size = head_size(properties);
-    if size > LARGEST_HEAD {
-        return Err(Fault::new(
-            Code::TooLarge,
-            format!("the message has {size} bytes of headers, AMQP takes {LARGEST_HEAD}"),
-        ));
-    }
-    Ok(())
 }
 
 /// A property's value, where it fits into one (255 bytes).
@@ -315,44 +301,6 @@ fn time(seconds: u64) -> String {
     }
 }
 
-/// Bytes of properties and headers as a frame has them (AMQP 0.9.1 section 4.2.6), rounded up.
-fn head_size(properties: &BasicProperties) -> usize {
-    let shorts = [
-        properties.content_type(),
-        properties.content_encoding(),
-        properties.correlation_id(),
-        properties.reply_to(),
-        properties.expiration(),
-        properties.message_id(),
-        properties.kind(),
-        properties.user_id(),
-        properties.app_id(),
-    ];
-    let shorts: usize = shorts
-        .into_iter()
-        .flatten()
-        .map(|value| value.as_str().len() + 1)
-        .sum();
-    64 + shorts + properties.headers().as_ref().map_or(0, table_size)
-}
-
-fn table_size(table: &FieldTable) -> usize {
-    let entry =
-        |(name, value): (&ShortString, &AMQPValue)| name.as_str().len() + 1 + value_size(value);
-    4 + table.into_iter().map(entry).sum::<usize>()
-}
-
-fn value_size(value: &AMQPValue) -> usize {
-    1 + match value {
-        AMQPValue::LongString(value) => 4 + value.len(),
-        AMQPValue::ShortString(value) => 4 + value.as_str().len(),
-        AMQPValue::ByteArray(value) => 4 + value.len(),
-        AMQPValue::FieldTable(table) => table_size(table),
-        AMQPValue::FieldArray(items) => 4 + items.as_slice().iter().map(value_size).sum::<usize>(),
-        _ => 8,
-    }
-}
-
 /// A short text for a header that the bus adds: one line, and not so long that it crowds out others.
 pub(crate) fn line(text: &str, most: usize) -> String {
     let mut out = String::new();
@@ -550,7 +498,7 @@ mod tests {
         assert!(fault.code == Code::TooLarge && fault.rejected);
 
         let mut message = Message::new("x");
-        message.headers.set("long", &"v".repeat(LARGEST_HEAD));
+        message.headers.set("long", &"v".repeat(128 * 1024));
         assert_eq!(write(&message, "bus").unwrap_err().code, Code::TooLarge);
 
         let mut message = Message::new("x");

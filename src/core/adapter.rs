@@ -10,6 +10,7 @@ use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::broker::LaneBroker;
 use crate::inbox::Inbox;
 use crate::secrets;
 use crate::spec::{Args, Connection, Field};
@@ -228,6 +229,11 @@ pub type BuildSender = Box<dyn Fn(Args<'_>) -> Option<Arc<dyn Sender>> + Send + 
 /// Builds a connection from what xbus.yaml says; `None` when a problem was reported.
 pub type BuildConnection = Box<dyn Fn(Args<'_>) -> Option<Connection> + Send + Sync>;
 
+/// Gives a connection as what tells how it is doing.
+pub type AsHealth = fn(&Connection) -> Option<Arc<dyn ConnectionHealth>>;
+/// Gives a connection as a place where lanes live.
+pub type AsLanes = fn(&Connection) -> Option<Arc<dyn LaneBroker>>;
+
 /// An adapter as routes see it: a word that can stand under `receive`, in a step, or in a connection.
 pub struct Kind {
     /// The word, such as `http`.
@@ -274,9 +280,12 @@ pub struct ConnectionKind {
     pub example: &'static str,
     /// Makes one.
     pub build: BuildConnection,
+    /// The connection as a place where lanes live; nothing for kinds that keep none. The same
+    /// connection gives the same broker each time.
+    pub lanes: Option<AsLanes>,
     /// How one that was made is doing, for health and metrics; nothing for kinds that keep no
     /// lasting connection.
-    pub health: Option<fn(&Connection) -> Option<Arc<dyn ConnectionHealth>>>,
+    pub health: Option<AsHealth>,
 }
 
 /// How far a connection is.

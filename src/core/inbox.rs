@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use tracing::Instrument;
 
+use crate::adapter::Reach;
 use crate::bus::Bus;
-use crate::plan::{LanePolicy, Route};
+use crate::plan::{LanePolicy, Route, Target};
 use crate::router;
 use crate::store::{Change, Commit, Durability, StoreError};
-use crate::{Code, Fault, Headers, Message, MessageId};
+use crate::{Code, Expression, Fault, Headers, Message, MessageId};
 
 /// One route's door.
 #[derive(Clone)]
@@ -95,6 +96,25 @@ impl Inbox {
     /// How a receiver whose sender does not wait treats failures.
     pub fn policy(&self) -> &LanePolicy {
         &self.route.lane
+    }
+
+    /// The key of messages that keep their order among themselves; nothing where all do, or none.
+    pub fn order_by(&self) -> Option<&Arc<dyn Expression>> {
+        self.route.order_by.as_ref()
+    }
+
+    /// Whether the route gives a sender that asked something to wait for: it ends in `invoke`, or
+    /// has `reply`.
+    pub fn answers(&self) -> bool {
+        self.route.reply.is_some() || self.route.targets.is_empty()
+    }
+
+    /// Whether each message of the route ends in a commit that is synced, so that what is remembered
+    /// with it costs no wait of its own.
+    pub fn commits(&self) -> bool {
+        let queued =
+            |target: &Target| target.lane.is_some() || target.step.sender.reach() == Reach::Queue;
+        self.route.targets.iter().any(queued)
     }
 
     /// The bus that this door belongs to.
