@@ -24,10 +24,14 @@ mod receiver;
 mod replies;
 mod request;
 mod sender;
+#[cfg(test)]
+mod sender_tests;
 mod settings;
 mod size;
 mod socket;
 mod stage;
+#[cfg(test)]
+mod testing;
 mod topology;
 mod window;
 #[cfg(test)]
