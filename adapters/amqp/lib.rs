@@ -6,16 +6,25 @@
 //! dealt with is held, set aside in a queue of its own, or given back by closing its channel, which
 //! keeps its place.
 
+mod backoff;
+mod connect;
+mod counters;
+mod error;
 mod lanes;
 mod link;
 mod properties;
+mod publisher;
 mod receiver;
 mod sender;
+mod settings;
+mod size;
+mod socket;
+mod topology;
 
 use std::sync::Arc;
 
 use xbus_core::Kind;
-use xbus_core::adapter::{ConnectionKind, ReceiverKind, SenderKind};
+use xbus_core::adapter::{ConnectionHealth, ConnectionKind, ReceiverKind, SenderKind};
 use xbus_core::broker::LaneBroker;
 use xbus_core::spec::Connection;
 
@@ -44,8 +53,14 @@ pub fn kind(links: Arc<Links>) -> Kind {
             fields: link::FIELDS,
             example: "rabbit: { amqp: { url: \"${AMQP_URL:-amqp://guest:guest@127.0.0.1:5672/%2f}\" } }",
             build: Box::new(move |args| links.build(args)),
+            health: Some(health),
         }),
     }
+}
+
+fn health(connection: &Connection) -> Option<Arc<dyn ConnectionHealth>> {
+    let link = connection.clone().downcast::<link::Link>().ok()?;
+    Some(link)
 }
 
 /// The broker behind a connection of kind `amqp`, as a place for lanes.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use xbus_core::Receiver;
 use xbus_core::plan::{LanePolicy, QueueReader};
 use xbus_core::problem::Place;
-use xbus_core::spec::{Args, Field, Key, Node, Raw};
+use xbus_core::spec::{Args, Field, Key, Node, Raw, Role};
 
 use crate::adapter::Side;
 use crate::lane::policy;
@@ -57,7 +57,7 @@ impl InRoute<'_> {
         }
         received.made = self.built(value, |problems| {
             let step = Arc::from("receive");
-            let build = self.build(step, self.shop.bus.timeout, problems);
+            let build = self.build(step, Role::Other, self.shop.bus.timeout, problems);
             (receiver.build)(Args::new(Some(value), receiver.fields, &build))
         });
         if receiver.answers {
@@ -65,7 +65,7 @@ impl InRoute<'_> {
             return received;
         }
         let merged = merged(node, value);
-        let build = self.build(Arc::from("receive"), self.shop.bus.timeout, self.problems);
+        let build = self.build(Arc::from("receive"), Role::Other, self.shop.bus.timeout, self.problems);
         let args = Args::new(Some(&merged), LANE, &build);
         let order_by = self.optional(&args, "order_by").flatten();
         let in_order = receiver.fields.iter().all(|field| field.name != "order")

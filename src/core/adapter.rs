@@ -14,7 +14,7 @@ use crate::inbox::Inbox;
 use crate::secrets;
 use crate::spec::{Args, Connection, Field};
 use crate::transform::Context;
-use crate::{Code, Fault, Message, MessageId};
+use crate::{Code, Fault, Message, MessageId, Timestamp};
 
 /// Says when to stop; cloned freely.
 pub type Stop = CancellationToken;
@@ -269,4 +269,56 @@ pub struct ConnectionKind {
     pub example: &'static str,
     /// Makes one.
     pub build: BuildConnection,
+    /// How one that was made is doing, for health and metrics; nothing for kinds that keep no
+    /// lasting connection.
+    pub health: Option<fn(&Connection) -> Option<Arc<dyn ConnectionHealth>>>,
+}
+
+/// How far a connection is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ConnectionPhase {
+    /// Nobody has needed it yet.
+    Idle,
+    /// It is being made for the first time, or again.
+    Connecting,
+    /// It can be used.
+    Up,
+    /// It stands, and the other side takes nothing for now.
+    Blocked,
+    /// It is lost or cannot be made; it is tried again.
+    Down,
+}
+
+impl ConnectionPhase {
+    /// The name that health and metrics use: `idle`, `connecting`, `up`, `blocked`, `down`.
+    pub fn name(self) -> &'static str {
+        match self {
+            ConnectionPhase::Idle => "idle",
+            ConnectionPhase::Connecting => "connecting",
+            ConnectionPhase::Up => "up",
+            ConnectionPhase::Blocked => "blocked",
+            ConnectionPhase::Down => "down",
+        }
+    }
+}
+
+/// What a connection is now.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ConnectionState {
+    /// How far it is.
+    pub phase: ConnectionPhase,
+    /// Since when it is so.
+    pub since: Timestamp,
+    /// What is wrong, for administrators and without credentials. Also where it is up: what was
+    /// asked of it once and could not be done, and is tried again.
+    pub error: Option<String>,
+}
+
+/// Tells how a lasting connection is doing. Neither method waits or does I/O.
+pub trait ConnectionHealth: Send + Sync {
+    /// What it is now.
+    fn state(&self) -> ConnectionState;
+
+    /// What it has counted since it was made: name (snake case, without prefix), help and value.
+    fn counters(&self) -> Vec<(&'static str, &'static str, u64)>;
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{FutureExt, StreamExt};
-use lapin::acker::Acker;
+use lapin::Acker;
 use tokio::time::Instant;
 use xbus_core::broker::{Report, Verdict};
 use xbus_core::store::{Outcome, Queued, StoreError};

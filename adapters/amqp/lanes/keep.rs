@@ -18,12 +18,7 @@ pub(super) async fn publish(
     publish: Publish,
     arguments: fn() -> FieldTable,
 ) -> Result<(), Failure> {
-    let again = Publish {
-        exchange: publish.exchange.clone(),
-        routing_key: publish.routing_key.clone(),
-        properties: publish.properties.clone(),
-        body: publish.body.clone(),
-    };
+    let again = publish.clone();
     let first: SendError = match link.publish(publish, Instant::now() + CALL).await {
         Ok(()) => return Ok(()),
         Err(error) => error,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use lapin::Channel;
-use lapin::acker::Acker;
+use lapin::Acker;
 use lapin::options::{BasicAckOptions, BasicGetOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 use tokio::time::Instant;

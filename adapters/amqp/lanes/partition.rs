@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures_util::StreamExt;
-use lapin::acker::Acker;
+use lapin::Acker;
 use lapin::options::{
     BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicQosOptions, QueueDeclareOptions,
 };
@@ -21,7 +21,7 @@ use xbus_core::{MessageId, Stop};
 
 use super::entry::{Content, Entry};
 use super::failure::{CALL, Failure, call, close};
-use super::head::{Done, Held, Next};
+use super::head::{Done, Next};
 use super::nodes::Nodes;
 use super::seat::{Command, Health, Seat};
 use super::state::{States, count};
@@ -30,14 +30,15 @@ use super::{names, put};
 /// Messages that the broker sends ahead of their acknowledgement. With more than one, a connection
 /// that is lost could give all of them a second time.
 const PREFETCH: u16 = 1;
-/// What was proven to be ours so long ago is proven again before it is tried.
+/// What was proven to be ours so long ago is proven again before it is tried; or half a heartbeat
+/// ago, when that is less.
 const FRESH: Duration = Duration::from_secs(1);
 /// How long a partition is left alone that was given up for another node.
 const AWAY: Duration = Duration::from_secs(1);
 /// A partition that came back is not given up again before.
 const STAY: Duration = Duration::from_secs(60);
 /// The first and the longest wait before a new session.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3));
 
 /// How a session ends.
 pub(super) enum End {
@@ -85,6 +86,7 @@ pub(super) struct Session {
     pub(super) head: Option<MessageId>,
     /// The front's queue exists.
     front: bool,
+    fresh: Duration,
 }
 
 impl Partition {
@@ -191,6 +193,7 @@ impl Partition {
             held_since: None,
             head: None,
             front: false,
+            fresh: FRESH.min(self.nodes.link.heartbeat() / 2),
         })
     }
 
@@ -338,7 +341,7 @@ impl Session {
     /// here that another node has it.
     pub(super) async fn prove(&mut self, queue: &str) -> Result<(), Failure> {
         let walked = self.proven.1.elapsed().unwrap_or(Duration::MAX);
-        if self.proven.0.elapsed().max(walked) < FRESH {
+        if self.proven.0.elapsed().max(walked) < self.fresh {
             return Ok(());
         }
         let asked = now();
