@@ -83,5 +83,5 @@ fn health(connection: &Connection) -> Option<Arc<dyn ConnectionHealth>> {
 /// The broker behind a connection of kind `amqp`, as a place for lanes.
 fn lane_broker(connection: &Connection) -> Option<Arc<dyn LaneBroker>> {
     let link = connection.clone().downcast::<link::Link>().ok()?;
-    Some(Arc::new(lanes::Broker::new(link)))
+    Some(link.broker())
 }
