@@ -5,6 +5,10 @@
 
 mod support;
 
+mod broker_lanes;
+mod broker_lanes_moved;
+mod broker_lanes_nodes;
+mod broker_lanes_outages;
 mod command;
 mod crash;
 mod docs;
