@@ -575,13 +575,16 @@ async fn broker_killed() {
         }
         failed
     });
-<<<<<<< HEAD
     let kills: u32 = std::env::var("KILLS")
         .ok()
         .and_then(|k| k.parse().ok())
         .unwrap_or(5);
     for k in 0..kills {
-        tokio::time::sleep(Duration::from_millis(700 + 130 * u64::from(k % 7))).await;
+        let seen = log.lock().unwrap().len();
+        until("some more", 90, || {
+            log.lock().unwrap().len() > seen + 200 + 37 * (k as usize % 5)
+        })
+        .await;
         let s = script.clone();
         tokio::task::spawn_blocking(move || {
             std::process::Command::new("sh")
@@ -594,10 +597,6 @@ async fn broker_killed() {
         .unwrap();
         println!("kill {k}: {} delivered", log.lock().unwrap().len());
     }
-=======
-    let kills: u32 = std::env::var("KILLS").ok().and_then(|k| k.parse().ok()).unwrap_or(5);
-    for k in 0..kills { let seen = log.lock().unwrap().len(); until("some more", 90, || log.lock().unwrap().len() > seen + 200 + 37 * (k as usize % 5)).await; let s = script.clone(); tokio::task::spawn_blocking(move || std::process::Command::new("sh").arg("-c").arg(s).status().unwrap()).await.unwrap(); println!("kill {k}: {} delivered", log.lock().unwrap().len()); }
->>>>>>> amqp-lanes
     println!("failed puts {}", puts.await.unwrap());
     until("all", 60, || {
         w.up_to.lock().unwrap().values().any(|n| *n == total)
@@ -626,23 +625,47 @@ async fn broker_killed() {
 /// One node as a process of its own: delivers for a while and writes what it does.
 #[tokio::test(flavor = "multi_thread")]
 async fn node_process() {
-    let Ok(node) = std::env::var("LANES_NODE") else { return };
+    let Ok(node) = std::env::var("LANES_NODE") else {
+        return;
+    };
     init();
-    let l = link(&node, LONG); let b = Broker::new(l.clone()); let la = lane("t.stop", 1);
+    let l = link(&node, LONG);
+    let b = Broker::new(l.clone());
+    let la = lane("t.stop", 1);
     let log: Arc<Mutex<Vec<(String, u64, u32)>>> = Arc::default();
     let n2 = node.clone();
-    let mut w = Fake::new(&node, &log, move |q, _| { println!("{} done {} by {n2}", Timestamp::now(), q.at.seq); Verdict::Done });
+    let mut w = Fake::new(&node, &log, move |q, _| {
+        println!("{} done {} by {n2}", Timestamp::now(), q.at.seq);
+        Verdict::Done
+    });
     Arc::get_mut(&mut w).unwrap().delay = Duration::from_millis(20);
-    let stop = Stop::new(); let t = tokio::spawn(b.work(la.clone(), w.clone(), stop.clone()));
+    let stop = Stop::new();
+    let t = tokio::spawn(b.work(la.clone(), w.clone(), stop.clone()));
     tokio::time::sleep(Duration::from_secs(45)).await;
-    stop.cancel(); t.await.unwrap();
+    stop.cancel();
+    t.await.unwrap();
 }
 #[tokio::test(flavor = "multi_thread")]
 async fn feed() {
-    let Ok(_) = std::env::var("LANES_FEED") else { return };
+    let Ok(_) = std::env::var("LANES_FEED") else {
+        return;
+    };
     init();
-    let l = link("feed", LONG); let b = Broker::new(l.clone()); let la = lane("t.stop", 1); clean(&l, &la).await;
-    let mut n = 0; let at = Instant::now();
-    while at.elapsed() < Duration::from_secs(36) { let es: Vec<_> = (0..5).map(|_| { n += 1; entry(&la, "", n, "feed", 50) }).collect(); assert!(matches!(b.put(es).await, (5, None))); tokio::time::sleep(Duration::from_millis(200)).await; }
+    let l = link("feed", LONG);
+    let b = Broker::new(l.clone());
+    let la = lane("t.stop", 1);
+    clean(&l, &la).await;
+    let mut n = 0;
+    let at = Instant::now();
+    while at.elapsed() < Duration::from_secs(36) {
+        let es: Vec<_> = (0..5)
+            .map(|_| {
+                n += 1;
+                entry(&la, "", n, "feed", 50)
+            })
+            .collect();
+        assert!(matches!(b.put(es).await, (5, None)));
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
     println!("fed {n}");
 }
