@@ -73,7 +73,7 @@ impl Reading {
 
     /// Undoes a content encoding that is a compression, and takes one that names a charset (as some
     /// clients have it) for what it means. Others stay for the route to see.
-    fn decode(&self, message: &mut Message) -> Result<(), Fault> {
+    pub(crate) fn decode(&self, message: &mut Message) -> Result<(), Fault> {
         let Some(encoding) = message.headers.get("content-encoding") else {
             return Ok(());
         };
