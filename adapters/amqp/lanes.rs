@@ -23,8 +23,6 @@ mod put;
 mod report;
 mod seat;
 mod state;
-#[cfg(test)]
-mod tests;
 mod wire;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -110,13 +108,8 @@ impl LaneBroker for Broker {
             for (index, queue) in (0..).zip(names::partitions(&lane)) {
                 let (seat, commands) = Seat::new(lane.clone(), index, queue, worker.clone());
                 seats.push(seat.clone());
-                let partition = Partition::new(
-                    nodes.clone(),
-                    seat,
-                    commands,
-                    health.clone(),
-                    stop.clone(),
-                );
+                let partition =
+                    Partition::new(nodes.clone(), seat, commands, health.clone(), stop.clone());
                 tasks.push(partition);
             }
             nodes.enlist(&seats);

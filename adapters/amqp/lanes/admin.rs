@@ -14,10 +14,7 @@ use super::wire::{Answer, Ask, Said};
 use super::{empty, names, parked, report};
 
 /// The lane in numbers.
-pub(super) async fn status(
-    nodes: &Arc<Nodes>,
-    lane: &LaneName,
-) -> Result<QueueStatus, StoreError> {
+pub(super) async fn status(nodes: &Arc<Nodes>, lane: &LaneName) -> Result<QueueStatus, StoreError> {
     let mut heads = heads(nodes, lane).await;
     let mut status = QueueStatus {
         name: lane.queue.clone(),

@@ -130,7 +130,8 @@ impl Session {
         mut consumer: Consumer,
         out: &mut mpsc::UnboundedReceiver<Out>,
     ) -> Result<(), Failure> {
-        self.send(None, &Said::Hello(self.nodes.hello(true))).await?;
+        self.send(None, &Said::Hello(self.nodes.hello(true)))
+            .await?;
         self.nodes.set_up(true);
         let mut ticks = tokio::time::interval(HELLO);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

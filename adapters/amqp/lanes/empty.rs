@@ -47,7 +47,10 @@ pub(super) async fn run(
 ) -> Result<usize, StoreError> {
     let queues = names::partitions(lane);
     for queue in &queues {
-        if count(link, queue).await?.is_some_and(|(_, users)| users > 0) {
+        if count(link, queue)
+            .await?
+            .is_some_and(|(_, users)| users > 0)
+        {
             return Err(StoreError::NotFound(format!(
                 "queue '{queue}' is being worked off; stop all nodes that work on the lane, then try \
                  again"
@@ -86,7 +89,8 @@ async fn got(
     let what = format!("reading queue '{queue}'");
     loop {
         let name = names::short(queue)?;
-        let Some(message) = call(&what, channel.basic_get(name, BasicGetOptions::default())).await?
+        let Some(message) =
+            call(&what, channel.basic_get(name, BasicGetOptions::default())).await?
         else {
             break;
         };
@@ -266,7 +270,11 @@ impl<'a> Batch<'a> {
             (self.keep)(entries).await?;
         }
         if let Some(last) = self.last.take() {
-            call("acknowledging", last.ack(BasicAckOptions { multiple: true })).await?;
+            call(
+                "acknowledging",
+                last.ack(BasicAckOptions { multiple: true }),
+            )
+            .await?;
         }
         self.taken += count;
         Ok(())

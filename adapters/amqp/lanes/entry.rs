@@ -176,10 +176,7 @@ impl Entry {
             packed.extend_from_slice(&(json.len() as u32).to_be_bytes());
             packed.extend_from_slice(&json);
             packed.extend_from_slice(body);
-            return (
-                properties.with_content_type(PACKED.into()),
-                packed.freeze(),
-            );
+            return (properties.with_content_type(PACKED.into()), packed.freeze());
         }
         let content_type = message.content_type().map(ShortString::try_new);
         if let Some(Ok(content_type)) = content_type
@@ -188,10 +185,7 @@ impl Entry {
             properties = properties.with_content_type(content_type);
         }
         let mut headers = FieldTable::default();
-        headers.insert(
-            META.into(),
-            AMQPValue::LongString(LongString::from(json)),
-        );
+        headers.insert(META.into(), AMQPValue::LongString(LongString::from(json)));
         (
             properties.with_headers(headers),
             message.body.bytes().clone(),

@@ -45,9 +45,16 @@ pub(super) struct Done {
 
 #[derive(Clone, Debug)]
 enum How {
-    Delivered { attempts: u32 },
-    Parked { attempts: u32, reason: String },
-    Dropped { attempts: u32 },
+    Delivered {
+        attempts: u32,
+    },
+    Parked {
+        attempts: u32,
+        reason: String,
+    },
+    Dropped {
+        attempts: u32,
+    },
     /// Handed over twice, and dealt with the first time.
     Twice,
 }
@@ -79,9 +86,7 @@ impl Partition {
         let mut queued = entry.queued(&self.seat.lane);
         let mut due = None;
         if redelivered {
-            self.states
-                .read(&self.nodes.link, &self.seat.queue)
-                .await?;
+            self.states.read(&self.nodes.link, &self.seat.queue).await?;
         }
         if let Some(state) = self.states.of(entry.message.id) {
             queued.attempts = state.attempts;
@@ -114,12 +119,10 @@ impl Partition {
                 return Ok(Next::Front);
             }
             let woken = match held.due {
-                Some(due) if due > Instant::now() => {
-                    match self.wait(session, held, due).await? {
-                        Some(woken) => woken,
-                        None => continue,
-                    }
-                }
+                Some(due) if due > Instant::now() => match self.wait(session, held, due).await? {
+                    Some(woken) => woken,
+                    None => continue,
+                },
                 _ => match self.commands.try_recv() {
                     Ok(command) => Woken::Command(command),
                     Err(_) => Woken::Due,
@@ -166,10 +169,7 @@ impl Partition {
             return None;
         }
         let (store, number) = held.entry.origin.as_ref()?;
-        let up_to = self
-            .seat
-            .worker
-            .delivered_up_to(self.seat.index, store)?;
+        let up_to = self.seat.worker.delivered_up_to(self.seat.index, store)?;
         (*number <= up_to).then(|| {
             tracing::debug!(%id, queue = %self.seat.queue, "was handed over twice; not sent again");
             Done {
@@ -384,11 +384,9 @@ impl Partition {
                 return Ok(());
             }
             How::Delivered { attempts } => (Outcome::Delivered, *attempts, None),
-            How::Dropped { attempts } => (
-                Outcome::Failed,
-                *attempts,
-                Some(parked::DROPPED.to_owned()),
-            ),
+            How::Dropped { attempts } => {
+                (Outcome::Failed, *attempts, Some(parked::DROPPED.to_owned()))
+            }
         };
         let report = Report {
             id: held.entry.message.id,

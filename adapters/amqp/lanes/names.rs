@@ -55,10 +55,7 @@ pub(super) fn partition_of(key: &str, partitions: u32) -> u32 {
 
 /// Which of `nodes` a queue belongs to as long as it lives: the one with the highest SHA-256 of node
 /// and queue (rendezvous hashing), so that a node that comes or goes moves only its own share.
-pub(super) fn preferred<'a>(
-    queue: &str,
-    nodes: impl Iterator<Item = &'a str>,
-) -> Option<&'a str> {
+pub(super) fn preferred<'a>(queue: &str, nodes: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     nodes.max_by_key(|node| {
         let mut hash = Sha256::new();
         hash.update(node.as_bytes());

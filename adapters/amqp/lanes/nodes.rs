@@ -416,9 +416,7 @@ impl Nodes {
     }
 }
 
-async fn within<T>(
-    command: impl Future<Output = Result<T, StoreError>>,
-) -> Result<T, StoreError> {
+async fn within<T>(command: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
     tokio::time::timeout(PATIENCE, command)
         .await
         .unwrap_or_else(|_| {

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use lapin::Channel;
 use lapin::Acker;
+use lapin::Channel;
 use lapin::options::{BasicAckOptions, BasicGetOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 use tokio::time::Instant;
@@ -18,11 +18,7 @@ use crate::link::{Link, Publish};
 pub(super) const DROPPED: &str = "dropped by an administrator";
 
 /// Keeps a message with its reason; `Ok` once it is durable.
-pub(super) async fn set_aside(
-    link: &Arc<Link>,
-    queue: &str,
-    entry: &Entry,
-) -> Result<(), Failure> {
+pub(super) async fn set_aside(link: &Arc<Link>, queue: &str, entry: &Entry) -> Result<(), Failure> {
     publish(link, names::parked(queue), entry.write(), false).await
 }
 
@@ -136,11 +132,7 @@ where
 }
 
 /// Puts a parked message to the front; `Ok(true)` once it is durable there.
-pub(super) async fn release(
-    link: &Arc<Link>,
-    queue: &str,
-    id: MessageId,
-) -> Result<bool, Failure> {
+pub(super) async fn release(link: &Arc<Link>, queue: &str, id: MessageId) -> Result<bool, Failure> {
     let released = take(link, queue, id, async |mut entry: Entry| {
         entry.parked = None;
         publish(link, names::front(queue), entry.write(), false).await
