@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
+use xbus_amqp::Links;
 use xbus_config::{BusConfig, Installation, Mode};
 use xbus_core::incident::AlertSettings;
 use xbus_core::outbox::{Mail, Notifier};
@@ -35,21 +36,30 @@ pub static EXTRA: &[Field] = &[
     ),
 ];
 
+/// What a reload takes over from the running bus: listeners, and connections whose settings are the
+/// same.
+#[derive(Clone)]
+pub struct Kept {
+    pub hub: Arc<Hub>,
+    links: Arc<Links>,
+}
+
 /// A checked installation with everything that it needs to run.
 pub struct Wired {
     pub plan: Plan,
     pub bus: BusConfig,
-    pub hub: Arc<Hub>,
+    pub kept: Kept,
     pub notifier: Option<Arc<dyn Notifier>>,
 }
 
 /// Every adapter, in the order of the reference.
-fn kinds(hub: &Arc<Hub>) -> Vec<Kind> {
+fn kinds(kept: &Kept) -> Vec<Kind> {
     vec![
-        xbus_http::kind(hub.clone()),
+        xbus_http::kind(kept.hub.clone()),
         xbus_file::kind(),
         xbus_mail::kind(),
         xbus_mail::connection_kind(),
+        xbus_amqp::kind(kept.links.clone()),
         xbus_queue::kind(),
         xbus_schedule::kind(),
     ]
@@ -57,7 +67,10 @@ fn kinds(hub: &Arc<Hub>) -> Vec<Kind> {
 
 /// Every adapter, for printing what they take.
 pub fn kinds_for_reference() -> Vec<Kind> {
-    kinds(&Hub::new(Settings::default()))
+    kinds(&Kept {
+        hub: Hub::new(Settings::default()),
+        links: Arc::default(),
+    })
 }
 
 /// Reads and checks a folder.
@@ -65,12 +78,8 @@ pub fn load(dir: &Path, mode: Mode) -> (Option<Wired>, Vec<Problem>) {
     load_with(dir, mode, None)
 }
 
-/// The same for a bus that runs already: its listeners stay as they are.
-pub fn load_with(
-    dir: &Path,
-    mode: Mode,
-    running: Option<Arc<Hub>>,
-) -> (Option<Wired>, Vec<Problem>) {
+/// The same for a bus that runs already: its listeners and connections stay.
+pub fn load_with(dir: &Path, mode: Mode, running: Option<Kept>) -> (Option<Wired>, Vec<Problem>) {
     let installation = Installation::read(dir, mode);
     let (settings, limits) = installation.settings(EXTRA, |args| {
         (
@@ -78,9 +87,12 @@ pub fn load_with(
             xbus_transform::limits(args.object("scripts", xbus_transform::LIMIT_FIELDS)),
         )
     });
-    let hub = running.unwrap_or_else(|| Hub::new(settings));
+    let kept = running.unwrap_or_else(|| Kept {
+        hub: Hub::new(settings),
+        links: Arc::default(),
+    });
     let engine = xbus_transform::Engine::new(dir.join("transforms"), limits);
-    let kinds = kinds(&hub);
+    let kinds = kinds(&kept);
     let (loaded, mut problems) = installation.plan(&kinds, EXTRA, &engine);
     let wired = loaded.and_then(|loaded| {
         let notifier = match notifier(&loaded) {
@@ -93,7 +105,7 @@ pub fn load_with(
         Some(Wired {
             plan: loaded.plan,
             bus: loaded.bus,
-            hub,
+            kept,
             notifier,
         })
     });

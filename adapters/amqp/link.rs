@@ -18,7 +18,10 @@ use xbus_core::spec::{Args, Connection};
 
 use crate::counters::Counters;
 use crate::error::describe;
+use crate::lanes::Broker;
+use crate::looks::Looks;
 use crate::publisher::{Job, Publisher, Ticket};
+use crate::replies::Replies;
 use crate::settings::{self, Settings};
 use crate::size;
 use crate::socket::Socket;
@@ -27,7 +30,7 @@ pub(crate) use crate::publisher::Publish;
 pub(crate) use crate::settings::FIELDS;
 
 /// A connection that has been down for so long fails what would wait for it.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The connections that are open, kept over reloads as long as their settings are the same.
 #[derive(Default)]
@@ -68,6 +71,10 @@ pub(crate) struct Link {
     pub(crate) publishing: Arc<Socket>,
     /// By exchange.
     publishers: Mutex<HashMap<Arc<str>, mpsc::UnboundedSender<Job>>>,
+    pub(crate) replies: Replies,
+    pub(crate) looks: Looks,
+    /// What keeps lanes on this connection, as long as somebody uses it.
+    broker: Mutex<Weak<Broker>>,
     pub(crate) stop: CancellationToken,
 }
 
@@ -88,9 +95,22 @@ impl Link {
             publishing: socket(format!("{name} (publishing)")),
             counters: Arc::default(),
             publishers: Mutex::default(),
+            replies: Replies::default(),
+            looks: Looks::default(),
+            broker: Mutex::default(),
             settings,
             stop,
         }
+    }
+
+    /// What keeps lanes on this connection: one for all, also over reloads.
+    pub(crate) fn broker(self: &Arc<Self>) -> Arc<Broker> {
+        let mut known = lock(&self.broker);
+        known.upgrade().unwrap_or_else(|| {
+            let broker = Arc::new(Broker::new(self.clone()));
+            *known = Arc::downgrade(&broker);
+            broker
+        })
     }
 
     /// The connection's name in xbus.yaml.
@@ -117,11 +137,6 @@ impl Link {
     /// long as nobody has asked for a channel, published, or called [`Link::start`].
     pub(crate) fn is_up(&self) -> bool {
         self.state().phase == ConnectionPhase::Up
-    }
-
-    /// Begins to connect for publishing, without waiting.
-    pub(crate) fn start(&self) {
-        self.publishing.start();
     }
 
     /// A new channel for the caller alone, on the connection as it is now; waits for a connection

@@ -34,6 +34,8 @@ use crate::socket::{Socket, Up};
 const WINDOW: usize = 1024;
 /// How many bytes of them; one message may be larger.
 const WINDOW_BYTES: usize = 32 * 1024 * 1024;
+/// How long after a connection was lost its messages may stay without an answer.
+const GRACE: Duration = Duration::from_secs(5);
 /// After the broker closed a channel with several messages in flight, so many go one by one: then
 /// it is clear whom it refuses.
 const ONE_BY_ONE: u32 = 64;
@@ -299,6 +301,8 @@ impl<'a> Window<'a> {
                 }
                 () = self.publisher.stop.cancelled() => return,
                 () = up.lost.cancelled(), if self.flights.is_empty() => return,
+                // lapin answers for what was in flight by then.
+                () = async { up.lost.cancelled().await; sleep(GRACE).await } => return,
                 _ = blocked.changed() => {}
                 job = self.publisher.jobs.recv(), if room => match job {
                     Some(job) => self.publisher.waiting.push_back(job),
@@ -510,10 +514,10 @@ impl<'a> Window<'a> {
                 _ if too_large.is_some_and(|refused| refused < number) => {
                     SendError::outage(said("not looked at: the broker refused one before it"))
                 }
-                Some((404, _)) if !self.confirmed => {
+                Some((404, _)) if alone || !self.confirmed => {
                     SendError::outage(self.publisher.no_exchange())
                 }
-                Some((403, _)) if !self.confirmed => SendError::outage(said(&format!(
+                Some((403, _)) if alone || !self.confirmed => SendError::outage(said(&format!(
                     "{what}; give the user the permission to write (rabbitmqctl set_permissions)"
                 ))),
                 Some((406, _)) if alone && soft => SendError::rejected(said(&what)),

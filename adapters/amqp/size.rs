@@ -23,7 +23,12 @@ pub(crate) fn fits(publish: &Publish) -> Result<(), String> {
             ));
         }
     }
-    let size = headers(&publish.properties);
+    head(&publish.properties)
+}
+
+/// Checks the headers alone.
+pub(crate) fn head(properties: &BasicProperties) -> Result<(), String> {
+    let size = headers(properties);
     if size > HEADERS_MOST {
         return Err(format!(
             "the headers take {size} bytes together, and AMQP has room for {HEADERS_MOST}; send \

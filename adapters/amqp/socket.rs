@@ -84,10 +84,6 @@ impl Socket {
         }
     }
 
-    pub(crate) fn is_started(&self) -> bool {
-        self.started.load(Ordering::SeqCst)
-    }
-
     /// How often a lost connection was made again.
     pub(crate) fn reconnects(&self) -> u64 {
         self.made.load(Ordering::Relaxed).saturating_sub(1)
@@ -169,7 +165,10 @@ impl Socket {
 
     fn set(&self, phase: ConnectionPhase, error: Option<String>) {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        if state.phase != phase {
+        let no_connection =
+            |phase| matches!(phase, ConnectionPhase::Connecting | ConnectionPhase::Down);
+        // Being down goes on while it is tried again.
+        if state.phase != phase && !(no_connection(state.phase) && no_connection(phase)) {
             state.since = Timestamp::now();
         }
         state.phase = phase;

@@ -45,6 +45,7 @@ pub fn connection_kind() -> Kind {
             fields: connection::FIELDS,
             example: "relay: { smtp: { host: mail.acme.example, port: 587, tls: starttls, user: bus, password: \"${SMTP_PASSWORD}\" } }",
             build: Box::new(connection::build),
+            lanes: None,
             health: None,
         }),
     }

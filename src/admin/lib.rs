@@ -104,6 +104,7 @@ fn router(app: Shared) -> Router {
         .route("/routes/{name}/send", post(routes::send))
         .route("/queues", get(queues::list))
         .route("/queues/{name}", get(queues::show))
+        .route("/queues/{name}/move", post(queues::carry))
         .route("/queues/{name}/{action}", post(queues::act))
         .route("/messages", get(messages::list))
         .route("/messages/{id}", get(messages::show))

@@ -169,10 +169,10 @@ pub(crate) async fn show(
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Value>, ApiError> {
     let entry = find(&app.bus, &path(id)?).await?;
-    Ok(Json(full(&app.bus, &entry)?))
+    Ok(Json(full(&app.bus, &entry).await?))
 }
 
-fn full(bus: &Bus, entry: &JournalEntry) -> Result<Value, StoreError> {
+async fn full(bus: &Bus, entry: &JournalEntry) -> Result<Value, StoreError> {
     let mut shown = line(entry);
     shown["cause"] = json!(entry.cause.map(|id| id.to_string()));
     shown["took_ms"] = json!(entry.took_micros as f64 / 1000.0);
@@ -181,14 +181,14 @@ fn full(bus: &Bus, entry: &JournalEntry) -> Result<Value, StoreError> {
         "step": fault.step.as_deref(),
         "reason": fault.reason,
     })));
-    shown["queued"] = queued(bus, entry)?;
+    shown["queued"] = queued(bus, entry).await?;
     let kept = bus.store().payload(entry.id)?;
     shown["payload"] = json!(kept.as_ref().map(payload));
     Ok(shown)
 }
 
 /// Where the message waits: one place for each of its targets that has not got it.
-fn queued(bus: &Bus, entry: &JournalEntry) -> Result<Value, StoreError> {
+async fn queued(bus: &Bus, entry: &JournalEntry) -> Result<Value, StoreError> {
     let plan = bus.plan();
     let Some(route) = plan.routes.get(&entry.route) else {
         return Ok(json!([]));
@@ -203,7 +203,7 @@ fn queued(bus: &Bus, entry: &JournalEntry) -> Result<Value, StoreError> {
         if !waits {
             continue;
         }
-        if let Some(found) = bus.store().entry(&lane.queue, entry.id)? {
+        if let Some(found) = bus.queue_entry(&lane.queue, entry.id).await? {
             places.push(json!({
                 "target": &*target.step.name,
                 "queue": &*lane.queue,
@@ -333,7 +333,7 @@ pub(crate) async fn resolve(
         error = resolved.as_ref().err().map(ToString::to_string),
         "an administrator decided an unknown outcome"
     );
-    Ok(Json(full(&app.bus, &resolved?)?))
+    Ok(Json(full(&app.bus, &resolved?).await?))
 }
 
 #[cfg(test)]

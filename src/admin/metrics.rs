@@ -16,8 +16,10 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use xbus_core::Timestamp;
+use xbus_core::adapter::ConnectionPhase;
 use xbus_core::plan::{Plan, Route, Step};
 use xbus_core::stats::{Histogram, LATENCY_BOUNDS};
+use xbus_core::store::QueueStatus;
 
 use crate::error::ApiError;
 use crate::{App, Shared};
@@ -25,14 +27,19 @@ use crate::{App, Shared};
 /// `GET /metrics`.
 pub(crate) async fn show(State(app): State<Shared>) -> Result<Response, ApiError> {
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(Scrape(app)));
+    let queues = app.bus.queues().await;
+    let queues = queues.into_iter().map(|queue| queue.status).collect();
+    registry.register_collector(Box::new(Scrape { app, queues }));
     let mut text = String::with_capacity(64 * 1024);
     encode(&mut text, &registry).map_err(|_| ApiError::internal())?;
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(CONTENT_TYPE, kind)], text).into_response())
 }
 
-struct Scrape(Arc<App>);
+struct Scrape {
+    app: Arc<App>,
+    queues: Vec<QueueStatus>,
+}
 
 impl fmt::Debug for Scrape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -42,11 +49,12 @@ impl fmt::Debug for Scrape {
 
 impl Collector for Scrape {
     fn encode(&self, mut out: DescriptorEncoder) -> fmt::Result {
-        let plan = self.0.bus.plan();
+        let plan = self.app.bus.plan();
         routes(&plan, &mut out)?;
         targets(&plan, &mut out)?;
-        queues(&self.0, &mut out)?;
-        bus(&self.0, &mut out)
+        queues(&self.queues, &mut out)?;
+        connections(&plan, &mut out)?;
+        bus(&self.app, &mut out)
     }
 }
 
@@ -172,10 +180,9 @@ fn targets(plan: &Plan, out: &mut DescriptorEncoder) -> fmt::Result {
     Ok(())
 }
 
-fn queues(app: &App, out: &mut DescriptorEncoder) -> fmt::Result {
+fn queues(queues: &[QueueStatus], out: &mut DescriptorEncoder) -> fmt::Result {
     use xbus_core::store::QueueStatus;
     type Read = fn(&QueueStatus) -> f64;
-    let queues = crate::queues::all(&app.bus);
     let gauges: [(&str, &str, Read); 4] = [
         (
             "xbus_queue_depth",
@@ -203,10 +210,61 @@ fn queues(app: &App, out: &mut DescriptorEncoder) -> fmt::Result {
     ];
     for (name, help, read) in gauges {
         let mut family = out.encode_descriptor(name, help, None, MetricType::Gauge)?;
-        for queue in &queues {
+        for queue in queues {
             gauge(
                 family.encode_family(&[("queue", &*queue.name)])?,
                 read(queue),
+            )?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether each lasting connection can be used, and what it has counted.
+fn connections(plan: &Plan, out: &mut DescriptorEncoder) -> fmt::Result {
+    if plan.connections.is_empty() {
+        return Ok(());
+    }
+    let gauges: [(&str, &str, ConnectionPhase); 2] = [
+        (
+            "xbus_connection_up",
+            "1 while the connection can be used",
+            ConnectionPhase::Up,
+        ),
+        (
+            "xbus_connection_blocked",
+            "1 while the other side takes nothing",
+            ConnectionPhase::Blocked,
+        ),
+    ];
+    for (name, help, phase) in gauges {
+        let mut family = out.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (connection, health) in &plan.connections {
+            let is = f64::from(u8::from(health.state().phase == phase));
+            gauge(family.encode_family(&[("connection", &**connection)])?, is)?;
+        }
+    }
+    let counted: Vec<_> = plan
+        .connections
+        .iter()
+        .flat_map(|(name, health)| health.counters().into_iter().map(move |c| (name, c)))
+        .collect();
+    let mut names: Vec<(&str, &str)> = counted
+        .iter()
+        .map(|(_, (name, help, _))| (*name, *help))
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    for (counter_name, help) in names {
+        let name = format!("xbus_connection_{counter_name}");
+        let mut family =
+            out.encode_descriptor(&name, help.trim_end_matches('.'), None, MetricType::Counter)?;
+        for (connection, (_, _, value)) in
+            counted.iter().filter(|(_, (n, _, _))| *n == counter_name)
+        {
+            counter(
+                family.encode_family(&[("connection", &***connection)])?,
+                *value,
             )?;
         }
     }

@@ -3,9 +3,6 @@
 //! Every action runs in a task of its own, so that a caller who hangs up does not stop it half-way
 //! with a lane in its hands. Every action is told to the log (target `audit`).
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-
 use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query as QueryString, State};
@@ -15,7 +12,8 @@ use serde_json::{Value, json};
 use xbus_core::MessageId;
 use xbus_core::bus::Bus;
 use xbus_core::problem::suggest;
-use xbus_core::store::{Outcome, Query, QueueStatus, Queued, StoreError};
+use xbus_core::queues::QueueView;
+use xbus_core::store::{Outcome, Query, Queued, StoreError};
 
 use crate::error::ApiError;
 use crate::listener::Peer;
@@ -29,72 +27,45 @@ const LOOKED_AT: usize = 10_000;
 
 /// `GET /api/v1/queues`.
 pub(crate) async fn list(State(app): State<Shared>) -> Json<Value> {
-    Json(
-        all(&app.bus)
-            .iter()
-            .map(|queue| line(&app.bus, queue))
-            .collect(),
-    )
+    Json(app.bus.queues().await.iter().map(line).collect())
 }
 
-/// Every queue by name: what the store holds, and the empty ones that the plan knows.
-pub(crate) fn all(bus: &Bus) -> Vec<QueueStatus> {
-    let mut queues: BTreeMap<Arc<str>, QueueStatus> = bus
-        .store()
-        .queues()
-        .into_iter()
-        .map(|queue| (queue.name.clone(), queue))
-        .collect();
-    let plan = bus.plan();
-    let of_targets = plan
-        .routes
-        .values()
-        .filter(|route| route.enabled)
-        .flat_map(|route| route.all_targets())
-        .filter_map(|target| target.lane.as_ref().map(|lane| &lane.queue));
-    for name in of_targets.chain(plan.readers.keys()) {
-        queues.entry(name.clone()).or_insert_with(|| QueueStatus {
-            name: name.clone(),
-            depth: 0,
-            parked: 0,
-            blocked_keys: 0,
-            head: None,
-        });
-    }
-    queues.into_values().collect()
-}
-
-fn line(bus: &Bus, queue: &QueueStatus) -> Value {
-    json!({
-        "name": &*queue.name,
-        "depth": queue.depth,
-        "parked": queue.parked,
-        "state": state(bus, queue),
-        "head": queue.head.as_ref().map(|head| json!({
+fn line(queue: &QueueView) -> Value {
+    let status = &queue.status;
+    let mut line = json!({
+        "name": &*status.name,
+        "depth": status.depth,
+        "parked": status.parked,
+        "state": state(queue),
+        "head": status.head.as_ref().map(|head| json!({
             "id": head.message.id.to_string(),
             "attempts": head.attempts,
             "last_error": head.last_error,
             "next_try": head.next_try.map(|at| at.to_string()),
             "since": head.since.to_string(),
         })),
-        "blocked_keys": queue.blocked_keys,
-    })
+        "blocked_keys": status.blocked_keys,
+    });
+    if let Some(connection) = &queue.connection {
+        line["connection"] = json!(&**connection);
+        line["in_store"] = json!(queue.in_store);
+    }
+    if let Some(trouble) = &queue.trouble {
+        line["trouble"] = json!(trouble);
+    }
+    line
 }
 
 /// `blocked`: a head has failed and waits, or nobody takes the queue's messages.
-fn state(bus: &Bus, queue: &QueueStatus) -> &'static str {
-    if queue.depth == 0 {
+fn state(queue: &QueueView) -> &'static str {
+    let status = &queue.status;
+    if status.depth == 0 && queue.trouble.is_none() {
         "idle"
-    } else if queue.blocked_keys > 0 || !attended(bus, &queue.name) {
+    } else if status.blocked_keys > 0 || !queue.attended || queue.trouble.is_some() {
         "blocked"
     } else {
         "delivering"
     }
-}
-
-/// Whether the routes, as they are now, take messages from the queue.
-fn attended(bus: &Bus, name: &str) -> bool {
-    bus.lanes().is_worked(name)
 }
 
 #[derive(Deserialize)]
@@ -112,21 +83,19 @@ pub(crate) async fn show(
     let name = path(name)?;
     let QueryString(limit) = limit.map_err(|error| ApiError::wrong(error.body_text()))?;
     let limit = limit.limit.unwrap_or(SHOWN).min(SHOWN_AT_MOST);
-    let queue = find(&app.bus, &name)?;
-    let entries = |parked| -> Result<Value, StoreError> {
-        let entries = app.bus.store().entries(&name, parked, limit)?;
-        Ok(entries.iter().map(entry).collect())
-    };
-    let mut shown = line(&app.bus, &queue);
+    let queue = find(&app.bus, &name).await?;
+    let mut shown = line(&queue);
     if let Some(owner) = app.bus.plan().lane(&name)
         && let Some(target) = owner.0.all_targets().nth(owner.1)
     {
         shown["route"] = json!(&*owner.0.name);
         shown["target"] = json!(&*target.step.name);
     }
-    shown["attended"] = json!(attended(&app.bus, &name));
-    shown["waiting_messages"] = entries(false)?;
-    shown["parked_messages"] = entries(true)?;
+    shown["attended"] = json!(queue.attended);
+    for (place, parked) in [("waiting_messages", false), ("parked_messages", true)] {
+        let entries = app.bus.queue_entries(&name, parked, limit).await?;
+        shown[place] = entries.iter().map(entry).collect();
+    }
     Ok(Json(shown))
 }
 
@@ -146,12 +115,12 @@ fn entry(entry: &Queued) -> Value {
     })
 }
 
-fn find(bus: &Bus, name: &str) -> Result<QueueStatus, ApiError> {
-    let queues = all(bus);
-    if let Some(found) = queues.iter().find(|queue| &*queue.name == name) {
-        return Ok(found.clone());
+async fn find(bus: &Bus, name: &str) -> Result<QueueView, ApiError> {
+    if let Some(found) = bus.queue(name).await {
+        return Ok(found);
     }
-    let hint = suggest(name, queues.iter().map(|queue| &*queue.name));
+    let queues = bus.queues().await;
+    let hint = suggest(name, queues.iter().map(|queue| &*queue.status.name));
     Err(ApiError::not_found(format!(
         "there is no queue '{name}'; {hint}"
     )))
@@ -215,8 +184,8 @@ pub(crate) async fn act(
         )));
     };
     let chosen: Chosen = json_body(body).await?;
-    let queue = find(&app.bus, &name)?;
-    if action == Action::Retry && queue.depth > 0 && !attended(&app.bus, &name) {
+    let queue = find(&app.bus, &name).await?;
+    if action == Action::Retry && queue.status.depth > 0 && !queue.attended {
         return Err(ApiError::conflict(format!(
             "no route takes messages from queue '{name}' now, so that nothing can be retried; they wait until one does"
         )));
@@ -235,6 +204,47 @@ pub(crate) async fn act(
         by: peer.to_string(),
     };
     app.bus.tasks().spawn(job.run(chosen.ids)).await?
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct Destination {
+    to: Option<String>,
+}
+
+/// `POST /api/v1/queues/{name}/move`, `{"to": "embedded"}` or `{"to": "CONNECTION"}`: carries the lane
+/// to the place that the routes name for it, in order. Answers when it is done.
+pub(crate) async fn carry(
+    State(app): State<Shared>,
+    name: Result<Path<String>, PathRejection>,
+    axum::Extension(Peer(peer)): axum::Extension<Peer>,
+    body: axum::body::Body,
+) -> Result<Json<Value>, ApiError> {
+    let name = path(name)?;
+    let destination: Destination = json_body(body).await?;
+    let Some(to) = destination.to else {
+        return Err(ApiError::wrong(
+            "move needs a place: {\"to\": \"embedded\"} or {\"to\": \"CONNECTION\"}",
+        ));
+    };
+    find(&app.bus, &name).await?;
+    let job = {
+        let (app, name, to) = (app.clone(), name.clone(), to.clone());
+        async move { app.bus.move_lane(&name, &to).await }
+    };
+    let moved = app.bus.tasks().spawn(job).await?;
+    tracing::info!(
+        target: "audit",
+        audit = true,
+        action = "queues move",
+        queue = %name,
+        to,
+        by = %peer,
+        messages = moved.as_ref().ok(),
+        error = moved.as_ref().err().map(tracing::field::display),
+        "an administrator moved a queue"
+    );
+    Ok(Json(json!({ "queue": name, "to": to, "messages": moved? })))
 }
 
 /// Reads a small JSON body; nothing stands for an empty object.
@@ -270,7 +280,7 @@ impl Job {
         if ids.is_empty() {
             done.push(self.one(None, "").await);
         } else {
-            for (id, text) in self.in_order(ids) {
+            for (id, text) in self.in_order(ids).await {
                 done.push(self.one(id, &text).await);
             }
         }
@@ -278,17 +288,25 @@ impl Job {
     }
 
     /// The ids in the order of their entries: released one by one, the oldest goes out first.
-    fn in_order(&self, ids: Vec<String>) -> Vec<(Option<MessageId>, String)> {
-        let mut ids: Vec<_> = ids
-            .into_iter()
-            .map(|text| (text.parse::<MessageId>().ok(), text))
-            .collect();
-        ids.sort_by_cached_key(|(id, _)| {
-            id.and_then(|id| self.app.bus.store().entry(&self.queue, id).ok()?)
-                .map(|entry| entry.at.seq)
-        });
-        ids.dedup_by(|a, b| a.1 == b.1);
-        ids
+    async fn in_order(&self, ids: Vec<String>) -> Vec<(Option<MessageId>, String)> {
+        let mut keyed = Vec::new();
+        for text in ids {
+            let id = text.parse::<MessageId>().ok();
+            let found = match id {
+                Some(id) => self
+                    .app
+                    .bus
+                    .queue_entry(&self.queue, id)
+                    .await
+                    .ok()
+                    .flatten(),
+                None => None,
+            };
+            keyed.push((found.map(|entry| (entry.since, entry.at.seq)), id, text));
+        }
+        keyed.sort_by_key(|(place, _, _)| *place);
+        keyed.dedup_by(|a, b| a.2 == b.2);
+        keyed.into_iter().map(|(_, id, text)| (id, text)).collect()
     }
 
     async fn one(&self, id: Option<MessageId>, text: &str) -> Done {
@@ -321,10 +339,10 @@ impl Job {
     }
 
     async fn change(&self, id: Option<MessageId>) -> Result<Value, StoreError> {
-        let lanes = self.app.bus.lanes();
+        let bus = &self.app.bus;
         match (self.action, id) {
             (Action::Retry, id) => {
-                let heads = lanes.retry(&self.queue, id)?;
+                let heads = bus.queue_retry(&self.queue, id).await?;
                 Ok(json!({ "id": id.map(|id| id.to_string()), "heads": heads }))
             }
             (Action::Park, id) => {
@@ -332,18 +350,18 @@ impl Job {
                     .reason
                     .as_deref()
                     .unwrap_or("parked by an administrator");
-                let parked = lanes.park(&self.queue, id, reason).await?;
+                let parked = bus.queue_park(&self.queue, id, reason).await?;
                 Ok(json!({ "id": parked.to_string() }))
             }
             (Action::Release, Some(id)) => {
                 let overtaken = overtaken(&self.app, &self.queue, id).await;
-                let keyed = self.app.bus.store().entry(&self.queue, id)?;
+                let keyed = bus.queue_entry(&self.queue, id).await?;
                 let key = keyed.map(|entry| entry.at.key).unwrap_or_default();
-                lanes.release(&self.queue, id).await?;
+                bus.queue_release(&self.queue, id).await?;
                 Ok(json!({ "id": id.to_string(), "key": &*key, "overtaken_by": overtaken }))
             }
             (Action::Drop, Some(id)) => {
-                lanes.drop_entry(&self.queue, id).await?;
+                bus.queue_drop(&self.queue, id).await?;
                 Ok(json!({ "id": id.to_string() }))
             }
             (_, None) => Err(StoreError::NotFound(String::from("no message was named"))),
@@ -398,7 +416,7 @@ impl Done {
 /// queue that routes fill by name, and one with several keys, which the journal does not keep.
 async fn overtaken(app: &App, queue: &str, id: MessageId) -> Option<Value> {
     let bus = &app.bus;
-    let parked = bus.store().entry(queue, id).ok()??;
+    let parked = bus.queue_entry(queue, id).await.ok()??;
     let (route, at) = bus.plan().lane(queue)?;
     let target = route.all_targets().nth(at)?;
     if !parked.at.key.is_empty() || target.lane.as_ref()?.order_by.is_some() {

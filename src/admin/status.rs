@@ -8,6 +8,7 @@ use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use serde_json::{Value, json};
 use xbus_core::Timestamp;
+use xbus_core::plan::Plan;
 use xbus_core::store::StoreError;
 
 use crate::{App, Shared};
@@ -17,7 +18,7 @@ pub(crate) async fn status(State(app): State<Shared>) -> Json<Value> {
     let plan = app.bus.plan();
     let store = app.bus.store();
     let health = store.health();
-    let queues = store.queues();
+    let queues = app.bus.queues().await;
     let reasons = why_not_ready(&app);
     Json(json!({
         "name": &*plan.bus,
@@ -33,11 +34,32 @@ pub(crate) async fn status(State(app): State<Shared>) -> Json<Value> {
             "error": health.err().map(|error| error.to_string()),
             "disk_bytes": store.disk_bytes(),
         },
-        "queued": queues.iter().map(|queue| queue.depth).sum::<u64>(),
-        "parked": queues.iter().map(|queue| queue.parked).sum::<u64>(),
+        "queued": queues.iter().map(|queue| queue.status.depth).sum::<u64>(),
+        "parked": queues.iter().map(|queue| queue.status.parked).sum::<u64>(),
+        "connections": connections(&plan),
         "incidents_open": app.bus.incidents().open().len(),
         "mails_waiting": app.bus.incidents().outbox().len(),
     }))
+}
+
+/// The lasting connections, and how each is doing.
+fn connections(plan: &Plan) -> Value {
+    let shown = plan.connections.iter().map(|(name, health)| {
+        let state = health.state();
+        let counters: serde_json::Map<String, Value> = health
+            .counters()
+            .into_iter()
+            .map(|(name, _, value)| (name.to_owned(), json!(value)))
+            .collect();
+        json!({
+            "name": &**name,
+            "state": state.phase.name(),
+            "since": state.since.to_string(),
+            "error": state.error,
+            "counters": counters,
+        })
+    });
+    shown.collect()
 }
 
 /// `GET /api/v1/incidents`: what has failed and is not mended.

@@ -138,6 +138,17 @@ impl Client {
             .ok()
     }
 
+    /// The same, for what may take long.
+    pub async fn post_and_wait(&self, path: &str, body: &Value) -> Result<Value, Failure> {
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri(path)
+            .header(header::CONTENT_TYPE, "application/json");
+        self.ask(request, Bytes::from(body.to_string()), RUN)
+            .await?
+            .ok()
+    }
+
     /// `POST path` with bytes and headers, for what runs a message through its route.
     pub async fn run(
         &self,

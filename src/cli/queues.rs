@@ -18,6 +18,7 @@ Examples:
   xbus queues park orders.erp                  set the head aside, so that the next goes on
   xbus queues release orders.erp ID            put a parked message back in its place
   xbus queues drop orders.erp ID               give a message up for good
+  xbus queues move orders.erp --to rabbit      carry it to where the routes keep it now
 
 A queue is idle (nothing waits), delivering, or blocked (its head failed and is
 tried again, or no route takes its messages now).
@@ -68,6 +69,15 @@ enum Action {
         #[arg(value_name = "ID", required = true)]
         ids: Vec<String>,
     },
+    /// Carry a queue, in order, to the place that the routes name for it: a broker's connection, or
+    /// `embedded` for the bus's own store
+    Move {
+        /// The queue's name
+        name: String,
+        /// Name of the connection, or `embedded`
+        #[arg(long, value_name = "PLACE")]
+        to: String,
+    },
     /// Give heads or parked messages up for good: they are not delivered
     Drop {
         /// The queue's name
@@ -95,6 +105,7 @@ async fn execute(args: Args) -> Result<(), Failure> {
         Action::Retry { name, ids } => act(&common, "retry", &name, ids, None).await,
         Action::Park { name, ids, reason } => act(&common, "park", &name, ids, reason).await,
         Action::Release { name, ids } => act(&common, "release", &name, ids, None).await,
+        Action::Move { name, to } => carry(&common, &name, &to).await,
         Action::Drop { name, ids, reason } => act(&common, "drop", &name, ids, reason).await,
     }
 }
@@ -290,6 +301,22 @@ async fn act(
     })?;
     if common.json {
         output::print_json(&answer);
+    }
+    Ok(())
+}
+
+async fn carry(common: &Common, name: &str, to: &str) -> Result<(), Failure> {
+    let path = format!("/api/v1/queues/{}/move", encode(name));
+    let answer = common
+        .client()?
+        .post_and_wait(&path, &json!({ "to": to }))
+        .await?;
+    if common.json {
+        output::print_json(&answer);
+    } else {
+        let count = cell(&answer["messages"]);
+        let line = format!("queue {name} now lives at {to}; {count} messages were carried over\n");
+        output::print(&output::printable(&line));
     }
     Ok(())
 }

@@ -17,7 +17,7 @@ use xbus_core::store::Retention;
 use xbus_core::{Stop, Store};
 
 use super::output::{self, Failure};
-use crate::wiring::{self, Wired};
+use crate::wiring::{self, Kept, Wired};
 
 /// Enough for the deepest script and document within their limits.
 const STACK: usize = 16 * 1024 * 1024;
@@ -79,8 +79,10 @@ fn start(args: &Args) -> Result<(), Failure> {
 }
 
 fn start_log(args: &Args, bus: &BusConfig) {
+    // The AMQP library logs messages that came back with their bodies; what matters of it the bus
+    // says itself.
     let level = EnvFilter::try_from_env("XBUS_LOG")
-        .unwrap_or_else(|_| EnvFilter::new(bus.log_level.clone()));
+        .unwrap_or_else(|_| EnvFilter::new(format!("{},lapin=off", bus.log_level)));
     let json = args
         .log
         .map_or(bus.log_json, |format| format == LogFormat::Json);
@@ -120,7 +122,8 @@ async fn serve(args: &Args, wired: Wired) -> Result<(), Failure> {
         let (incidents, stop) = (incidents.clone(), background.clone());
         tasks.spawn(async move { incidents.run(stop).await });
     }
-    let hub = wired.hub;
+    let kept = wired.kept;
+    let hub = &kept.hub;
     let http = hub.listen().await.map_err(not_open)?;
     let bus = Bus::new(store.clone(), wired.plan, incidents.clone());
     let ready = Arc::new(AtomicBool::new(false));
@@ -149,12 +152,12 @@ async fn serve(args: &Args, wired: Wired) -> Result<(), Failure> {
     hub.start();
     ready.store(true, SeqCst);
     announce(&settings, admin, &http);
-    let mut in_time = signals.wait_for_end(args, &bus, &hub).await;
+    let mut in_time = signals.wait_for_end(args, &bus, &kept).await;
     ready.store(false, SeqCst);
     tracing::info!("stopping: receivers first, then what is in flight");
     let grace = Duration::from_secs(args.grace);
     in_time &= tokio::select! {
-        ended = stop(&bus, &hub, grace) => ended,
+        ended = stop(&bus, hub, grace) => ended,
         () = second_signal() => false,
     };
     background.cancel();
@@ -281,12 +284,7 @@ impl Signals {
     }
 
     /// Waits for a signal to stop; reads the folder again on SIGHUP.
-    async fn wait_for_end(
-        &mut self,
-        args: &Args,
-        bus: &Arc<Bus>,
-        hub: &Arc<xbus_http::Hub>,
-    ) -> bool {
+    async fn wait_for_end(&mut self, args: &Args, bus: &Arc<Bus>, kept: &Kept) -> bool {
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => return true,
@@ -295,7 +293,7 @@ impl Signals {
                     if std::fs::read(args.dir.join("xbus.yaml")).ok() != self.settings {
                         tracing::warn!("xbus.yaml has changed: what it says of listeners, limits, admin, store, journal, alerts and log is taken up at the next start");
                     }
-                    reload(args, bus, hub).await;
+                    reload(args, bus, kept).await;
                 }
             }
         }
@@ -317,8 +315,8 @@ async fn second_signal() {
 }
 
 /// Runs the folder as it is now; with an error in it the old routes go on.
-async fn reload(args: &Args, bus: &Arc<Bus>, hub: &Arc<xbus_http::Hub>) {
-    let (wired, problems) = wiring::load_with(&args.dir, Mode::Run, Some(hub.clone()));
+async fn reload(args: &Args, bus: &Arc<Bus>, kept: &Kept) {
+    let (wired, problems) = wiring::load_with(&args.dir, Mode::Run, Some(kept.clone()));
     for problem in &problems {
         let help = problem.help.as_deref().unwrap_or_default();
         match problem.severity {

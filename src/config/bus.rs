@@ -28,6 +28,9 @@ pub struct BusConfig {
     pub admin: Admin,
     /// `alerts.mail`.
     pub mail: Option<AlertMail>,
+    /// `queues.connection`: the broker that keeps the queues of async targets; nothing for the
+    /// embedded store.
+    pub queues: Option<String>,
     /// `journal`.
     pub journal: Journal,
     /// `defaults.timeout`.
@@ -160,6 +163,9 @@ impl BusConfig {
                 token: admin.secret("token").filter(|token| !token.0.is_empty()),
             },
             mail: alert_mail(args),
+            queues: args
+                .node("queues")
+                .and_then(|queues| Some(queues.get("connection")?.text()?.to_owned())),
             journal: Journal {
                 payloads: match journal.text("payloads").as_deref() {
                     Some("none") => Payloads::None,
@@ -237,17 +243,6 @@ pub(crate) fn connection_kinds(
 pub(crate) fn check(tree: &Node, extra: &'static [Field], bus: &BusConfig, checker: &Checker<'_>) {
     checker.fields(tree, &[BUS, extra], "xbus.yaml");
     let problems = checker.problems;
-    if let Some(node) = tree
-        .get("queues")
-        .and_then(|queues| queues.get("connection"))
-    {
-        problems.error(
-            &node.place,
-            "not-supported",
-            "this build keeps queues in the embedded store only",
-            "write queues: embedded",
-        );
-    }
     let admin = |key: &str| tree.get("admin").and_then(|admin| admin.get(key));
     // A token whose variable or file is not there was written nevertheless; that it is not there
     // was said.

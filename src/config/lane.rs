@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use xbus_core::flow::{Gate, Pace};
-use xbus_core::plan::{Lane, LanePolicy, Retry};
+use xbus_core::plan::{BrokerHome, Lane, LanePolicy, Retry};
 use xbus_core::spec::{Args, Raw};
 
 use crate::step::InRoute;
@@ -19,14 +19,6 @@ impl InRoute<'_> {
             return None;
         }
         let own = Args::new(own.then_some(node), ASYNC, args.build);
-        if own.has("connection") {
-            self.problems.error(
-                &own.place("connection"),
-                "not-supported",
-                "this build keeps queues in the embedded store only",
-                "take 'connection' away",
-            );
-        }
         let queue = own
             .text("queue")
             .filter(|name| !name.is_empty())
@@ -47,9 +39,29 @@ impl InRoute<'_> {
                 );
             }
         }
+        let order_by = self.optional(&own, "order_by")?;
+        let connection = own
+            .text("connection")
+            .or_else(|| self.shop.bus.queues.clone());
+        let home = connection.map(|connection| BrokerHome {
+            connection: Arc::from(connection),
+            partitions: match order_by.is_some() {
+                true => own.count("partitions").unwrap_or(16) as u32,
+                false => 1,
+            },
+        });
+        if own.has("partitions") && (home.is_none() || order_by.is_none()) {
+            self.problems.warning(
+                &own.place("partitions"),
+                "useless-key",
+                "'partitions' has an effect only with 'order_by' on a queue that a broker keeps",
+                "take 'partitions' away",
+            );
+        }
         Some(Lane {
             queue: Arc::from(queue),
-            order_by: self.optional(&own, "order_by")?,
+            order_by,
+            home,
             policy,
         })
     }

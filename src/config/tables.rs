@@ -73,6 +73,9 @@ pub static LANE: &[Field] = &[
     ),
 ];
 
+/// The kinds of connections that can keep queues.
+pub(crate) const BROKERS: &[&str] = &["amqp"];
+
 /// `async` of a target.
 pub static ASYNC: &[Field] = &[
     Field::new(
@@ -100,9 +103,16 @@ pub static ASYNC: &[Field] = &[
     .default("block"),
     Field::new(
         "connection",
-        Type::Text,
-        "A broker's connection that keeps the queue; left out: the embedded store.",
+        Type::Connection(BROKERS),
+        "The broker that keeps the queue; left out: where `queues` of xbus.yaml says.",
     ),
+    Field::new(
+        "partitions",
+        Type::Count(1, 256),
+        "With `order_by` at a broker: over how many queues the keys are spread. A key that waits \
+         holds back the others of its partition.",
+    )
+    .default("16"),
     Field::new(
         "concurrency",
         Type::Count(1, MANY),
@@ -349,8 +359,8 @@ pub static BUS: &[Field] = &[
             Type::Choice(&["embedded"]),
             Type::Object(&[Field::new(
                 "connection",
-                Type::Text,
-                "A broker's connection that keeps the queues.",
+                Type::Connection(BROKERS),
+                "The broker that keeps the queues.",
             )
             .required()]),
         ]),

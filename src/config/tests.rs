@@ -285,6 +285,7 @@ pub(crate) fn kinds() -> Vec<Kind> {
                 fields: SMTP,
                 example: "",
                 build: Box::new(|args| Some(Arc::new(args.text("host")))),
+                lanes: None,
                 health: None,
             }),
         },

@@ -10,6 +10,7 @@ use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::broker::LaneBroker;
 use crate::inbox::Inbox;
 use crate::secrets;
 use crate::spec::{Args, Connection, Field};
@@ -107,8 +108,13 @@ pub trait Stage: Send + Sync {
     fn token(&self) -> Bytes;
     /// Puts it where it is durable and not yet visible. A refusal here has touched nothing.
     fn stage(&self) -> BoxFuture<'_, Result<(), SendError>>;
-    /// Makes it visible, durably.
+    /// Makes it visible, durably. It ends by itself, however long the destination takes.
     fn commit(&self) -> BoxFuture<'_, Result<(), SendError>>;
+    /// The same until `deadline`. A sender whose commit may have arrived by then says so in a method
+    /// of its own; otherwise a commit that is not done by then counts as not done, and is repeated.
+    fn commit_until(&self, deadline: Instant) -> BoxFuture<'_, Result<(), SendError>> {
+        Box::pin(crate::distribute::within(deadline, self.commit()))
+    }
     /// Takes it back.
     fn undo(&self) -> BoxFuture<'_, Result<(), SendError>>;
 }
@@ -223,6 +229,11 @@ pub type BuildSender = Box<dyn Fn(Args<'_>) -> Option<Arc<dyn Sender>> + Send + 
 /// Builds a connection from what xbus.yaml says; `None` when a problem was reported.
 pub type BuildConnection = Box<dyn Fn(Args<'_>) -> Option<Connection> + Send + Sync>;
 
+/// Gives a connection as what tells how it is doing.
+pub type AsHealth = fn(&Connection) -> Option<Arc<dyn ConnectionHealth>>;
+/// Gives a connection as a place where lanes live.
+pub type AsLanes = fn(&Connection) -> Option<Arc<dyn LaneBroker>>;
+
 /// An adapter as routes see it: a word that can stand under `receive`, in a step, or in a connection.
 pub struct Kind {
     /// The word, such as `http`.
@@ -269,9 +280,12 @@ pub struct ConnectionKind {
     pub example: &'static str,
     /// Makes one.
     pub build: BuildConnection,
+    /// The connection as a place where lanes live; nothing for kinds that keep none. The same
+    /// connection gives the same broker each time.
+    pub lanes: Option<AsLanes>,
     /// How one that was made is doing, for health and metrics; nothing for kinds that keep no
     /// lasting connection.
-    pub health: Option<fn(&Connection) -> Option<Arc<dyn ConnectionHealth>>>,
+    pub health: Option<AsHealth>,
 }
 
 /// How far a connection is.

@@ -8,6 +8,7 @@ use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 
 use crate::adapter::OpenError;
+use crate::homes::{Homes, front_of};
 use crate::incident::Incidents;
 use crate::lanes::Lanes;
 use crate::once::Once;
@@ -21,6 +22,7 @@ pub struct Bus {
     store: Arc<dyn Store>,
     plan: RwLock<Arc<Plan>>,
     lanes: Lanes,
+    homes: Homes,
     incidents: Arc<Incidents>,
     once: Once,
     tasks: TaskTracker,
@@ -58,6 +60,7 @@ impl Bus {
     pub fn new(store: Arc<dyn Store>, plan: Plan, incidents: Arc<Incidents>) -> Arc<Self> {
         Arc::new(Self {
             lanes: Lanes::new(store.clone()),
+            homes: Homes::default(),
             store,
             plan: RwLock::new(Arc::new(plan)),
             incidents,
@@ -85,6 +88,24 @@ impl Bus {
     /// The lanes.
     pub fn lanes(&self) -> &Lanes {
         &self.lanes
+    }
+
+    /// Lanes that do not live in the store.
+    pub(crate) fn homes(&self) -> &Homes {
+        &self.homes
+    }
+
+    /// Says that a durable commit put something into the lane.
+    pub(crate) fn wake(&self, queue: &str, key: &Arc<str>) {
+        if !self.homes.wake(queue) {
+            self.lanes.wake(queue, key);
+        }
+    }
+
+    pub(crate) fn lock_working(&self) -> std::sync::MutexGuard<'_, JoinSet<()>> {
+        self.working
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// What has failed and is not mended.
@@ -125,6 +146,7 @@ impl Bus {
     pub async fn start(self: &Arc<Self>) -> Result<(), Vec<OpenError>> {
         self.sweep();
         recovery::recover(self).await;
+        self.find_homes().await;
         self.work_off_lanes();
         let answering = self.open_receivers(true).await?;
         let taking = self.open_receivers(false).await?;
@@ -174,6 +196,7 @@ impl Bus {
         let before = std::mem::take(&mut *self.lock_receiving());
         before.answering.stop.cancel();
         before.taking.close().await;
+        self.find_homes().await;
         self.work_off_lanes();
         let taking = match self.open_receivers(false).await {
             Ok(open) => open,
@@ -258,15 +281,21 @@ impl Bus {
     }
 
     /// Has every async target's queue worked off that is not yet.
-    fn work_off_lanes(self: &Arc<Self>) {
-        let mut working = self
-            .working
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
+    pub(crate) fn work_off_lanes(self: &Arc<Self>) {
+        let mut working = self.lock_working();
         for route in self.plan().routes.values().filter(|route| route.enabled) {
             for target in route.all_targets() {
                 let Some(lane) = &target.lane else { continue };
-                if self.lanes.is_attached(&lane.queue) {
+                let front = front_of(&lane.queue);
+                let came_back = !self.store.lanes(&front).is_empty();
+                if came_back && !self.lanes.is_attached(&front) {
+                    let consumer = TargetConsumer::before(self, &lane.queue);
+                    let stopped =
+                        self.lanes
+                            .attach(&front, Arc::new(consumer), self.stopping.clone());
+                    working.spawn(stopped);
+                }
+                if self.lanes.is_attached(&lane.queue) || self.homes.elsewhere(&lane.queue) {
                     continue;
                 }
                 let consumer = TargetConsumer::new(self, &lane.queue);
@@ -281,7 +310,10 @@ impl Bus {
     /// A queue that holds messages and that nobody works off is kept, and told of.
     fn report_orphans(&self) {
         for queue in self.store.queues() {
-            if self.lanes.is_worked(&queue.name) {
+            if self.homes.why_held(&queue.name).is_some() {
+                continue;
+            }
+            if self.is_worked(&queue.name) {
                 self.incidents.succeeded(&queue.name, "queue");
             } else if queue.depth > 0 {
                 self.incidents.failed(
@@ -357,12 +389,7 @@ impl Bus {
         in_time &= tokio::time::timeout_at(deadline, self.tasks.wait())
             .await
             .is_ok();
-        let mut working = std::mem::take(
-            &mut *self
-                .working
-                .lock()
-                .unwrap_or_else(|poisoned| poisoned.into_inner()),
-        );
+        let mut working = std::mem::take(&mut *self.lock_working());
         let lanes = async { while working.join_next().await.is_some() {} };
         in_time &= tokio::time::timeout_at(deadline, lanes).await.is_ok();
         self.store.close().await;

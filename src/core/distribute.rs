@@ -5,11 +5,13 @@
 //! none either: one commit of the store takes them all.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::adapter::{Call, Reach, SendError, Stage};
 use crate::bus::Bus;
+use crate::forward::Handover;
 use crate::plan::{Route, Step, Target};
 use crate::protocol::{How, Planned, Record};
 use crate::request::{self, holds, transform};
@@ -157,10 +159,10 @@ impl<'a> Journey<'a> {
             }
             Err(mut fault) => {
                 // Alone, it is simply tried again where nobody waits for the answer.
-                if fault.code == Code::InDoubt && !self.route.answers {
+                if fault.code == Code::InDoubt && !self.waits {
                     fault.code = Code::Destination;
                 }
-                let unknown = is_unknown(&fault) && self.route.answers;
+                let unknown = is_unknown(&fault) && self.waits;
                 let outcome = if unknown {
                     self.in_doubt = true;
                     Outcome::InDoubt
@@ -204,7 +206,8 @@ impl<'a> Journey<'a> {
         // The journal entry must be there before the lane reports to it.
         self.note(&step.name, Outcome::Queued, None);
         changes.extend(self.journal(Outcome::Pending, None));
-        self.commit(changes, &[how]).await.map_err(|fault| {
+        let committed = self.commit(changes, &[how], step.timeout).await;
+        committed.map_err(|fault| {
             self.note(
                 &step.name,
                 Outcome::Failed,
@@ -418,7 +421,9 @@ impl<'a> Journey<'a> {
         changes.extend(self.journal(outcome, None));
         changes.extend(puts.iter().filter_map(|how| how.put()));
         changes.append(&mut self.remember);
-        if let Err(fault) = self.commit(changes, &puts).await {
+        let patience = made.iter().map(|made| made.step.timeout).max();
+        let committed = self.commit(changes, &puts, patience.unwrap_or_default());
+        if let Err(fault) = committed.await {
             for made in made.iter().filter(|made| made.is_put()) {
                 self.note(&made.step.name, Outcome::Undone, None);
             }
@@ -428,7 +433,20 @@ impl<'a> Journey<'a> {
         Ok(())
     }
 
-    async fn commit(&self, changes: Vec<Change>, puts: &[&How]) -> Result<(), Fault> {
+    /// Commits, and waits up to `patience` until brokers have what goes into their lanes.
+    async fn commit(
+        &self,
+        changes: Vec<Change>,
+        puts: &[&How],
+        patience: Duration,
+    ) -> Result<(), Fault> {
+        let handovers: Vec<Handover> = puts
+            .iter()
+            .filter_map(|how| match how {
+                How::Put { queue, message, .. } => self.bus.homes().expect(queue, message.id),
+                _ => None,
+            })
+            .collect();
         self.bus
             .store()
             .commit(Commit::from(changes), Durability::Synced)
@@ -439,8 +457,12 @@ impl<'a> Journey<'a> {
             })?;
         for how in puts {
             if let How::Put { queue, key, .. } = how {
-                self.bus.lanes().wake(queue, key);
+                self.bus.wake(queue, key);
             }
+        }
+        let deadline = Instant::now() + patience;
+        for handover in handovers {
+            handover.wait(deadline).await;
         }
         Ok(())
     }
@@ -454,7 +476,7 @@ impl<'a> Journey<'a> {
                 continue;
             };
             let started = Instant::now();
-            let result = within(started + made.step.timeout, stage.commit()).await;
+            let result = stage.commit_until(started + made.step.timeout).await;
             request::count(made.step, result.is_ok(), started.elapsed());
             if let Err(error) = result {
                 open = true;
@@ -642,7 +664,7 @@ impl<'a> Journey<'a> {
         match &made.how {
             MadeHow::Put { how, .. } => {
                 let changes = how.put().into_iter().collect();
-                self.commit(changes, &[how]).await
+                self.commit(changes, &[how], target.step.timeout).await
             }
             _ => self.execute(&made).await.map(drop),
         }
@@ -795,7 +817,7 @@ impl Call for StageAndCommit<'_> {
     ) -> futures_util::future::BoxFuture<'_, Result<Message, SendError>> {
         Box::pin(async move {
             within(deadline, self.0.stage()).await?;
-            if let Err(error) = within(deadline, self.0.commit()).await {
+            if let Err(error) = self.0.commit_until(deadline).await {
                 if let Err(undo) = self.0.undo().await {
                     tracing::warn!(error = %undo.detail, "a staged target could not be undone");
                 }
@@ -837,7 +859,7 @@ pub(crate) async fn compensate(
                 .await
                 .map_err(|error| cannot_keep(&error))?;
             if let How::Put { queue, key, .. } = &how {
-                bus.lanes().wake(queue, key);
+                bus.wake(queue, key);
             }
             Ok(())
         }

@@ -50,6 +50,45 @@ pub trait Consumer: Send + Sync {
     fn cleared(&self);
 }
 
+/// What becomes of a head that failed.
+pub(crate) struct Judged {
+    /// It is set aside; else it is tried again.
+    pub(crate) park: bool,
+    /// How long it waits until then.
+    pub(crate) wait: Duration,
+}
+
+/// Decides what becomes of a head that failed, and tells the log and the consumer.
+pub(crate) fn judge(
+    consumer: &dyn Consumer,
+    queue: &str,
+    head: &Queued,
+    policy: &LanePolicy,
+    fault: &Fault,
+) -> Judged {
+    let attempts = head.attempts + 1;
+    let park = (fault.rejected && policy.park_rejected) || consumer.sets_aside(fault);
+    let route = consumer.route();
+    tracing::warn!(
+        id = %head.message.id,
+        route = route.as_deref().unwrap_or_default(),
+        queue,
+        attempts,
+        parked = park,
+        error = %fault,
+        "delivery from the queue failed"
+    );
+    let mut shown = head.clone();
+    shown.attempts = attempts;
+    shown.last_error = Some(fault.in_full());
+    consumer.failed(&shown, fault, park);
+    let wait = policy.retry.wait(attempts);
+    Judged {
+        park,
+        wait: wait.max(fault.retry_after.unwrap_or_default()),
+    }
+}
+
 /// The lanes of the embedded store, and the work on them.
 pub struct Lanes {
     store: Arc<dyn Store>,
@@ -179,8 +218,15 @@ impl Lanes {
             .cloned()
             .collect();
         for queue in all {
-            for lane in self.store.lanes(&queue.name) {
-                queue.now(&lane.key);
+            self.resume(&queue.name);
+        }
+    }
+
+    /// Tries the heads of one queue that wait for others to go first.
+    pub(crate) fn resume(&self, queue: &str) {
+        if let Some(working) = self.working(queue) {
+            for lane in self.store.lanes(queue) {
+                working.now(&lane.key);
             }
         }
     }
@@ -565,26 +611,7 @@ impl Queue {
 
     async fn failed(&self, head: &Queued, policy: &LanePolicy, fault: Fault) -> Turn {
         let attempts = head.attempts + 1;
-        let park = (fault.rejected && policy.park_rejected) || self.consumer.sets_aside(&fault);
-        let route = self.consumer.route();
-        let route = route.as_deref().unwrap_or_default();
-        tracing::warn!(
-            id = %head.message.id,
-            route,
-            queue = %self.name,
-            attempts,
-            parked = park,
-            error = %fault,
-            "delivery from the queue failed"
-        );
-        let mut shown = head.clone();
-        shown.attempts = attempts;
-        shown.last_error = Some(fault.in_full());
-        self.consumer.failed(&shown, &fault, park);
-        let wait = policy
-            .retry
-            .wait(attempts)
-            .max(fault.retry_after.unwrap_or_default());
+        let Judged { park, wait } = judge(&*self.consumer, &self.name, head, policy, &fault);
         let note = Change::Attempt {
             at: head.at.clone(),
             attempts,

@@ -5,11 +5,14 @@
 
 pub mod adapter;
 pub mod broker;
+pub(crate) mod brokered;
 pub mod bus;
 pub mod codec;
 pub(crate) mod distribute;
 pub mod fault;
 pub mod flow;
+pub(crate) mod forward;
+pub(crate) mod homes;
 pub mod inbox;
 pub mod incident;
 pub mod lanes;
@@ -19,6 +22,7 @@ pub mod outbox;
 pub mod plan;
 pub mod problem;
 pub(crate) mod protocol;
+pub mod queues;
 pub mod recovery;
 pub(crate) mod request;
 pub mod router;

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use crate::adapter::{Receiver, Sender};
+use crate::adapter::{ConnectionHealth, Receiver, Sender};
+use crate::broker::LaneBroker;
 use crate::flow::{Breaker, Gate, Pace};
 use crate::stats::{RouteStats, StepStats};
 use crate::transform::{Expression, Transform};
@@ -22,6 +23,10 @@ pub struct Plan {
     /// Embedded queues that a route receives from: how they are ordered is its receiver's matter,
     /// and is decided when a message enters.
     pub readers: BTreeMap<Arc<str>, QueueReader>,
+    /// The connections that tell how they are doing, by name.
+    pub connections: BTreeMap<Arc<str>, Arc<dyn ConnectionHealth>>,
+    /// The connections that can keep lanes, by name.
+    pub brokers: BTreeMap<Arc<str>, Arc<dyn LaneBroker>>,
     /// Which route and target each queue of an async target belongs to; filled on first use.
     lanes: OnceLock<HashMap<Arc<str>, LaneTarget>>,
 }
@@ -95,6 +100,9 @@ pub struct Route {
     /// How a queue that this route reads is worked off (queue and other receivers without a
     /// waiting sender).
     pub lane: LanePolicy,
+    /// Key of received messages that keep their order among themselves, for receivers that order
+    /// what they take by themselves (amqp).
+    pub order_by: Option<Arc<dyn Expression>>,
     /// `false`: checked, not started.
     pub enabled: bool,
     /// What is counted.
@@ -170,8 +178,19 @@ pub struct Lane {
     pub queue: Arc<str>,
     /// The key that orders messages among themselves.
     pub order_by: Option<Arc<dyn Expression>>,
+    /// The broker that keeps it; nothing for the embedded store.
+    pub home: Option<BrokerHome>,
     /// How it is worked off.
     pub policy: LanePolicy,
+}
+
+/// Where at a broker a lane lives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BrokerHome {
+    /// The connection's name.
+    pub connection: Arc<str>,
+    /// Over how many partitions its keys are spread; 1 without `order_by`.
+    pub partitions: u32,
 }
 
 /// How a lane is worked off.

@@ -366,7 +366,7 @@ impl Story {
             .await?;
         for planned in &self.targets {
             if let How::Put { queue, key, .. } = &planned.how {
-                bus.lanes().wake(queue, key);
+                bus.wake(queue, key);
             }
         }
         if !self.try_to_finish_as(bus, true).await {

@@ -43,6 +43,8 @@ pub struct Queued {
     pub at: EntryRef,
     /// The message as it was made when it was accepted.
     pub message: Arc<Message>,
+    /// Name of the journal's target that this entry is; empty for a classic queue.
+    pub target: Arc<str>,
     /// When it entered the lane.
     pub since: Timestamp,
     /// The message that caused this one, where it is another one (a classic queue).
@@ -175,6 +177,9 @@ pub enum Settlement {
     Delivered,
     /// An administrator dropped it: the target's outcome becomes `failed`.
     Dropped,
+    /// It went on to another place where it waits (a broker's lane): the journal learns nothing from
+    /// this, and is told later by [`Change::Target`].
+    Forwarded,
 }
 
 /// One change of what is kept.
@@ -418,7 +423,7 @@ pub trait Store: Send + Sync {
     fn entry(&self, queue: &str, id: MessageId) -> Result<Option<Queued>, StoreError>;
 
     /// Journal entries, the one last written first. A search for pending messages is quick where a
-    /// message's entry and its puts were one commit.
+    /// message's entry and its puts were one commit and nothing was forwarded.
     fn find(&self, query: &Query) -> Result<Vec<JournalEntry>, StoreError>;
 
     /// The kept payload of a message; where none was kept, what an entry of a lane holds for it.

@@ -7,6 +7,7 @@ use futures_util::future::BoxFuture;
 
 use crate::bus::Bus;
 use crate::distribute::{StageAndCommit, enqueue};
+use crate::homes::front_of;
 use crate::lanes::Consumer;
 use crate::plan::{LanePolicy, Route};
 use crate::request;
@@ -18,14 +19,48 @@ use crate::{Code, Fault, Request};
 pub(crate) struct TargetConsumer {
     bus: Weak<Bus>,
     queue: Arc<str>,
+    place: Place,
+}
+
+/// Where the messages stand that are delivered.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// In the store's queue of the lane.
+    Store,
+    /// In the store's queue that is worked off before it.
+    Front,
+    /// At a broker.
+    Broker,
 }
 
 impl TargetConsumer {
     pub(crate) fn new(bus: &Arc<Bus>, queue: &Arc<str>) -> Self {
+        Self::of(bus, queue, Place::Store)
+    }
+
+    /// Of what came back from a broker.
+    pub(crate) fn before(bus: &Arc<Bus>, queue: &Arc<str>) -> Self {
+        Self::of(bus, queue, Place::Front)
+    }
+
+    /// Of what a broker keeps.
+    pub(crate) fn at_broker(bus: &Arc<Bus>, queue: &Arc<str>) -> Self {
+        Self::of(bus, queue, Place::Broker)
+    }
+
+    fn of(bus: &Arc<Bus>, queue: &Arc<str>, place: Place) -> Self {
         Self {
             bus: Arc::downgrade(bus),
             queue: queue.clone(),
+            place,
         }
+    }
+
+    /// Whether others have to go first, or elsewhere.
+    fn must_wait(&self, bus: &Bus) -> bool {
+        self.place == Place::Store
+            && (bus.homes().elsewhere(&self.queue)
+                || !bus.store().lanes(&front_of(&self.queue)).is_empty())
     }
 
     /// The route and target that the queue belongs to now.
@@ -67,7 +102,10 @@ impl TargetConsumer {
 
 impl Consumer for TargetConsumer {
     fn policy(&self) -> Option<LanePolicy> {
-        let (_, route, at) = self.find()?;
+        let (bus, route, at) = self.find()?;
+        if self.must_wait(&bus) {
+            return None;
+        }
         let lane = route.all_targets().nth(at)?.lane.as_ref()?;
         Some(lane.policy.clone())
     }
@@ -115,6 +153,9 @@ impl Consumer for TargetConsumer {
         };
         if let Some(target) = route.all_targets().nth(at) {
             bus.incidents().succeeded(&route.name, &target.step.name);
+        }
+        if self.place == Place::Front && bus.store().lanes(&front_of(&self.queue)).is_empty() {
+            bus.lanes().resume(&self.queue);
         }
     }
 }

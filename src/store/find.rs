@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
 use std::sync::{Arc, PoisonError};
 
-use xbus_core::store::{JournalEntry, Outcome, Query, StoreError, TargetEntry};
+use xbus_core::store::{JournalEntry, Outcome, Query, Settlement, StoreError, TargetEntry};
 use xbus_core::{Message, MessageId};
 
 use crate::codec::{Reader, hash_id, hash_key};
@@ -307,9 +307,7 @@ impl Inner {
             until: query.until.map(|time| time.as_micros()),
         };
         let extra = match query.outcome {
-            Some(outcome) if outcome != Outcome::Delivered && outcome != Outcome::Pending => {
-                self.notable(outcome)?
-            }
+            Some(outcome) if outcome != Outcome::Delivered => self.notable(outcome)?,
             _ => BTreeMap::new(),
         };
         let none = HashSet::new();
@@ -495,12 +493,13 @@ fn update_of(view: View<'_>) -> Option<(MessageId, TargetEntry)> {
             attempts,
             error,
             time,
-            dropped,
+            how,
         } => {
             let (id, target) = at.of?;
-            let outcome = match dropped {
-                true => Outcome::Failed,
-                false => Outcome::Delivered,
+            let outcome = match how {
+                Settlement::Delivered => Outcome::Delivered,
+                Settlement::Dropped => Outcome::Failed,
+                Settlement::Forwarded => return None,
             };
             Some((id, entry(target, outcome, attempts, error, time)))
         }

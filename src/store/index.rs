@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 
-use xbus_core::store::Outcome;
+use xbus_core::store::{Outcome, Settlement};
 use xbus_core::{MessageId, Timestamp};
 
 use crate::codec::{Reader, hash_id, hash_key, put_str, put_u64};
@@ -172,12 +172,16 @@ impl Rows {
                 self.summary.pins += 1;
                 self.add_id(put.id, offset, Tag::Put);
             }
-            View::Settle { at, dropped, .. } => {
+            View::Settle { at, how, .. } => {
                 if let Some((id, _)) = at.of.filter(|of| !of.1.is_empty()) {
                     self.add_id(id, offset, Tag::Settle);
-                    if *dropped {
-                        self.notable.push((class_of(Outcome::Failed), id.as_u128()));
-                    }
+                    let class = match how {
+                        Settlement::Delivered => return,
+                        Settlement::Dropped => class_of(Outcome::Failed),
+                        // It waits elsewhere, so that no lane of this store tells of it.
+                        Settlement::Forwarded => class_of(Outcome::Pending),
+                    };
+                    self.notable.push((class, id.as_u128()));
                 }
             }
             View::Attempt { at, .. } => {

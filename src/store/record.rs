@@ -124,7 +124,11 @@ pub fn encode(
             put_u64(out, u64::from(*attempts));
             put_option(out, error.as_deref().map(shorten), put_str);
             put_time(out, now);
-            out.push(u8::from(*how == Settlement::Dropped));
+            out.push(match how {
+                Settlement::Delivered => 0,
+                Settlement::Dropped => 1,
+                Settlement::Forwarded => 2,
+            });
             (Tag::Settle, start)
         }
         Change::Attempt {
@@ -428,7 +432,7 @@ pub enum View<'a> {
         attempts: u32,
         error: Option<&'a str>,
         time: Timestamp,
-        dropped: bool,
+        how: Settlement,
     },
     Attempt {
         at: EntryView<'a>,
@@ -492,7 +496,11 @@ pub fn view(tag: Tag, body: &[u8]) -> Option<View<'_>> {
             attempts: reader.u32()?,
             error: reader.option(Reader::str)?,
             time: reader.time()?,
-            dropped: reader.u8()? != 0,
+            how: match reader.u8()? {
+                0 => Settlement::Delivered,
+                1 => Settlement::Dropped,
+                _ => Settlement::Forwarded,
+            },
         },
         Tag::Attempt => View::Attempt {
             at: read_entry(&mut reader)?,

@@ -182,12 +182,13 @@ impl LogStore {
         if put.seq != found.at.seq {
             return Err(wrong());
         }
-        let (since, cause) = (put.since, put.cause);
+        let (since, cause, target) = (put.since, put.cause, Arc::from(put.target));
         let message = read_message(tag, &body).ok_or_else(wrong)?;
         let tries = found.tries;
         Ok(Queued {
             at: found.at,
             message: Arc::new(message),
+            target,
             since,
             cause,
             attempts: tries.as_ref().map_or(0, |tries| tries.attempts),

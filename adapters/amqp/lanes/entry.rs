@@ -123,6 +123,7 @@ impl Entry {
                 seq: self.origin.as_ref().map_or(0, |(_, number)| *number),
             },
             message: self.message.clone(),
+            target: self.target.clone(),
             since: self.since,
             cause: self.cause,
             attempts: self.attempts,

@@ -125,6 +125,8 @@ pub(super) struct Head {
     seq: u64,
     /// The message in the core's form, base64.
     message: String,
+    #[serde(default)]
+    target: String,
     since: i64,
     cause: Option<String>,
     attempts: u32,
@@ -145,6 +147,7 @@ impl Head {
             key: head.at.key.to_string(),
             seq: head.at.seq,
             message: STANDARD.encode(encoder.finish()),
+            target: head.target.to_string(),
             since: head.since.as_micros(),
             cause: head.cause.map(|id| id.to_string()),
             attempts: head.attempts,
@@ -162,6 +165,7 @@ impl Head {
                 seq: self.seq,
             },
             message: Arc::new(Decoder::new(message.into()).message()?),
+            target: Arc::from(self.target),
             since: Timestamp::from_micros(self.since),
             cause: self.cause.and_then(|id| id.parse().ok()),
             attempts: self.attempts,
@@ -242,6 +246,7 @@ mod tests {
                 seq: 12,
             },
             message: Arc::new(message),
+            target: Arc::from("erp"),
             since: Timestamp::now(),
             cause: Some(MessageId::new()),
             attempts: 3,

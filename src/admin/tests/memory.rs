@@ -81,6 +81,7 @@ impl State {
                         seq: self.seq,
                     },
                     message,
+                    target: target.clone(),
                     since: Timestamp::now(),
                     cause,
                     attempts: 0,
@@ -103,6 +104,7 @@ impl State {
                 let outcome = match how {
                     Settlement::Delivered => Outcome::Delivered,
                     Settlement::Dropped => Outcome::Failed,
+                    Settlement::Forwarded => return Ok(()),
                 };
                 let at = Timestamp::now();
                 self.target(

@@ -108,6 +108,7 @@ fn route(name: &str) -> Route {
         pace: None,
         payloads: Payloads::Failed,
         lane: LanePolicy::default(),
+        order_by: None,
         enabled: true,
         stats: Arc::default(),
     }
@@ -123,6 +124,7 @@ fn plan(says: &Destination) -> Plan {
         lane: Some(Lane {
             queue: "orders.erp".into(),
             order_by: None,
+            home: None,
             policy,
         }),
     };

@@ -1,0 +1,236 @@
+//! What administrators see of queues and do with their messages, wherever a queue lives.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::MessageId;
+use crate::broker::LaneCommand;
+use crate::bus::Bus;
+use crate::homes::front_of;
+use crate::store::{Change, Commit, Durability, QueueStatus, Queued, Settlement, StoreError};
+
+/// A queue with where it lives.
+#[derive(Clone, Debug)]
+pub struct QueueView {
+    /// What waits in it, at all the places where its messages are.
+    pub status: QueueStatus,
+    /// The connection to the broker that keeps it; nothing for the store.
+    pub connection: Option<Arc<str>>,
+    /// Of a queue at a broker: how many of its messages wait in this bus's store to be handed over.
+    pub in_store: u64,
+    /// Why nothing of it is worked off, or what is not known of it now.
+    pub trouble: Option<String>,
+    /// Whether the routes, as they are now, take messages from it.
+    pub attended: bool,
+}
+
+impl Bus {
+    /// Whether a route takes the queue's messages now.
+    pub fn is_worked(&self, queue: &str) -> bool {
+        self.lanes().is_worked(queue) || self.homes().at_broker(queue).is_some()
+    }
+
+    /// Every queue by name: those that hold something, and the empty ones that the routes have.
+    pub async fn queues(&self) -> Vec<QueueView> {
+        let mut found: BTreeMap<Arc<str>, QueueStatus> = self
+            .store()
+            .queues()
+            .into_iter()
+            .map(|queue| (queue.name.clone(), queue))
+            .collect();
+        let plan = self.plan();
+        let of_targets = plan
+            .routes
+            .values()
+            .filter(|route| route.enabled)
+            .flat_map(|route| route.all_targets())
+            .filter_map(|target| target.lane.as_ref().map(|lane| &lane.queue));
+        for name in of_targets.chain(plan.readers.keys()) {
+            found.entry(name.clone()).or_insert_with(|| empty(name));
+        }
+        let views = found.into_values().map(|status| self.view(status));
+        futures_util::future::join_all(views).await
+    }
+
+    /// One queue; nothing when there is none of that name.
+    pub async fn queue(&self, name: &str) -> Option<QueueView> {
+        let held = self.store().queues();
+        let held = held.into_iter().find(|queue| *queue.name == *name);
+        let plan = self.plan();
+        let known = || {
+            let lane = plan.lane(name).is_some() || plan.readers.contains_key(name);
+            lane.then(|| empty(&Arc::from(name)))
+        };
+        Some(self.view(held.or_else(known)?).await)
+    }
+
+    async fn view(&self, mut status: QueueStatus) -> QueueView {
+        let held = self.homes().why_held(&status.name);
+        let Some(at) = self.homes().at_broker(&status.name) else {
+            return QueueView {
+                attended: held.is_none() && self.is_attended(&status.name),
+                status,
+                connection: None,
+                in_store: 0,
+                trouble: held,
+            };
+        };
+        let in_store = status.depth;
+        let mut trouble = None;
+        match at.broker.status(&at.lane).await {
+            Ok(there) => {
+                status.depth += there.depth;
+                status.parked += there.parked;
+                status.blocked_keys = there.blocked_keys;
+                status.head = there.head.or(status.head);
+            }
+            Err(error) => trouble = Some(error.to_string()),
+        }
+        QueueView {
+            status,
+            connection: Some(Arc::from(at.broker.name())),
+            in_store,
+            trouble,
+            attended: true,
+        }
+    }
+
+    fn is_attended(&self, queue: &str) -> bool {
+        // What came back from a broker is worked off first, by the lane's own target.
+        let lane = queue.strip_suffix(".front");
+        self.lanes().is_worked(queue)
+            || !self.store().lanes(&front_of(queue)).is_empty()
+            || lane.is_some_and(|lane| self.plan().lane(lane).is_some())
+    }
+
+    /// Messages of a queue, oldest first: what waits, or what is parked.
+    pub async fn queue_entries(
+        &self,
+        queue: &str,
+        parked: bool,
+        limit: usize,
+    ) -> Result<Vec<Queued>, StoreError> {
+        let mut entries = Vec::new();
+        if let Some(at) = self.homes().at_broker(queue) {
+            entries = at.broker.entries(&at.lane, parked, limit).await?;
+        }
+        let rest = limit.saturating_sub(entries.len());
+        entries.extend(self.store().entries(queue, parked, rest)?);
+        Ok(entries)
+    }
+
+    /// One message of a queue, where it can be found.
+    pub async fn queue_entry(
+        &self,
+        queue: &str,
+        id: MessageId,
+    ) -> Result<Option<Queued>, StoreError> {
+        if let Some(entry) = self.store().entry(queue, id)? {
+            return Ok(Some(entry));
+        }
+        let Some(at) = self.homes().at_broker(queue) else {
+            return Ok(None);
+        };
+        for parked in [false, true] {
+            let entries = at.broker.entries(&at.lane, parked, usize::MAX).await?;
+            if let Some(entry) = entries.into_iter().find(|entry| entry.message.id == id) {
+                return Ok(Some(entry));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Tries heads now: all of the queue, or the one that is `id`. Gives how many.
+    pub async fn queue_retry(
+        &self,
+        queue: &str,
+        id: Option<MessageId>,
+    ) -> Result<usize, StoreError> {
+        match self.homes().at_broker(queue) {
+            Some(at) => {
+                let command = LaneCommand::Retry(id);
+                let done = at.broker.command(&at.lane, command, at.worker()).await?;
+                Ok(done.heads)
+            }
+            None => self.lanes().retry(queue, id),
+        }
+    }
+
+    /// Parks the head of the queue, or the head that is `id`. Gives its id.
+    pub async fn queue_park(
+        &self,
+        queue: &str,
+        id: Option<MessageId>,
+        reason: &str,
+    ) -> Result<MessageId, StoreError> {
+        let Some(at) = self.homes().at_broker(queue) else {
+            return self.lanes().park(queue, id, reason).await;
+        };
+        let command = LaneCommand::Park(id, reason.to_owned());
+        let done = at.broker.command(&at.lane, command, at.worker()).await?;
+        done.id
+            .or(id)
+            .ok_or_else(|| StoreError::NotFound(format!("nothing waits in queue '{queue}'")))
+    }
+
+    /// Drops a head or a parked message for good.
+    pub async fn queue_drop(&self, queue: &str, id: MessageId) -> Result<(), StoreError> {
+        let Some(at) = self.homes().at_broker(queue) else {
+            return self.lanes().drop_entry(queue, id).await;
+        };
+        if self.parked_here(queue, id)?.is_some() {
+            return self.lanes().drop_entry(queue, id).await;
+        }
+        let command = LaneCommand::Drop(id);
+        let done = at.broker.command(&at.lane, command, at.worker()).await;
+        done.map(drop)
+    }
+
+    /// Puts a parked message back, before everything that is still queued.
+    pub async fn queue_release(&self, queue: &str, id: MessageId) -> Result<(), StoreError> {
+        let Some(at) = self.homes().at_broker(queue) else {
+            return self.lanes().release(queue, id).await;
+        };
+        // What was parked before the lane moved to the broker goes there like a new message.
+        if let Some(entry) = self.parked_here(queue, id)? {
+            let changes = vec![
+                Change::Put {
+                    queue: entry.at.queue.clone(),
+                    key: entry.at.key.clone(),
+                    message: entry.message.clone(),
+                    target: entry.target.clone(),
+                    cause: entry.cause,
+                },
+                Change::Settle {
+                    at: entry.at.clone(),
+                    how: Settlement::Forwarded,
+                    attempts: entry.attempts,
+                    error: None,
+                },
+            ];
+            self.store()
+                .commit(Commit::from(changes), Durability::Synced)
+                .await?;
+            self.wake(queue, &entry.at.key);
+            return Ok(());
+        }
+        let command = LaneCommand::Release(id);
+        let done = at.broker.command(&at.lane, command, at.worker()).await;
+        done.map(drop)
+    }
+
+    fn parked_here(&self, queue: &str, id: MessageId) -> Result<Option<Queued>, StoreError> {
+        let entry = self.store().entry(queue, id)?;
+        Ok(entry.filter(|entry| entry.parked.is_some()))
+    }
+}
+
+fn empty(name: &Arc<str>) -> QueueStatus {
+    QueueStatus {
+        name: name.clone(),
+        depth: 0,
+        parked: 0,
+        blocked_keys: 0,
+        head: None,
+    }
+}
