@@ -5,6 +5,7 @@
 //! never lived at a broker goes there by itself, because the forwarder carries what waits in order.
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -289,6 +290,7 @@ impl Bus {
             incidents: self.incidents().clone(),
             place: (route.clone(), format!("{step}@{}", broker.name())),
             wake: tokio::sync::Notify::new(),
+            refused: AtomicBool::new(false),
             waiting: Mutex::new(Some(HashMap::new())),
         });
         let worker = Arc::new(BrokerWorker::new(

@@ -37,13 +37,16 @@ pub(super) struct Nodes {
     seats: Mutex<HashMap<Arc<str>, Arc<Seat>>>,
     peers: Mutex<HashMap<String, Peer>>,
     /// What was delivered since others were told: queue and origin, number.
-    delivered: Mutex<HashMap<(Arc<str>, Arc<str>), u64>>,
+    delivered: Mutex<Numbers>,
     asked: Mutex<HashMap<u64, mpsc::UnboundedSender<(String, Answer)>>>,
     number: AtomicU64,
     control: Mutex<Option<mpsc::UnboundedSender<Out>>>,
     /// Since when the control queue is there.
     up: watch::Sender<Option<Instant>>,
 }
+
+/// Numbers by queue and origin.
+type Numbers = HashMap<(Arc<str>, Arc<str>), u64>;
 
 /// Another node.
 struct Peer {
