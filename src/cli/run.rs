@@ -79,21 +79,10 @@ fn start(args: &Args) -> Result<(), Failure> {
 }
 
 fn start_log(args: &Args, bus: &BusConfig) {
-<<<<<<< HEAD
-    // What its client says of RabbitMQ the adapter says again where it matters; a queue that does not
-    // exist yet is no error.
-    let filter = |level: &str| EnvFilter::try_new(format!("lapin=off,{level}"));
-    let level = std::env::var("XBUS_LOG")
-        .ok()
-        .and_then(|level| filter(&level).ok())
-        .or_else(|| filter(&bus.log_level).ok())
-        .unwrap_or_else(|| EnvFilter::new("info"));
-=======
     // The AMQP library logs messages that came back with their bodies; what matters of it the bus
     // says itself.
     let level = EnvFilter::try_from_env("XBUS_LOG")
         .unwrap_or_else(|_| EnvFilter::new(format!("{},lapin=off", bus.log_level)));
->>>>>>> amqp-lanes
     let json = args
         .log
         .map_or(bus.log_json, |format| format == LogFormat::Json);
