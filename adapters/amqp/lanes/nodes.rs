@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -37,13 +37,16 @@ pub(super) struct Nodes {
     seats: Mutex<HashMap<Arc<str>, Arc<Seat>>>,
     peers: Mutex<HashMap<String, Peer>>,
     /// What was delivered since others were told: queue and origin, number.
-    delivered: Mutex<HashMap<(Arc<str>, Arc<str>), u64>>,
+    delivered: Mutex<Numbers>,
     asked: Mutex<HashMap<u64, mpsc::UnboundedSender<(String, Answer)>>>,
     number: AtomicU64,
     control: Mutex<Option<mpsc::UnboundedSender<Out>>>,
     /// Since when the control queue is there.
     up: watch::Sender<Option<Instant>>,
 }
+
+/// Numbers by queue and origin.
+type Numbers = HashMap<(Arc<str>, Arc<str>), u64>;
 
 /// Another node.
 struct Peer {
@@ -63,6 +66,23 @@ pub(super) enum Out {
     Hello,
 }
 
+static PROCESS: OnceLock<String> = OnceLock::new();
+static INSTANCES: AtomicU64 = AtomicU64::new(0);
+
+fn process() -> &'static str {
+    PROCESS.get_or_init(|| uuid::Uuid::new_v4().simple().to_string())
+}
+
+/// A new name, which no other has, in this process or another.
+fn instance() -> String {
+    let number = INSTANCES.fetch_add(1, Ordering::Relaxed);
+    format!("{}-{number}", process())
+}
+
+fn is_this_process(instance: &str) -> bool {
+    instance.starts_with(process())
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -71,7 +91,7 @@ impl Nodes {
     pub(super) fn new(link: Arc<Link>) -> Self {
         Self {
             link,
-            instance: uuid::Uuid::new_v4().simple().to_string(),
+            instance: instance(),
             seats: Mutex::default(),
             peers: Mutex::default(),
             delivered: Mutex::default(),
@@ -195,7 +215,7 @@ impl Nodes {
         let now = Instant::now();
         let mut peers = lock(&self.peers);
         let new = !peers.contains_key(&hello.instance);
-        if new && hello.node == **self.link.node() {
+        if new && hello.node == **self.link.node() && !is_this_process(&hello.instance) {
             tracing::error!(
                 node = %hello.node,
                 "another bus on this broker has the same name; set `node` in xbus.yaml, or reports \

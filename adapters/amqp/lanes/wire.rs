@@ -246,6 +246,7 @@ mod tests {
                 seq: 12,
             },
             message: Arc::new(message),
+            target: "erp".into(),
             since: Timestamp::now(),
             cause: Some(MessageId::new()),
             attempts: 3,
