@@ -21,6 +21,8 @@ use crate::{MessageId, Stop};
 const BATCH: usize = 256;
 /// So many confirmed ones may be waiting for the store to let go of them.
 const UNSETTLED: usize = 4096;
+/// How often it is looked whether a broker is back.
+const LOOK: Duration = Duration::from_millis(100);
 /// How long a bus that stops goes on handing over.
 const LAST: Duration = Duration::from_secs(3);
 /// Waits while the broker cannot be reached.
@@ -109,7 +111,7 @@ impl Forwarder {
                         waiting.clear();
                     }
                     tokio::select! {
-                        () = tokio::time::sleep(wait) => {}
+                        () = self.pause(wait) => {}
                         () = stop.cancelled() => {}
                     }
                 }
@@ -120,6 +122,14 @@ impl Forwarder {
         };
         let _ = tokio::time::timeout(LAST, last).await;
         self.lock_waiting().take();
+    }
+
+    /// Waits, but no longer than until a broker that was down is back.
+    async fn pause(&self, most: Duration) {
+        let (until, was_up) = (Instant::now() + most, self.broker.is_up());
+        while Instant::now() < until && (was_up || !self.broker.is_up()) {
+            tokio::time::sleep(LOOK.min(most)).await;
+        }
     }
 
     async fn step(&self, work: &mut Work) -> Step {
@@ -149,7 +159,7 @@ impl Forwarder {
             return Step::Idle;
         }
         let (confirmed, error) = self.broker.put(self.entries(&batch, origin)).await;
-        self.settle(&batch[..confirmed], work).await;
+        self.settle(&batch[..confirmed], work);
         let Some(error) = error else {
             if std::mem::take(&mut work.failed) > 0 {
                 self.incidents.succeeded(&self.place.0, &self.place.1);
@@ -191,7 +201,7 @@ impl Forwarder {
             .collect()
     }
 
-    async fn settle(&self, confirmed: &[Queued], work: &mut Work) {
+    fn settle(&self, confirmed: &[Queued], work: &mut Work) {
         if confirmed.is_empty() {
             return;
         }
@@ -218,10 +228,14 @@ impl Forwarder {
         work.settling
             .0
             .extend(confirmed.iter().map(|entry| entry.at.clone()));
-        let commit = self.store.commit(Commit::from(changes), Durability::Lazy);
-        if let Err(error) = commit.await {
-            tracing::warn!(queue = %self.lane.queue, %error, "what the broker has could not be taken out of the store yet");
-        }
+        // Synced, so that a power loss has little to hand over again; nobody waits for it.
+        let (store, queue) = (self.store.clone(), self.lane.queue.clone());
+        tokio::spawn(async move {
+            let commit = store.commit(Commit::from(changes), Durability::Synced);
+            if let Err(error) = commit.await {
+                tracing::warn!(%queue, %error, "what the broker has could not be taken out of the store yet");
+            }
+        });
     }
 }
 
