@@ -11,11 +11,12 @@ use std::time::Duration;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
+use crate::adapter::Class;
 use crate::broker::{LaneBroker, LaneEntry, LaneName};
 use crate::incident::Incidents;
 use crate::plan::Retry;
 use crate::store::{Change, Commit, Durability, EntryRef, Queued, Settlement, Store};
-use crate::{MessageId, Stop};
+use crate::{MessageId, SendError, Stop};
 
 /// At most so many are handed over before their confirms are waited for.
 const BATCH: usize = 256;
@@ -166,8 +167,11 @@ impl Forwarder {
             }
             return Step::More;
         };
-        work.failed += 1;
         let first = batch.get(confirmed).or(batch.last());
+        if let (Class::Rejected, Some(first)) = (error.class, first) {
+            return self.set_aside(first, &error).await;
+        }
+        work.failed += 1;
         tracing::warn!(
             queue = %self.lane.queue,
             connection = self.broker.name(),
@@ -183,6 +187,38 @@ impl Forwarder {
             Some(&self.lane.queue),
         );
         Step::Later(AGAIN.wait(work.failed))
+    }
+
+    /// What the broker will never take (too large for it) is parked in the store, and the next goes
+    /// on.
+    async fn set_aside(&self, entry: &Queued, error: &SendError) -> Step {
+        tracing::error!(
+            id = %entry.message.id,
+            queue = %self.lane.queue,
+            connection = self.broker.name(),
+            error = %error.detail,
+            "the broker refuses a message for good; it is parked"
+        );
+        self.incidents.failed(
+            &self.place.0,
+            &self.place.1,
+            "rejection",
+            &error.detail,
+            Some(entry.message.id),
+            Some(&self.lane.queue),
+        );
+        let park = Change::Park {
+            at: entry.at.clone(),
+            reason: error.detail.clone(),
+        };
+        let commit = Commit::of(park);
+        match self.store.commit(commit, Durability::Synced).await {
+            Ok(()) => Step::More,
+            Err(error) => {
+                tracing::error!(queue = %self.lane.queue, %error, "a message could not be parked");
+                Step::Later(Duration::from_secs(5))
+            }
+        }
     }
 
     fn entries(&self, batch: &[Queued], origin: &Arc<str>) -> Vec<LaneEntry> {

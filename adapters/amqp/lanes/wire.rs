@@ -246,7 +246,7 @@ mod tests {
                 seq: 12,
             },
             message: Arc::new(message),
-            target: "erp".into(),
+            target: Arc::from("erp"),
             since: Timestamp::now(),
             cause: Some(MessageId::new()),
             attempts: 3,
