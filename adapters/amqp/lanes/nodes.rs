@@ -13,8 +13,10 @@ use xbus_core::MessageId;
 use xbus_core::store::StoreError;
 
 use super::control;
+use super::failure::Failure;
 use super::names;
 use super::seat::{Act, Seat};
+use super::state::count;
 use super::wire::{Answer, Ask, Head, Hello, Said};
 use crate::link::Link;
 
@@ -38,6 +40,9 @@ pub(super) struct Nodes {
     peers: Mutex<HashMap<String, Peer>>,
     /// What was delivered since others were told: queue and origin, number.
     delivered: Mutex<Numbers>,
+    /// Queues beside lanes that were not there when they were looked at; asking for one costs a
+    /// channel, and a line in the broker's log.
+    absent: Mutex<HashSet<Arc<str>>>,
     asked: Mutex<HashMap<u64, mpsc::UnboundedSender<(String, Answer)>>>,
     number: AtomicU64,
     control: Mutex<Option<mpsc::UnboundedSender<Out>>>,
@@ -95,11 +100,39 @@ impl Nodes {
             seats: Mutex::default(),
             peers: Mutex::default(),
             delivered: Mutex::default(),
+            absent: Mutex::default(),
             asked: Mutex::default(),
             number: AtomicU64::new(0),
             control: Mutex::default(),
             up: watch::channel(None).0,
         }
+    }
+
+    /// Messages that a queue beside a lane holds ready.
+    pub(super) async fn count_beside(&self, queue: Arc<str>) -> Result<u64, Failure> {
+        // Without the others' word nothing is known of what they declare.
+        let hears = self.up.borrow().is_some();
+        if hears && lock(&self.absent).contains(&queue) {
+            return Ok(0);
+        }
+        let found = count(&self.link, &queue).await?;
+        if found.is_none() && hears {
+            lock(&self.absent).insert(queue);
+        }
+        Ok(found.map_or(0, |(ready, _)| u64::from(ready)))
+    }
+
+    /// A queue beside a lane was declared.
+    pub(super) fn made(&self, queue: &str) {
+        lock(&self.absent).remove(queue);
+    }
+
+    /// Declared one here: the others are told.
+    pub(super) fn tell_made(self: &Arc<Self>, queue: &str) {
+        self.made(queue);
+        self.say(Out::All(Said::Made {
+            queue: queue.to_owned(),
+        }));
     }
 
     /// Takes partitions up, and tells the others.
@@ -171,6 +204,8 @@ impl Nodes {
 
     /// The control queue is there, or no longer.
     pub(super) fn set_up(&self, up: bool) {
+        // What was declared meanwhile was not heard of.
+        lock(&self.absent).clear();
         self.up.send_replace(up.then(Instant::now));
     }
 

@@ -25,6 +25,11 @@ pub(super) enum Said {
         /// Which.
         instance: String,
     },
+    /// A queue beside a lane was declared for the first time.
+    Made {
+        /// Its name.
+        queue: String,
+    },
     /// Something is to be answered by every node that can.
     Ask {
         /// Tells the answer apart.
