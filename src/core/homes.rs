@@ -129,9 +129,12 @@ impl Homes {
     }
 }
 
+/// Ends the name of the store's queue of what came back from a broker.
+pub(crate) const FRONT: &str = ".front";
+
 /// The store's queue that is worked off before `queue`: what came back from a broker.
 pub(crate) fn front_of(queue: &str) -> Arc<str> {
-    Arc::from(format!("{queue}.front"))
+    Arc::from(format!("{queue}{FRONT}"))
 }
 
 impl Bus {

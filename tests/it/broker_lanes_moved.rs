@@ -113,7 +113,7 @@ fn a_lane_moves_to_the_broker_and_back_with_all_that_waits_and_is_parked() {
     assert!(
         installation
             .log()
-            .contains("names another place for this lane"),
+            .contains("name another place for this lane"),
         "the log warns"
     );
     send(bus.http, next..next + 20);
