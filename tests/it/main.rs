@@ -5,6 +5,7 @@
 
 mod support;
 
+mod amqp;
 mod command;
 mod crash;
 mod docs;
