@@ -6,6 +6,7 @@
 mod support;
 
 mod amqp;
+mod amqp_outages;
 mod command;
 mod crash;
 mod docs;
