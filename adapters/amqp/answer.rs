@@ -1,14 +1,15 @@
 //! What a sender that waits gets back: the route's reply, an acknowledgement, or a fault.
 //!
 //! The address in a message is the name of a queue of the same broker and nothing else: answers go
-//! through the default exchange, so that no message chooses what the bus connects to.
+//! through the default exchange, so that no message chooses what the bus connects to. Answers are
+//! never enveloped.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
-use xbus_core::{Fault, Format, Headers, Message, MessageId, Reply, Timestamp};
+use xbus_core::{Fault, Format, Headers, MessageId, Reply, Timestamp};
 
 use crate::link::Publish;
 use crate::properties::{line, short};
@@ -23,8 +24,6 @@ pub(crate) struct Ask {
     queue: ShortString,
     /// What tells it which answer this is.
     correlation: Option<ShortString>,
-    /// Whether it speaks in envelopes.
-    envelope: bool,
     app_id: Arc<str>,
 }
 
@@ -51,17 +50,12 @@ impl Answer {
 impl Ask {
     /// Of a message's properties; nothing when it names nowhere to answer to. An answer is known by
     /// the correlation id, or where there is none by the message id (as JMS has it).
-    pub(crate) fn of(
-        properties: &BasicProperties,
-        envelope: bool,
-        app_id: &Arc<str>,
-    ) -> Option<Self> {
+    pub(crate) fn of(properties: &BasicProperties, app_id: &Arc<str>) -> Option<Self> {
         let queue = properties.reply_to().clone()?;
         let correlation = properties.correlation_id().clone();
         (!queue.as_str().is_empty()).then(|| Self {
             queue,
             correlation: correlation.or_else(|| properties.message_id().clone()),
-            envelope,
             app_id: app_id.clone(),
         })
     }
@@ -81,11 +75,6 @@ impl Ask {
                 body.into(),
             );
         };
-        if self.envelope {
-            let body = xbus_envelope::write(message);
-            let content_type = xbus_envelope::CONTENT_TYPE;
-            return self.answer(reply.id, content_type, &reply.headers, body.into());
-        }
         let body = message.body.bytes().clone();
         let usual = || match message.format() {
             Some(format) => format.media_type(),
@@ -105,17 +94,7 @@ impl Ask {
         })
         .to_string();
         let headers: Headers = [(FAULT, code)].into_iter().collect();
-        if !self.envelope {
-            return self.answer(id, Format::Json.media_type(), &headers, body.into());
-        }
-        let mut message = Message::new(body);
-        message.id = id;
-        message
-            .headers
-            .set("content-type", Format::Json.media_type());
-        message.headers.set(FAULT, code);
-        let body = xbus_envelope::write(&message);
-        self.answer(id, xbus_envelope::CONTENT_TYPE, &headers, body.into())
+        self.answer(id, Format::Json.media_type(), &headers, body.into())
     }
 
     fn answer(&self, id: MessageId, content_type: &str, headers: &Headers, body: Bytes) -> Answer {
@@ -151,7 +130,7 @@ impl Ask {
 
 #[cfg(test)]
 mod tests {
-    use xbus_core::{Code, Status};
+    use xbus_core::{Code, Message, Status};
 
     use super::*;
 
@@ -159,15 +138,15 @@ mod tests {
         let properties = BasicProperties::default()
             .with_reply_to("answers".into())
             .with_correlation_id("c7".into());
-        Ask::of(&properties, false, &Arc::from("bus")).unwrap()
+        Ask::of(&properties, &Arc::from("bus")).unwrap()
     }
 
     #[test]
     fn nothing_is_answered_to_who_does_not_ask() {
         let app: Arc<str> = Arc::from("bus");
-        assert!(Ask::of(&BasicProperties::default(), false, &app).is_none());
+        assert!(Ask::of(&BasicProperties::default(), &app).is_none());
         let empty = BasicProperties::default().with_reply_to("".into());
-        assert!(Ask::of(&empty, false, &app).is_none());
+        assert!(Ask::of(&empty, &app).is_none());
     }
 
     #[test]

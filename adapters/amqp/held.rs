@@ -16,7 +16,6 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use xbus_core::adapter::Class;
 use xbus_core::plan::LanePolicy;
-use xbus_core::store::{Change, Commit, Durability, Outcome, Query};
 use xbus_core::{
     Arrival, Code, Fault, Inbox, Message, MessageId, Reply, SendError, Stop, Timestamp,
 };
@@ -34,8 +33,8 @@ const LONGEST_REASON: usize = 2000;
 
 /// What messages are handed to: the inbox, or a test's stand-in.
 pub(crate) trait Door: Send + Sync {
-    /// See [`Inbox::deliver`].
-    fn deliver(&self, arrival: Arrival) -> BoxFuture<'_, Result<Reply, Fault>>;
+    /// See [`Inbox::deliver`] and, for a sender that waits, [`Inbox::ask`].
+    fn deliver(&self, arrival: Arrival, waits: bool) -> BoxFuture<'_, Result<Reply, Fault>>;
     /// See [`Inbox::seen`].
     fn seen(&self, key: &str) -> bool;
     /// See [`Inbox::forget`].
@@ -58,13 +57,14 @@ pub(crate) trait Door: Send + Sync {
     fn route(&self) -> Arc<str>;
     /// What failed at `step` is over.
     fn cleared(&self, step: &str);
-    /// The journal says that the message waits, and it does not: it ended so.
-    fn ended(&self, id: MessageId, outcome: Outcome) -> BoxFuture<'_, ()>;
 }
 
 impl Door for Inbox {
-    fn deliver(&self, arrival: Arrival) -> BoxFuture<'_, Result<Reply, Fault>> {
-        Box::pin(Inbox::deliver(self, arrival))
+    fn deliver(&self, arrival: Arrival, waits: bool) -> BoxFuture<'_, Result<Reply, Fault>> {
+        match waits {
+            true => Box::pin(self.ask(arrival)),
+            false => Box::pin(Inbox::deliver(self, arrival)),
+        }
     }
 
     fn seen(&self, key: &str) -> bool {
@@ -118,33 +118,6 @@ impl Door for Inbox {
     fn cleared(&self, step: &str) {
         self.bus().incidents().succeeded(Inbox::route(self), step);
     }
-
-    fn ended(&self, id: MessageId, outcome: Outcome) -> BoxFuture<'_, ()> {
-        Box::pin(async move {
-            let query = Query {
-                id: Some(id),
-                limit: 1,
-                ..Query::default()
-            };
-            let found = self.bus().store().find(&query).unwrap_or_default();
-            let Some(mut entry) = found.into_iter().next() else {
-                return;
-            };
-            if entry.outcome != Outcome::Pending {
-                return;
-            }
-            entry.outcome = outcome;
-            for target in &mut entry.targets {
-                if target.outcome == Outcome::Queued {
-                    target.outcome = outcome;
-                }
-            }
-            let commit = Commit::of(Change::Journal(entry));
-            if let Err(error) = self.bus().store().commit(commit, Durability::Lazy).await {
-                tracing::warn!(%id, %error, "a journal entry was not kept");
-            }
-        })
-    }
 }
 
 /// Where answers and what is set aside go: the connection, or a test's stand-in.
@@ -177,7 +150,9 @@ pub(crate) struct Desk {
 
 /// A message that is held.
 pub(crate) struct Held {
+    /// The delivery without its body.
     pub(crate) delivery: Delivery,
+    pub(crate) body: Bytes,
     pub(crate) identity: Identity,
     /// The message, or why there is none; and what it comes from.
     pub(crate) message: Result<(Arc<Message>, Option<MessageId>), Fault>,
@@ -265,7 +240,7 @@ impl Desk {
             replayed: false,
             attempts: held.carried.attempts,
         };
-        self.door.deliver(arrival).await
+        self.door.deliver(arrival, held.ask.is_some()).await
     }
 
     /// What a fault means for the message; `true` when it has ended.
@@ -277,11 +252,6 @@ impl Desk {
         // One that waits is told at once, as over HTTP: it decides whether to ask again.
         if let Some(ask) = &held.ask {
             tracing::warn!(%route, %id, error = %fault, "the message failed, which its sender is told");
-            let outcome = match fault.code {
-                Code::InDoubt | Code::Timeout if !fault.untouched => Outcome::InDoubt,
-                _ => Outcome::Failed,
-            };
-            self.door.ended(id, outcome).await;
             let answer = ask.fault(id, &fault);
             self.finish(held, Some(answer)).await;
             return true;
@@ -387,17 +357,12 @@ impl Desk {
             exchange: Arc::from(""),
             routing_key: Arc::from(self.parked.as_str()),
             properties,
-            body: Bytes::copy_from_slice(&held.delivery.data),
+            body: held.body.clone(),
         };
         self.outlet
             .publish(publish, until)
             .await
             .map_err(|error| cannot(error.detail))?;
-        let outcome = match fault.code {
-            Code::InDoubt => Outcome::InDoubt,
-            _ => Outcome::Failed,
-        };
-        self.door.ended(held.carried.id, outcome).await;
         if let Some(step) = &held.carried.step {
             self.memory.failed_at(step);
         }

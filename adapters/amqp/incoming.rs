@@ -2,6 +2,7 @@
 
 use std::io::Read;
 
+use bytes::Bytes;
 use lapin::message::Delivery;
 use xbus_core::{Code, Fault, Format, Message, MessageId};
 
@@ -27,7 +28,8 @@ pub(crate) struct Reading {
 }
 
 impl Reading {
-    /// The message, under the id that it has here, and the one that it comes from.
+    /// The message that a delivery with this body is, under the id that it has here, and the one
+    /// that it comes from.
     ///
     /// # Errors
     /// A body that is no envelope, is compressed and damaged, or becomes too large: repeating it
@@ -35,6 +37,7 @@ impl Reading {
     pub(crate) fn message(
         &self,
         delivery: &Delivery,
+        body: Bytes,
         carried: &Carried,
     ) -> Result<(Message, Option<MessageId>), Fault> {
         let about = Envelope {
@@ -42,7 +45,7 @@ impl Reading {
             routing_key: delivery.routing_key.as_str(),
             redelivered: delivery.redelivered,
         };
-        let mut message = properties::read(&delivery.properties, about, delivery.data.clone());
+        let mut message = properties::read(&delivery.properties, about, body);
         self.decode(&mut message)?;
         let mut cause = None;
         if self.envelope {
@@ -70,7 +73,7 @@ impl Reading {
 
     /// Undoes a content encoding that is a compression, and takes one that names a charset (as some
     /// clients have it) for what it means. Others stay for the route to see.
-    fn decode(&self, message: &mut Message) -> Result<(), Fault> {
+    pub(crate) fn decode(&self, message: &mut Message) -> Result<(), Fault> {
         let Some(encoding) = message.headers.get("content-encoding") else {
             return Ok(());
         };
@@ -187,17 +190,24 @@ mod tests {
         let carried = Carried::new();
         for encoding in ["gzip", "X-GZIP", "gzip:UTF-8"] {
             let delivery = delivery("text/plain", encoding, gzip(b"order"));
-            let (message, _) = reading().message(&delivery, &carried).unwrap();
+            let (message, _) = reading()
+                .message(&delivery, delivery.data.clone().into(), &carried)
+                .unwrap();
             assert_eq!(message.body.bytes().as_ref(), b"order");
             assert!(message.headers.get("content-encoding").is_none());
             assert_eq!(message.id, carried.id);
         }
         let bomb = delivery("text/plain", "gzip", gzip(&vec![0; 5_000_000]));
-        let fault = reading().message(&bomb, &carried).unwrap_err();
+        let fault = reading()
+            .message(&bomb, bomb.data.clone().into(), &carried)
+            .unwrap_err();
         assert!(fault.code == Code::TooLarge && fault.rejected);
         let damaged = delivery("text/plain", "gzip", b"no gzip".to_vec());
         assert_eq!(
-            reading().message(&damaged, &carried).unwrap_err().code,
+            reading()
+                .message(&damaged, damaged.data.clone().into(), &carried)
+                .unwrap_err()
+                .code,
             Code::Client
         );
     }
@@ -215,7 +225,9 @@ mod tests {
             ("text/csv", "br", "text/csv"),
         ] {
             let delivery = delivery(content_type, encoding, b"x".to_vec());
-            let (message, _) = reading().message(&delivery, &carried).unwrap();
+            let (message, _) = reading()
+                .message(&delivery, delivery.data.clone().into(), &carried)
+                .unwrap();
             assert_eq!(message.content_type(), Some(expected));
             assert_eq!(message.headers.get("content-encoding"), Some(encoding));
         }
@@ -224,7 +236,9 @@ mod tests {
             ..reading()
         };
         let delivery = delivery("text/csv; charset=utf-8; header=present", "", Vec::new());
-        let (message, _) = own.message(&delivery, &carried).unwrap();
+        let (message, _) = own
+            .message(&delivery, delivery.data.clone().into(), &carried)
+            .unwrap();
         assert_eq!(
             message.content_type(),
             Some("text/csv; header=present; charset=windows-1252")
@@ -243,7 +257,9 @@ mod tests {
             envelope: true,
             ..reading()
         };
-        let (message, cause) = enveloped.message(&delivery, &Carried::new()).unwrap();
+        let (message, cause) = enveloped
+            .message(&delivery, delivery.data.clone().into(), &Carried::new())
+            .unwrap();
         assert_eq!(cause, Some(inner.id));
         assert_eq!(message.correlation(), inner.id.to_string());
         assert_eq!(message.content_type(), Some("text/xml"));
@@ -251,7 +267,9 @@ mod tests {
         assert_eq!(message.headers.get("amqp.routing-key"), Some("order"));
         assert_eq!(message.headers.get("amqp.reply-to"), None);
         let plain = Delivery::mock(1, "".into(), "q".into(), false, b"<a/>".to_vec());
-        let fault = enveloped.message(&plain, &Carried::new()).unwrap_err();
+        let fault = enveloped
+            .message(&plain, plain.data.clone().into(), &Carried::new())
+            .unwrap_err();
         assert!(fault.rejected);
     }
 }

@@ -24,10 +24,14 @@ mod receiver;
 mod replies;
 mod request;
 mod sender;
+#[cfg(test)]
+mod sender_tests;
 mod settings;
 mod size;
 mod socket;
 mod stage;
+#[cfg(test)]
+mod testing;
 mod topology;
 mod window;
 #[cfg(test)]
@@ -79,5 +83,5 @@ fn health(connection: &Connection) -> Option<Arc<dyn ConnectionHealth>> {
 /// The broker behind a connection of kind `amqp`, as a place for lanes.
 fn lane_broker(connection: &Connection) -> Option<Arc<dyn LaneBroker>> {
     let link = connection.clone().downcast::<link::Link>().ok()?;
-    Some(Arc::new(lanes::Broker::new(link)))
+    Some(link.broker())
 }

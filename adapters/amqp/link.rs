@@ -18,6 +18,7 @@ use xbus_core::spec::{Args, Connection};
 
 use crate::counters::Counters;
 use crate::error::describe;
+use crate::lanes::Broker;
 use crate::looks::Looks;
 use crate::publisher::{Job, Publisher, Ticket};
 use crate::replies::Replies;
@@ -72,6 +73,8 @@ pub(crate) struct Link {
     publishers: Mutex<HashMap<Arc<str>, mpsc::UnboundedSender<Job>>>,
     pub(crate) replies: Replies,
     pub(crate) looks: Looks,
+    /// What keeps lanes on this connection, as long as somebody uses it.
+    broker: Mutex<Weak<Broker>>,
     pub(crate) stop: CancellationToken,
 }
 
@@ -94,9 +97,20 @@ impl Link {
             publishers: Mutex::default(),
             replies: Replies::default(),
             looks: Looks::default(),
+            broker: Mutex::default(),
             settings,
             stop,
         }
+    }
+
+    /// What keeps lanes on this connection: one for all, also over reloads.
+    pub(crate) fn broker(self: &Arc<Self>) -> Arc<Broker> {
+        let mut known = lock(&self.broker);
+        known.upgrade().unwrap_or_else(|| {
+            let broker = Arc::new(Broker::new(self.clone()));
+            *known = Arc::downgrade(&broker);
+            broker
+        })
     }
 
     /// The connection's name in xbus.yaml.

@@ -32,7 +32,7 @@ impl Identity {
     /// Of a delivery.
     pub(crate) fn of(delivery: &Delivery) -> Self {
         let properties = &delivery.properties;
-        let mut said = Vec::with_capacity(delivery.data.len() + 256);
+        let mut said = Vec::with_capacity(256);
         for text in [
             properties.message_id(),
             properties.correlation_id(),
@@ -45,8 +45,8 @@ impl Identity {
             said.extend_from_slice(text.as_bytes());
         }
         said.extend_from_slice(&properties.timestamp().unwrap_or(0).to_le_bytes());
-        said.extend_from_slice(&delivery.data);
-        Self(Uuid::new_v5(&Uuid::NAMESPACE_OID, &said))
+        let said = Uuid::new_v5(&Uuid::NAMESPACE_OID, &said);
+        Self(Uuid::new_v5(&said, &delivery.data))
     }
 
     /// The key under which the inbox remembers it.

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 use serde_json::Value;
-use xbus_core::{Code, Fault, Headers, Message, Timestamp};
+use xbus_core::{Body, Code, Fault, Headers, Message, Timestamp};
 
 use crate::size;
 
@@ -64,6 +64,7 @@ pub(crate) fn write(message: &Message, app_id: &str) -> Result<(BasicProperties,
     if let Some(app_id) = short(app_id) {
         properties = properties.with_app_id(app_id);
     }
+    let correlation = message.correlation();
     for (name, value) in message.headers.iter() {
         let is = |other: &str| name.eq_ignore_ascii_case(other);
         if is("content-type") {
@@ -81,11 +82,13 @@ pub(crate) fn write(message: &Message, app_id: &str) -> Result<(BasicProperties,
             if let Ok(value) = value.parse() {
                 properties = properties.with_priority(value);
             }
+        } else if is(CORRELATION) {
+            // The message's own says more than a header that came with it.
+            insert(&mut headers, name, &correlation)?;
         } else if passes_out(name) {
             insert(&mut headers, name, value)?;
         }
     }
-    let correlation = message.correlation();
     match short(&correlation) {
         Some(correlation) => properties = properties.with_correlation_id(correlation),
         None => insert(&mut headers, CORRELATION, &correlation)?,
@@ -146,7 +149,11 @@ pub(crate) struct Envelope<'a> {
 }
 
 /// The message that a delivery is, as it came: its body is not decoded, its id is new.
-pub(crate) fn read(properties: &BasicProperties, envelope: Envelope<'_>, body: Vec<u8>) -> Message {
+pub(crate) fn read(
+    properties: &BasicProperties,
+    envelope: Envelope<'_>,
+    body: impl Into<Body>,
+) -> Message {
     let mut message = Message::new(body);
     message.correlation_id = properties
         .correlation_id()
@@ -166,12 +173,9 @@ pub(crate) fn read(properties: &BasicProperties, envelope: Envelope<'_>, body: V
             }
         }
     }
-    if message.correlation_id.is_none() {
-        message.correlation_id = message
-            .headers
-            .get(CORRELATION)
-            .filter(|id| !id.is_empty())
-            .map(Into::into);
+    // The property of a request is often the attempt's own, by which its reply is known.
+    if let Some(id) = message.headers.get(CORRELATION).filter(|id| !id.is_empty()) {
+        message.correlation_id = Some(id.into());
     }
     message
 }

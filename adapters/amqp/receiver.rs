@@ -213,7 +213,9 @@ impl AmqpReceiver {
             let opened = tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                opened = self.connect(&*door) => opened,
+                opened = tokio::time::timeout(PATIENCE, self.connect(&*door)) => opened.unwrap_or_else(|_| {
+                    Err(format!("queue '{}': the broker does not answer in time", self.source.queue))
+                }),
             };
             let why = match opened {
                 Ok(open) => {
@@ -272,7 +274,8 @@ impl AmqpReceiver {
 
     /// Sees that the queue is there and begins to read it.
     async fn connect(&self, door: &dyn Door) -> Result<Open, String> {
-        let until = Instant::now() + PATIENCE;
+        // Its own end comes first, so that it can say what it waited for.
+        let until = Instant::now() + PATIENCE.mul_f64(0.9);
         let policy = door.policy();
         let order = self.order(door, &policy);
         self.source

@@ -9,11 +9,11 @@ use lapin::types::AMQPValue;
 use tokio::time::Instant;
 use xbus_core::{Call, Code, Message, SendError};
 
+use crate::answer::FAULT;
+use crate::incoming::Reading;
 use crate::link::{Link, Publish};
 use crate::properties::{self, Envelope};
 
-/// The header of a reply that is a fault: the fault's code.
-const FAULT: &str = "x-xbus-fault";
 /// The message's correlation id, whose property carries the attempt's own.
 const CORRELATION: &str = "x-correlation-id";
 /// How much of a fault is told.
@@ -73,7 +73,18 @@ impl Asking {
             routing_key: reply.routing_key.as_str(),
             redelivered: reply.redelivered,
         };
-        let read = properties::read(&reply.properties, about, reply.data);
+        let mut read = properties::read(&reply.properties, about, reply.data);
+        let reading = Reading {
+            max_body: self.max_body,
+            ..Reading::default()
+        };
+        if let Err(fault) = reading.decode(&mut read) {
+            let what = format!(
+                "was answered, and the answer cannot be read: {}",
+                fault.reason
+            );
+            return Err(SendError::unknown(self.said(&what)));
+        }
         if let Some(code) = read.headers.get(FAULT) {
             return Err(self.fault(code, read.body.bytes()));
         }

@@ -84,10 +84,6 @@ impl Socket {
         }
     }
 
-    pub(crate) fn is_started(&self) -> bool {
-        self.started.load(Ordering::SeqCst)
-    }
-
     /// How often a lost connection was made again.
     pub(crate) fn reconnects(&self) -> u64 {
         self.made.load(Ordering::Relaxed).saturating_sub(1)

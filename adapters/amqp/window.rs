@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use lapin::message::Delivery;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
@@ -132,8 +133,9 @@ impl Window {
         }
     }
 
-    fn open(&self, delivery: Delivery) -> Held {
+    fn open(&self, mut delivery: Delivery) -> Held {
         let identity = Identity::of(&delivery);
+        let body = Bytes::from(std::mem::take(&mut delivery.data));
         let carried = match delivery.redelivered {
             true => self.desk.memory.carried(identity),
             false => None,
@@ -141,13 +143,13 @@ impl Window {
         let carried = carried.unwrap_or_else(Carried::new);
         let message = self
             .reading
-            .message(&delivery, &carried)
+            .message(&delivery, body.clone(), &carried)
             .map(|(message, cause)| (Arc::new(message), cause));
         let asks = self.desk.door.answers();
         Held {
-            ask: Ask::of(&delivery.properties, self.reading.envelope, &self.app_id)
-                .filter(|_| asks),
+            ask: Ask::of(&delivery.properties, &self.app_id).filter(|_| asks),
             delivery,
+            body,
             identity,
             message,
             carried,

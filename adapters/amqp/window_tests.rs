@@ -12,7 +12,6 @@ use lapin::types::ShortString;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use xbus_core::plan::{LanePolicy, Retry};
-use xbus_core::store::Outcome;
 use xbus_core::{
     Arrival, Code, Fault, Headers, Message, MessageId, Reply, SendError, Status, Stop,
 };
@@ -31,7 +30,6 @@ struct Route {
     ids: Mutex<Vec<MessageId>>,
     keys: Mutex<Vec<Arc<str>>>,
     cleared: Mutex<Vec<String>>,
-    ended: Mutex<Vec<Outcome>>,
     told: Mutex<Vec<&'static str>>,
     park: bool,
     answers: bool,
@@ -39,7 +37,7 @@ struct Route {
 }
 
 impl Door for Route {
-    fn deliver(&self, arrival: Arrival) -> BoxFuture<'_, Result<Reply, Fault>> {
+    fn deliver(&self, arrival: Arrival, _: bool) -> BoxFuture<'_, Result<Reply, Fault>> {
         Box::pin(async move {
             let body = String::from_utf8_lossy(arrival.message.body.bytes()).into_owned();
             self.seen
@@ -120,10 +118,6 @@ impl Door for Route {
 
     fn cleared(&self, step: &str) {
         self.cleared.lock().unwrap().push(step.to_owned());
-    }
-
-    fn ended(&self, _: MessageId, outcome: Outcome) -> BoxFuture<'_, ()> {
-        Box::pin(async move { self.ended.lock().unwrap().push(outcome) })
     }
 }
 
@@ -352,7 +346,6 @@ async fn in_doubt_is_never_repeated_and_a_rejection_blocks_unless_told_otherwise
     finish(&mut window).await;
     assert_eq!(world.seen(), ["a0", "b0", "b1", "b2"]);
     assert_eq!(world.broker.published.lock().unwrap().len(), 1);
-    assert_eq!(*world.route.ended.lock().unwrap(), [Outcome::InDoubt]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -382,7 +375,6 @@ async fn who_waits_is_answered_and_told_of_faults_at_once() {
         Some("c-a".into())
     );
     assert!(String::from_utf8_lossy(&published[1].body).contains("\"code\":\"destination\""));
-    assert_eq!(*world.route.ended.lock().unwrap(), [Outcome::Failed]);
 }
 
 #[tokio::test(start_paused = true)]

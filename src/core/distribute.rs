@@ -159,10 +159,10 @@ impl<'a> Journey<'a> {
             }
             Err(mut fault) => {
                 // Alone, it is simply tried again where nobody waits for the answer.
-                if fault.code == Code::InDoubt && !self.route.answers {
+                if fault.code == Code::InDoubt && !self.waits {
                     fault.code = Code::Destination;
                 }
-                let unknown = is_unknown(&fault) && self.route.answers;
+                let unknown = is_unknown(&fault) && self.waits;
                 let outcome = if unknown {
                     self.in_doubt = true;
                     Outcome::InDoubt

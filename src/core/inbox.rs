@@ -125,10 +125,19 @@ impl Inbox {
     /// Runs the route for one message. It runs in a task of its own to its end, even when the
     /// returned future is dropped. `Ok` means that the sender may forget the message.
     pub async fn deliver(&self, arrival: impl Into<Arrival>) -> Result<Reply, Fault> {
-        let arrival = arrival.into();
+        self.run(arrival.into(), self.route.answers).await
+    }
+
+    /// The same for a message whose sender waits although those of others do not: a failure is told
+    /// to it and final, as [`Route::answers`] has it for all.
+    pub async fn ask(&self, arrival: impl Into<Arrival>) -> Result<Reply, Fault> {
+        self.run(arrival.into(), true).await
+    }
+
+    async fn run(&self, arrival: Arrival, waits: bool) -> Result<Reply, Fault> {
         let (bus, route) = (self.bus.clone(), self.route.clone());
         let span = tracing::info_span!("message", id = %arrival.message.id, route = %route.name);
-        let run = async move { router::run(&bus, &route, arrival).await }.instrument(span);
+        let run = async move { router::run(&bus, &route, arrival, waits).await }.instrument(span);
         match self.bus.tasks().spawn(run).await {
             Ok(result) => result,
             Err(error) => {
