@@ -7,6 +7,7 @@ mod support;
 
 mod amqp;
 mod amqp_outages;
+mod amqp_sending;
 mod command;
 mod crash;
 mod docs;
