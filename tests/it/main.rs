@@ -5,6 +5,9 @@
 
 mod support;
 
+mod amqp;
+mod amqp_outages;
+mod amqp_sending;
 mod broker_lanes;
 mod broker_lanes_moved;
 mod broker_lanes_nodes;
