@@ -66,6 +66,7 @@ pub fn connection_kind() -> Kind {
             example: "relay: { smtp: { host: mail.acme.example, port: 587, tls: starttls, user: bus, password: \"${SMTP_PASSWORD}\" } }",
             build: Box::new(connection::build),
             lanes: None,
+            health: None,
         }),
     }
 }

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use crate::broker::{LaneBroker, LaneEntry, LaneName};
 use crate::incident::Incidents;
 use crate::plan::Retry;
-use crate::store::{Change, Commit, Durability, Queued, Settlement, Store};
+use crate::store::{Change, Commit, Durability, EntryRef, Queued, Settlement, Store};
 use crate::{MessageId, Stop};
 
 /// At most so many are handed over before their confirms are waited for.
@@ -37,7 +37,10 @@ pub(crate) struct Forwarder {
     pub(crate) broker: Arc<dyn LaneBroker>,
     /// This bus's name among several, and what tells its store from all others.
     pub(crate) node: Arc<str>,
-    pub(crate) origin: Arc<str>,
+    /// The latter for what came back from a broker, and for all else.
+    pub(crate) origins: [Arc<str>; 2],
+    /// The store's queue that goes first: what came back from a broker.
+    pub(crate) front: Arc<str>,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) incidents: Arc<Incidents>,
     /// Route and step of its incidents.
@@ -121,7 +124,12 @@ impl Forwarder {
 
     async fn step(&self, work: &mut Work) -> Step {
         let limit = BATCH + work.settling.len();
-        let entries = match self.store.entries(&self.lane.queue, false, limit) {
+        let (queue, origin) = if self.store.lanes(&self.front).is_empty() {
+            (&self.lane.queue, &self.origins[1])
+        } else {
+            (&self.front, &self.origins[0])
+        };
+        let entries = match self.store.entries(queue, false, limit) {
             Ok(entries) => entries,
             Err(error) => {
                 tracing::error!(queue = %self.lane.queue, %error, "a queue cannot be read");
@@ -134,13 +142,13 @@ impl Forwarder {
         }
         let batch: Vec<Queued> = entries
             .into_iter()
-            .filter(|entry| !work.settling.contains(entry.at.seq))
+            .filter(|entry| !work.settling.contains(&entry.at))
             .take(BATCH)
             .collect();
         if batch.is_empty() {
             return Step::Idle;
         }
-        let (confirmed, error) = self.broker.put(self.entries(&batch)).await;
+        let (confirmed, error) = self.broker.put(self.entries(&batch, origin)).await;
         self.settle(&batch[..confirmed], work).await;
         let Some(error) = error else {
             if std::mem::take(&mut work.failed) > 0 {
@@ -167,7 +175,7 @@ impl Forwarder {
         Step::Later(AGAIN.wait(work.failed))
     }
 
-    fn entries(&self, batch: &[Queued]) -> Vec<LaneEntry> {
+    fn entries(&self, batch: &[Queued], origin: &Arc<str>) -> Vec<LaneEntry> {
         batch
             .iter()
             .map(|entry| LaneEntry {
@@ -178,7 +186,7 @@ impl Forwarder {
                 since: entry.since,
                 cause: entry.cause,
                 node: self.node.clone(),
-                origin: Some((self.origin.clone(), entry.at.seq)),
+                origin: Some((origin.clone(), entry.at.seq)),
             })
             .collect()
     }
@@ -209,7 +217,7 @@ impl Forwarder {
         }
         work.settling
             .0
-            .extend(confirmed.iter().map(|entry| entry.at.seq));
+            .extend(confirmed.iter().map(|entry| entry.at.clone()));
         let commit = self.store.commit(Commit::from(changes), Durability::Lazy);
         if let Err(error) = commit.await {
             tracing::warn!(queue = %self.lane.queue, %error, "what the broker has could not be taken out of the store yet");
@@ -224,20 +232,20 @@ struct Work {
     failed: u32,
 }
 
-/// Numbers of entries that the broker has and that the store may still show.
+/// Entries that the broker has and that the store may still show.
 #[derive(Default)]
-struct Settling(HashSet<u64>);
+struct Settling(HashSet<EntryRef>);
 
 impl Settling {
     fn retain_visible(&mut self, entries: &[Queued]) {
         if !self.0.is_empty() {
-            let visible: HashSet<u64> = entries.iter().map(|entry| entry.at.seq).collect();
-            self.0.retain(|seq| visible.contains(seq));
+            let visible: HashSet<&EntryRef> = entries.iter().map(|entry| &entry.at).collect();
+            self.0.retain(|at| visible.contains(at));
         }
     }
 
-    fn contains(&self, seq: u64) -> bool {
-        self.0.contains(&seq)
+    fn contains(&self, at: &EntryRef) -> bool {
+        self.0.contains(at)
     }
 
     fn len(&self) -> usize {

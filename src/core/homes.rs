@@ -161,6 +161,7 @@ impl Bus {
         for (queue, home) in wanted {
             if let Err(why) = self.find_home(&queue, home).await {
                 self.hold(&queue, why);
+                self.leave(&queue).await;
             }
         }
     }
@@ -188,6 +189,7 @@ impl Bus {
         }
         let Some(home) = known.as_ref().map(|known| known.home.clone()).or(wanted) else {
             self.leave(queue).await;
+            self.unhold(queue);
             return Ok(());
         };
         if known.is_none() {
@@ -200,7 +202,6 @@ impl Bus {
                 .map_err(|error| format!("where the lane lives cannot be noted: {error}"))?;
         }
         let Some(broker) = self.plan().brokers.get(&home.connection).cloned() else {
-            self.leave(queue).await;
             return Err(format!(
                 "the lane lives on connection '{0}', which xbus.yaml does not define any more; define '{0}' again, then move the lane: xbus queues move {queue} --to embedded",
                 home.connection
@@ -256,7 +257,6 @@ impl Bus {
         if let Some(at) = at {
             at.end().await;
         }
-        self.unhold(queue);
     }
 
     /// Sets to work on a lane at a broker.
@@ -280,7 +280,11 @@ impl Bus {
             lane: lane.clone(),
             broker: broker.clone(),
             node: plan.node.clone(),
-            origin: self.origin(),
+            front: front_of(&lane.queue),
+            origins: {
+                let origin = self.origin();
+                [Arc::from(format!("{origin}/front")), origin]
+            },
             store: self.store().clone(),
             incidents: self.incidents().clone(),
             place: (route.clone(), format!("{step}@{}", broker.name())),
@@ -289,6 +293,7 @@ impl Bus {
         });
         let worker = Arc::new(BrokerWorker::new(
             lane.clone(),
+            broker.clone(),
             Arc::new(TargetConsumer::at_broker(self, &lane.queue)),
             self.store().clone(),
             self.incidents().clone(),
@@ -312,8 +317,9 @@ impl Bus {
             stop,
             ended,
         };
-        self.unhold(&lane.queue);
-        self.homes().lanes().insert(lane.queue, Arc::new(at));
+        let queue = lane.queue;
+        self.homes().lanes().insert(queue.clone(), Arc::new(at));
+        self.unhold(&queue);
     }
 
     /// What tells this bus's store from all others, made once.
@@ -368,6 +374,7 @@ impl Bus {
         let moved = self.bring_home(&queue, known).await?;
         self.find_homes().await;
         self.work_off_lanes();
+        self.lanes().resume(&queue);
         if wanted.is_some() {
             return self.carried_over(&queue).await.map(|more| more.max(moved));
         }
@@ -414,9 +421,9 @@ impl Bus {
             ..known
         };
         self.write_home(queue, Some(&moving)).await?;
-        self.leave(queue).await;
         let why = "it is being moved into the embedded store";
         self.homes().held().insert(queue.clone(), why.to_owned());
+        self.leave(queue).await;
         let front = front_of(queue);
         let keep = |batch: Vec<Queued>| -> BoxFuture<'_, Result<(), StoreError>> {
             Box::pin(self.take_in(front.clone(), batch))

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tracing::Instrument;
 
+use crate::adapter::Reach;
 use crate::bus::Bus;
-use crate::plan::{LanePolicy, Route};
+use crate::plan::{LanePolicy, Route, Target};
 use crate::router;
 use crate::store::{Change, Commit, Durability, StoreError};
-use crate::{Code, Fault, Headers, Message, MessageId};
+use crate::{Code, Expression, Fault, Headers, Message, MessageId};
 
 /// One route's door.
 #[derive(Clone)]
@@ -102,6 +103,25 @@ impl Inbox {
         &self.route.lane
     }
 
+    /// The key of messages that keep their order among themselves; nothing where all do, or none.
+    pub fn order_by(&self) -> Option<&Arc<dyn Expression>> {
+        self.route.order_by.as_ref()
+    }
+
+    /// Whether the route gives a sender that asked something to wait for: it ends in `invoke`, or
+    /// has `reply`.
+    pub fn answers(&self) -> bool {
+        self.route.reply.is_some() || self.route.targets.is_empty()
+    }
+
+    /// Whether each message of the route ends in a commit that is synced, so that what is remembered
+    /// with it costs no wait of its own.
+    pub fn commits(&self) -> bool {
+        let queued =
+            |target: &Target| target.lane.is_some() || target.step.sender.reach() == Reach::Queue;
+        self.route.targets.iter().any(queued)
+    }
+
     /// The bus that this door belongs to.
     pub fn bus(&self) -> &Arc<Bus> {
         &self.bus
@@ -110,10 +130,19 @@ impl Inbox {
     /// Runs the route for one message. It runs in a task of its own to its end, even when the
     /// returned future is dropped. `Ok` means that the sender may forget the message.
     pub async fn deliver(&self, arrival: impl Into<Arrival>) -> Result<Reply, Fault> {
-        let arrival = arrival.into();
+        self.run(arrival.into(), self.route.answers).await
+    }
+
+    /// The same for a message whose sender waits although those of others do not: a failure is told
+    /// to it and final, as [`Route::answers`] has it for all.
+    pub async fn ask(&self, arrival: impl Into<Arrival>) -> Result<Reply, Fault> {
+        self.run(arrival.into(), true).await
+    }
+
+    async fn run(&self, arrival: Arrival, waits: bool) -> Result<Reply, Fault> {
         let (bus, route) = (self.bus.clone(), self.route.clone());
         let span = tracing::info_span!("message", id = %arrival.message.id, route = %route.name);
-        let run = async move { router::run(&bus, &route, arrival).await }.instrument(span);
+        let run = async move { router::run(&bus, &route, arrival, waits).await }.instrument(span);
         match self.bus.tasks().spawn(run).await {
             Ok(result) => result,
             Err(error) => {

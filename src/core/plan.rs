@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use crate::adapter::{Receiver, Sender};
+use crate::adapter::{ConnectionHealth, Receiver, Sender};
 use crate::broker::LaneBroker;
 use crate::flow::{Breaker, Gate, Pace};
 use crate::stats::{RouteStats, StepStats};
@@ -23,6 +23,8 @@ pub struct Plan {
     /// Embedded queues that a route receives from: how they are ordered is its receiver's matter,
     /// and is decided when a message enters.
     pub readers: BTreeMap<Arc<str>, QueueReader>,
+    /// The connections that tell how they are doing, by name.
+    pub connections: BTreeMap<Arc<str>, Arc<dyn ConnectionHealth>>,
     /// The connections that can keep lanes, by name.
     pub brokers: BTreeMap<Arc<str>, Arc<dyn LaneBroker>>,
     /// Which route and target each queue of an async target belongs to; filled on first use.
@@ -98,6 +100,9 @@ pub struct Route {
     /// How a queue that this route reads is worked off (queue and other receivers without a
     /// waiting sender).
     pub lane: LanePolicy,
+    /// Key of received messages that keep their order among themselves, for receivers that order
+    /// what they take by themselves (amqp).
+    pub order_by: Option<Arc<dyn Expression>>,
     /// `false`: checked, not started.
     pub enabled: bool,
     /// What is counted.

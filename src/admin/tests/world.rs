@@ -108,6 +108,7 @@ fn route(name: &str) -> Route {
         pace: None,
         payloads: Payloads::Failed,
         lane: LanePolicy::default(),
+        order_by: None,
         enabled: true,
         stats: Arc::default(),
     }

@@ -1,8 +1,11 @@
-//! What all tests share: a bus in a folder of its own, destinations, and an HTTP client.
+//! What all tests share: a bus in a folder of its own, destinations, an HTTP client, a RabbitMQ and
+//! an AMQP client.
 
+pub mod amqp;
 pub mod bus;
 pub mod destination;
 pub mod http;
+pub mod rabbit;
 
 use std::time::{Duration, Instant};
 
