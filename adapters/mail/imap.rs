@@ -657,8 +657,104 @@ fn text_tokens(text: &str, tokens: &mut Vec<Token>) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+
     use super::*;
+    use crate::account::{self, Protocol};
+
+    /// A server that greets with the first answer and has one for each line that it gets; `TAG` in
+    /// it is the line's first word.
+    pub(crate) async fn saying(answers: &[&'static str]) -> u16 {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let answers = answers.to_vec();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await?;
+            let (read, mut write) = stream.split();
+            let mut lines = BufReader::new(read).lines();
+            let mut tag = String::new();
+            for answer in answers {
+                let answer = answer.replace("TAG", &tag) + "\r\n";
+                write.write_all(answer.as_bytes()).await?;
+                let line = lines.next_line().await?.unwrap_or_default();
+                tag = line.split(' ').next().unwrap_or_default().to_owned();
+            }
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            Ok::<_, std::io::Error>(())
+        });
+        port
+    }
+
+    const CAPA: &str = "* CAPABILITY IMAP4rev1 SASL-IR\r\nTAG OK x";
+
+    #[tokio::test]
+    async fn a_folder_is_read_as_the_server_has_it() {
+        let port = saying(&[
+            "* OK hello",
+            CAPA,
+            "TAG OK in",
+            CAPA,
+            "* 2 EXISTS\r\n* OK [UIDVALIDITY 77] x\r\nTAG OK [READ-WRITE] x",
+            "* SEARCH 9 5 5\r\n* 3 EXISTS\r\nTAG OK x",
+            "* 1 FETCH (UID 5 RFC822.SIZE 4 BODY[] {4}\r\nmail)\r\n* 7 FETCH (UID 99 BODY[] \"x\")\r\nTAG OK x",
+            "* 1 FETCH (UID 5 BODY[] {5}\r\nlarge)\r\nTAG OK x",
+            "TAG OK x",
+        ])
+        .await;
+        let mut imap = Imap::open(&account::at(Protocol::Imap, port))
+            .await
+            .unwrap();
+        imap.select("INBOX").await.unwrap();
+        assert_eq!((imap.exists, imap.validity), (2, 77));
+        assert_eq!(imap.search(1, 2, true).await.unwrap(), [5, 9]);
+        assert_eq!(imap.exists, 3);
+        let all = imap.fetch(&[5], Want::Whole(4)).await.unwrap();
+        assert_eq!(all.len(), 1, "only what was asked for");
+        assert!(matches!(&all[0].body, Some(Bounded::Whole(body)) if body == b"mail"));
+        let all = imap.fetch(&[5], Want::Whole(4)).await.unwrap();
+        assert!(matches!(all[0].body, Some(Bounded::TooLarge(5))));
+        imap.mark_seen(5).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn nonsense_is_trouble_and_no_panic() {
+        for (answers, what) in [
+            (&["+OK pop"][..], "no IMAP server"),
+            (&["* BYE full"], "refuses"),
+            (&["* OK", "* BYE full"], "goodbye"),
+            (&["* OK", "zzz OK x"], "cannot be read"),
+            (&["* OK", "TAG WHAT"], "cannot be read"),
+            (
+                &["* OK", "* CAPABILITY LOGINDISABLED\r\nTAG OK"],
+                "starttls",
+            ),
+            (
+                &["* OK", CAPA, "TAG NO [AUTHENTICATIONFAILED] no"],
+                "check 'user'",
+            ),
+            (
+                &["* OK", CAPA, "TAG NO [UNAVAILABLE] later"],
+                "no login now",
+            ),
+            (
+                &["* OK", CAPA, "TAG OK", CAPA, "TAG OK [READ-ONLY] x"],
+                "only be read",
+            ),
+            (
+                &["* OK", CAPA, "TAG OK", CAPA, "TAG NO no such folder"],
+                "no such folder",
+            ),
+        ] {
+            let port = saying(answers).await;
+            let all = async {
+                let mut imap = Imap::open(&account::at(Protocol::Imap, port)).await?;
+                imap.select("INBOX").await
+            };
+            let trouble = all.await.unwrap_err().to_string();
+            assert!(trouble.contains(what), "{trouble} for {what}");
+        }
+    }
 
     fn text(text: &str) -> Piece {
         Piece::Text(text.to_owned())

@@ -536,4 +536,120 @@ mod tests {
         let mail = "Content-Type: multipart/signed; boundary=x\n\n--x\n\ntext\n--x\nContent-Type: application/pgp-signature; name=signature.asc\n\nsig\n--x--\n";
         assert_eq!(body(&one(mail, &EACH)), "text");
     }
+
+    /// Numbers that look random and are the same each time (xorshift).
+    struct Dice(u64);
+
+    impl Dice {
+        fn roll(&mut self, sides: usize) -> usize {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            (self.0 % sides as u64) as usize
+        }
+    }
+
+    #[test]
+    fn torture_is_read_or_refused_with_a_reason() {
+        const PIECES: &[&str] = &[
+            "\n",
+            "\r\n",
+            "\n\n",
+            ":",
+            " ",
+            "\t",
+            "--",
+            "--x",
+            "--x--",
+            "=",
+            "=?utf-8?Q?=E4?=",
+            "=?klingon?B?////?=",
+            "Subject: ",
+            "From: ",
+            "From: <",
+            "a@b, \"",
+            "(((",
+            "To: group: a@b;",
+            "Date: 99 Foo 20001 99:99:99 +9999",
+            "Content-Type: ",
+            "multipart/mixed; boundary=x",
+            "multipart/alternative; boundary=\"x\"",
+            "multipart/signed; boundary=x--",
+            "multipart/related; boundary*0=x; boundary*1=",
+            "message/rfc822",
+            "text/plain; charset=utf-7",
+            "text/html; charset=\"gb18030\"",
+            "; name*=utf-8''%ff%zz",
+            "Content-Transfer-Encoding: ",
+            "base64",
+            "quoted-printable",
+            "x-uuencode",
+            "begin 600 x\n",
+            "AAAA",
+            "====",
+            "\u{feff}",
+            "\0",
+            "\u{1f600}",
+            "Content-Disposition: attachment; filename=",
+            "Content-ID: <>",
+        ];
+        let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
+        let (mut read, mut refused) = (0, 0);
+        for _ in 0..4000 {
+            let mut mail = Vec::new();
+            for _ in 0..dice.roll(60) {
+                mail.extend_from_slice(PIECES[dice.roll(PIECES.len())].as_bytes());
+                if dice.roll(12) == 0 {
+                    mail.push(dice.roll(256) as u8);
+                }
+            }
+            let reading = Reading {
+                prefer_html: dice.roll(2) == 0,
+                ..if dice.roll(2) == 0 { EACH } else { IGNORE }
+            };
+            match messages(&mail, &reading) {
+                Ok(all) => {
+                    assert!(!all.is_empty());
+                    for (name, value) in all.iter().flat_map(|one| one.headers.iter()) {
+                        let shown = String::from_utf8_lossy(&mail);
+                        assert!(!value.contains(char::is_control), "{name} in {shown:?}");
+                    }
+                    read += 1;
+                }
+                Err(why) => {
+                    assert!(!why.fault.reason.is_empty());
+                    refused += 1;
+                }
+            }
+        }
+        assert!(read > 500 && refused > 50, "{read} read, {refused} refused");
+    }
+
+    #[test]
+    fn large_oddities_are_read_in_good_time() {
+        let started = std::time::Instant::now();
+        let mega = |text: &str| text.repeat((4 << 20) / text.len());
+        for mail in [
+            mega("Content-Type: message/rfc822\n\n"),
+            mega("Content-Type: multipart/mixed; boundary=x\n\n--x\n"),
+            format!("Subject: {}", mega("=?utf-8?Q?=E4?= ")),
+            format!("From: {}\n\nx", "(\"<,".repeat(60_000)),
+            format!("Content-Type: {}\n\nx", "a*0=x; ".repeat(30_000)),
+            mega("x: y\n"),
+            mega("\n"),
+            mega("--x\n"),
+            format!(
+                "Content-Type: multipart/mixed; boundary=x\n\n{}",
+                mega("--y\n")
+            ),
+            format!(
+                "Content-Transfer-Encoding: quoted-printable\n\n{}",
+                mega("=")
+            ),
+            format!("Content-Transfer-Encoding: base64\n\n{}", mega("=A")),
+        ] {
+            let _ = messages(mail.as_bytes(), &EACH);
+        }
+        assert!(started.elapsed().as_secs() < 60, "{:?}", started.elapsed());
+    }
 }

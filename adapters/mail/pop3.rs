@@ -4,7 +4,6 @@
 //! Absent: APOP and SASL (the password goes by USER and PASS, over TLS).
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use crate::account::{Account, Tls};
 use crate::trouble::{Trouble, shown};
@@ -137,15 +136,6 @@ impl Pop3 {
         self.command("QUIT").await.map(drop)
     }
 
-    /// Ends the session without any change of the mailbox, as far as the server is quick about it.
-    pub(crate) async fn give_up(mut self) {
-        let ending = async {
-            self.command("RSET").await?;
-            self.command("QUIT").await
-        };
-        let _ = tokio::time::timeout(Duration::from_secs(2), ending).await;
-    }
-
     async fn command(&mut self, command: &str) -> Result<String, Trouble> {
         self.wire.send(format!("{command}\r\n").as_bytes()).await?;
         let word = command.split(' ').next().unwrap_or_default();
@@ -161,6 +151,66 @@ impl Pop3 {
             Err(Trouble::No(shown(said)))
         } else {
             Err(Trouble::nonsense(word))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::account::{self, Protocol};
+    use crate::imap::tests::saying;
+
+    #[tokio::test]
+    async fn a_session_is_read_as_the_server_has_it() {
+        let port = saying(&[
+            "+OK hello",
+            "+OK",
+            "+OK",
+            "+OK\r\n1 10\r\n2 20\r\n.",
+            "+OK\r\n1 abc\r\n2 def x\r\n.",
+            "-ERR no TOP",
+            "+OK\r\n..dot\r\nbody\r\n.",
+            "+OK",
+            "+OK bye",
+        ])
+        .await;
+        let mut pop = Pop3::open(&account::at(Protocol::Pop3, port))
+            .await
+            .unwrap();
+        let list = pop.list().await.unwrap();
+        let told: Vec<_> = list
+            .iter()
+            .map(|one| (one.number, one.uid.as_deref(), one.size))
+            .collect();
+        assert_eq!(told, [(1, Some("abc"), 10), (2, Some("def"), 20)]);
+        assert!(pop.head(1, 99).await.unwrap().is_none());
+        assert!(pop.head(1, 99).await.unwrap().is_none(), "not asked again");
+        let Bounded::Whole(mail) = pop.mail(1, 99).await.unwrap() else {
+            panic!("too large");
+        };
+        assert_eq!(mail, b".dot\r\nbody\r\n");
+        pop.delete(1).await.unwrap();
+        pop.leave().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn nonsense_is_trouble_and_no_panic() {
+        for (answers, what) in [
+            (&["* OK hello"][..], "no POP3 server"),
+            (&["-ERR too many"], "too many"),
+            (&["+OK", "-ERR who"], "who"),
+            (&["+OK", "+OK", "-ERR [IN-USE] locked"], "no login now"),
+            (&["+OK", "+OK", "+OK", "+OK\r\nx y\r\n."], "LIST"),
+            (&["+OK", "+OK", "+OK", "+OK\r\n1 1\r\n.", "what"], "UIDL"),
+        ] {
+            let port = saying(answers).await;
+            let all = async {
+                let mut pop = Pop3::open(&account::at(Protocol::Pop3, port)).await?;
+                pop.list().await.map(drop)
+            };
+            let trouble = all.await.unwrap_err().to_string();
+            assert!(trouble.contains(what), "{trouble} for {what}");
         }
     }
 }

@@ -22,8 +22,8 @@ const NAMED_MOST: usize = 10;
 pub(crate) enum Fate {
     /// Every message of it is accepted; how many there are.
     Done(usize),
-    /// Some of it failed for good; how many there are.
-    Failed(Failure, usize),
+    /// Some of it failed for good.
+    Failed(Failure),
     /// The bus stops while it waits for another attempt.
     Stopped,
 }
@@ -136,7 +136,7 @@ impl Mail<'_> {
         }
         match failures.len() {
             0 => Fate::Done(count),
-            _ => Fate::Failed(joined(failures, count), count),
+            _ => Fate::Failed(joined(failures, count)),
         }
     }
 
@@ -174,7 +174,7 @@ impl Mail<'_> {
     pub(crate) async fn refuse(&self, message: Message, fault: &Fault) -> Fate {
         let id = message.id;
         self.inbox.refuse(message, fault).await;
-        Fate::Failed(Failure::of(id, 1, fault), 1)
+        Fate::Failed(Failure::of(id, 1, fault))
     }
 }
 

@@ -279,7 +279,7 @@ impl Watch {
         };
         match mail.take(raw.clone(), &mut memory.asides).await {
             Fate::Done(parts) => self.finish(mailbox, &entry, names, parts, memory).await,
-            Fate::Failed(failure, _) => {
+            Fate::Failed(failure) => {
                 set_aside(&self.inbox, &names, &failure, &mut memory.asides).await;
                 self.dispose(mailbox, entry, Some(&raw), failure, names, memory)
                     .await
@@ -377,7 +377,7 @@ impl Watch {
             stop: &self.stop,
         };
         let fate = mail.refuse(*refused.message, &refused.fault).await;
-        let Fate::Failed(failure, _) = fate else {
+        let Fate::Failed(failure) = fate else {
             return Ok(());
         };
         set_aside(&self.inbox, &names, &failure, &mut memory.asides).await;
