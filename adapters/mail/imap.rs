@@ -27,6 +27,8 @@ pub(crate) struct Imap {
     capabilities: BTreeSet<String>,
     /// How many mails the open folder holds.
     pub(crate) exists: u32,
+    /// How many of them there were when they were last looked through.
+    pub(crate) known: u32,
     /// Of the open folder; 0 where the server keeps no lasting numbers.
     pub(crate) validity: u32,
 }
@@ -67,6 +69,7 @@ impl Imap {
             tag: 0,
             capabilities: BTreeSet::new(),
             exists: 0,
+            known: 0,
             validity: 0,
         };
         let greeting = imap.wire.line().await?;
@@ -178,7 +181,7 @@ impl Imap {
 
     /// Opens a folder for reading and changing.
     pub(crate) async fn select(&mut self, folder: &str) -> Result<(), Trouble> {
-        (self.exists, self.validity) = (0, 0);
+        (self.exists, self.known, self.validity) = (0, 0, 0);
         let mut validity = 0;
         let command = format!("SELECT {}", mailbox(folder));
         let told = self
@@ -355,9 +358,9 @@ impl Imap {
     pub(crate) async fn idle(&mut self, time: Duration) -> Result<(), Trouble> {
         let tag = self.begin("IDLE").await?;
         self.continues(&tag, "IDLE").await?;
-        let before = self.exists;
         let waited = tokio::time::timeout(time, async {
-            while self.exists <= before {
+            // What came since the last look may have been told before IDLE began.
+            while self.exists <= self.known {
                 let line = self.wire.line_some_time().await?;
                 let text = String::from_utf8_lossy(&line).into_owned();
                 if text.starts_with(&tag) {
@@ -494,7 +497,10 @@ impl Imap {
         let number: Option<u32> = first.parse().ok();
         match (number, second.map(str::to_uppercase).as_deref()) {
             (Some(number), Some("EXISTS")) => self.exists = number,
-            (Some(_), Some("EXPUNGE")) => self.exists = self.exists.saturating_sub(1),
+            (Some(_), Some("EXPUNGE")) => {
+                self.exists = self.exists.saturating_sub(1);
+                self.known = self.known.saturating_sub(1);
+            }
             _ => {}
         }
         Ok(())

@@ -6,6 +6,7 @@
 
 mod account;
 mod address;
+mod answer;
 mod compose;
 mod connection;
 mod failed;

@@ -182,6 +182,7 @@ impl Mailbox {
 impl Folder {
     async fn look(&mut self, passed: &BTreeSet<u32>) -> Result<Vec<Entry>, Trouble> {
         let mut from = 1;
+        self.imap.known = self.imap.exists;
         while from <= self.imap.exists {
             let to = self.imap.exists.min(from + WINDOW - 1);
             let mut found = self.imap.search(from, to, self.unseen).await?;

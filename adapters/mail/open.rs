@@ -13,6 +13,24 @@ use crate::mime::{self, Fields, Leaf, encrypted, one_line};
 
 /// Most headers of a mail that become headers of its message.
 const HEADERS_MOST: usize = 100;
+/// What everybody asks for comes first, and what says whether a mail may be answered, so that it is
+/// there whatever the limits leave out.
+const FIRST: &[&str] = &[
+    "from",
+    "to",
+    "subject",
+    "date",
+    "message-id",
+    "reply-to",
+    "return-path",
+    "auto-submitted",
+    "precedence",
+    "list-id",
+    "list-post",
+    "list-unsubscribe",
+    "x-auto-response-suppress",
+    "references",
+];
 /// Most bytes of them.
 const HEADERS_SIZE: usize = 64 * 1024;
 
@@ -69,14 +87,12 @@ pub(crate) fn refused(headers: Headers, fault: Fault) -> Refused {
 pub(crate) fn headers(fields: &Fields<'_>) -> Headers {
     let mut headers = Headers::new();
     let mut size = 0;
-    let main = ["from", "to", "subject", "date", "message-id"];
     let others = fields.iter().filter(|field| {
-        !main
+        !FIRST
             .iter()
             .any(|name| field.name.eq_ignore_ascii_case(name))
     });
-    // What everybody asks for comes first, so that it is there whatever the limits leave out.
-    for field in main
+    for field in FIRST
         .iter()
         .filter_map(|name| fields.get(name))
         .chain(others)

@@ -10,6 +10,9 @@ use xbus_core::spec::{Args, Field, Type};
 use xbus_core::{Format, Inbox, Receiver, Stop};
 
 use crate::account::{Account, Protocol};
+use crate::address::fixed;
+use crate::answer::Answers;
+use crate::connection::{Smtp, host_name};
 use crate::mailbox::Done;
 use crate::open::{Attachments, Reading};
 use crate::watch::{Health, Rules, Watch};
@@ -72,6 +75,12 @@ pub(crate) const FIELDS: &[Field] = &[
          without any is one message, its text. `ignore`: the text alone.",
     )
     .default("each"),
+    Field::new(
+        "reply_by",
+        Type::Connection(&["smtp"]),
+        "With `reply` in the route: the mail server that answers go out by, from its `from`. Left out: \
+         the only one that there is.",
+    ),
     Field::new(
         "prefer",
         Type::Choice(&["text", "html"]),
@@ -246,6 +255,7 @@ pub(crate) fn build(args: Args<'_>) -> Option<Arc<dyn Receiver>> {
         format: args.text("format").as_deref().and_then(Format::from_name),
         charset,
     };
+    let answers = answers(&args, &account);
     let max_size = args.size("max_size").unwrap_or(args.build.max_body);
     good.then(|| {
         let receiver: Arc<dyn Receiver> = Arc::new(MailReceiver {
@@ -258,11 +268,40 @@ pub(crate) fn build(args: Args<'_>) -> Option<Arc<dyn Receiver>> {
                 subject,
                 max_size,
                 reading,
+                answers,
             }),
             folders,
             filter,
         });
         receiver
+    })
+}
+
+/// Who answers: nobody where there is no mail server, or more than one and none is named.
+fn answers(args: &Args<'_>, account: &Account) -> Option<Answers> {
+    let build = args.build;
+    let smtp = match args.text("reply_by") {
+        Some(name) => build.connection::<Smtp>(&name)?,
+        None => {
+            let mut all = build
+                .connections
+                .iter()
+                .filter(|(_, (kind, _))| *kind == "smtp");
+            match (all.next(), all.next()) {
+                (Some((name, _)), None) => build.connection::<Smtp>(name)?,
+                _ => return None,
+            }
+        }
+    };
+    let one = |text: &str| fixed(text).and_then(|all| all.into_iter().next());
+    let from = match &smtp.from {
+        Some(from) => one(from)?,
+        None => one(&account.user).or_else(|| one(&format!("xbus@{}", host_name())))?,
+    };
+    Some(Answers {
+        smtp,
+        from,
+        bus: build.bus.clone(),
     })
 }
 
@@ -299,6 +338,16 @@ impl Receiver for MailReceiver {
         stop: Stop,
     ) -> BoxFuture<'static, Result<BoxFuture<'static, ()>, OpenError>> {
         Box::pin(async move {
+            if inbox.replies() && self.rules.answers.is_none() {
+                return Err(OpenError {
+                    message: String::from(
+                        "the route answers mails, and there is no mail server to send by",
+                    ),
+                    help: String::from(
+                        "add an smtp connection to xbus.yaml; with more than one say which: reply_by: NAME",
+                    ),
+                });
+            }
             let health = Arc::new(Health::new(inbox.clone()));
             let watches = self.folders.iter().map(|folder| Watch {
                 rules: self.rules.clone(),

@@ -11,6 +11,7 @@ use globset::GlobMatcher;
 use xbus_core::{Code, Fault, Inbox, Stop};
 
 use crate::account::{Account, Protocol};
+use crate::answer::Answers;
 use crate::failed::Failure;
 use crate::mailbox::{Done, Entry, Mailbox};
 use crate::mime::{self, Fields};
@@ -37,6 +38,8 @@ pub(crate) struct Rules {
     /// Largest mail in bytes.
     pub(crate) max_size: u64,
     pub(crate) reading: Reading,
+    /// Where answers go out.
+    pub(crate) answers: Option<Answers>,
 }
 
 /// Tells administrators of trouble, and that it is over once no folder has any.
@@ -103,6 +106,11 @@ struct Memory {
 }
 
 impl Watch {
+    fn answers(&self) -> Option<&Answers> {
+        let answers = self.rules.answers.as_ref();
+        answers.filter(|_| self.inbox.replies())
+    }
+
     fn place(&self) -> String {
         format!("{}/{}", self.rules.account.name(), self.folder)
     }
@@ -275,6 +283,7 @@ impl Watch {
             inbox: &self.inbox,
             reading: &rules.reading,
             names: &names,
+            answers: self.answers(),
             stop: &self.stop,
         };
         match mail.take(raw.clone(), &mut memory.asides).await {
@@ -374,6 +383,7 @@ impl Watch {
             inbox: &self.inbox,
             reading: &self.rules.reading,
             names: &names,
+            answers: self.answers(),
             stop: &self.stop,
         };
         let fate = mail.refuse(*refused.message, &refused.fault).await;

@@ -114,6 +114,11 @@ impl Inbox {
         self.route.reply.is_some() || self.route.targets.is_empty()
     }
 
+    /// Whether the route says what its sender gets back (`reply`).
+    pub fn replies(&self) -> bool {
+        self.route.reply.is_some()
+    }
+
     /// Whether each message of the route ends in a commit that is synced, so that what is remembered
     /// with it costs no wait of its own.
     pub fn commits(&self) -> bool {
