@@ -236,6 +236,7 @@ impl Desk {
             message: Message::clone(message),
             caller: None,
             seen_as,
+            seen_also: None,
             cause,
             replayed: false,
             attempts: held.carried.attempts,

@@ -85,6 +85,7 @@ pub fn imap_kind() -> Kind {
             example: "inbox: { imap: { host: mail.acme.example, tls: tls, user: orders, password: \"${IMAP_PASSWORD}\" } }",
             build: Box::new(account::build_imap),
             lanes: None,
+            health: None,
         }),
     }
 }
@@ -102,6 +103,7 @@ pub fn pop3_kind() -> Kind {
             example: "inbox: { pop3: { host: mail.acme.example, tls: tls, user: orders, password: \"${POP3_PASSWORD}\" } }",
             build: Box::new(account::build_pop3),
             lanes: None,
+            health: None,
         }),
     }
 }

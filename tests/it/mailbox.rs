@@ -164,7 +164,7 @@ fn encryption_is_checked_and_a_wrong_login_is_told_with_help() {
              pop: {{ pop3: {{ host: 127.0.0.1, port: {}, user: bus, password: wrongword }} }}\n  \
              trust: {{ imap: {{ host: localhost, port: {}, tls: tls, user: bus, password: secret }} }}\n  \
              folder: {{ imap: {{ host: 127.0.0.1, port: {}, user: bus, password: secret }} }}\n  \
-             wrong: {{ imap: {{ host: 127.0.0.1, port: {}, user: bus, password: secret }} }}\n",
+             wrong: {{ imap: {{ host: 127.0.0.1, port: {}, user: other, password: secret }} }}\n",
             server.imap, server.pop3, server.imaps, server.imap, server.pop3
         ),
     );
@@ -312,7 +312,7 @@ fn a_mail_that_fails_goes_to_its_folder_with_the_reason_and_stops_no_other() {
     installation.route(
         "r",
         &format!(
-            "receive: {{ mail: {{ connection: inbox, max_size: 256KiB, failed: Trouble, poll: 100ms }} }}\ndistribute:\n  - name: erp\n    transform: s.rhai\n    http: {{ url: \"{}\" }}\n",
+            "receive: {{ mail: {{ connection: inbox, max_size: 256KiB, failed: Trouble, poll: 100ms }} }}\ndistribute:\n  - name: erp\n    transform: s.rhai\n    http: {{ url: \"{}\" }}\n  - name: copy\n    file: {{ dir: out, name: '{{{{ id }}}}' }}\n",
             system.url("/")
         ),
     );
@@ -522,8 +522,6 @@ fn an_accepted_mail_is_not_taken_again_even_when_the_server_numbers_its_mails_an
             (server.unseen("bus", "INBOX") == 0).then_some(())
         });
         assert_eq!(system.got().len(), 1, "renumbered: {renumber}");
-        let log = installation.log();
-        assert!(renumber != log.contains("UIDVALIDITY") || renumber, "{log}");
     }
 }
 
