@@ -423,6 +423,11 @@ impl Leaf<'_> {
             )
     }
 
+    /// Whether nothing stands in it.
+    pub(crate) fn is_blank(&self) -> bool {
+        is_blank(self.raw)
+    }
+
     /// Its bytes as they were before they were encoded for the way.
     pub(crate) fn decoded(&self) -> Result<Cow<'_, [u8]>, Fault> {
         let what = || match &self.name {
@@ -457,19 +462,26 @@ impl Leaf<'_> {
 fn base64(raw: &[u8]) -> Option<Vec<u8>> {
     let mut out = Vec::with_capacity(raw.len() / 4 * 3);
     let (mut bits, mut count) = (0u32, 0);
+    let mut ended = false;
     for &c in raw {
         let six = match c {
+            // Some writers pad each line and go on.
+            b'\n' => {
+                ended = false;
+                continue;
+            }
+            _ if ended => continue,
             b'A'..=b'Z' => c - b'A',
             b'a'..=b'z' => c - b'a' + 26,
             b'0'..=b'9' => c - b'0' + 52,
             b'+' => 62,
             b'/' => 63,
-            // Some writers pad each line and go on.
             b'=' => {
                 if count == 1 {
                     return None;
                 }
                 (bits, count) = (0, 0);
+                ended = true;
                 continue;
             }
             _ => continue,
@@ -633,7 +645,8 @@ mod tests {
     #[test]
     fn encodings_are_undone() {
         assert_eq!(base64(b"aGVs\r\nbG8=").unwrap(), b"hello");
-        assert_eq!(base64(b"aGVsbG8= ignored").map(|b| b.len()), Some(10));
+        assert_eq!(base64(b"aGVsbG8= ignored").unwrap(), b"hello");
+        assert_eq!(base64(b"aGU=\r\nbGxv").unwrap(), b"hello");
         assert_eq!(base64(b"aGVsb"), None);
         assert_eq!(
             quoted_printable(b"a=3D=\r\nb \t\r\n=zz=4\r\nlast "),

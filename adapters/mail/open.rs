@@ -250,13 +250,18 @@ fn text(leaves: &[Leaf<'_>], headers: &Headers, reading: &Reading) -> Result<Mes
         let wanted = |leaf: &&Leaf<'_>| is_text(leaf) && leaf.kind.word == word;
         leaves.iter().filter(wanted).collect()
     };
-    let (plain, html) = (of("text/plain"), of("text/html"));
+    let (mut plain, html) = (of("text/plain"), of("text/html"));
+    if !html.is_empty() {
+        plain.retain(|leaf| !leaf.is_blank());
+    }
     let (chosen, content_type) = match (reading.prefer_html, plain.is_empty(), html.is_empty()) {
         (true, _, false) | (false, true, false) => (&html[..1], "text/html; charset=utf-8"),
         (_, false, _) => (&plain[..], "text/plain; charset=utf-8"),
         // A mail that is nothing but a document.
         (_, true, true) => match leaves {
-            [leaf] => return attachment(leaf, 1, headers, reading),
+            [leaf] if leaf.name.is_none() && leaf.disposition != "attachment" => {
+                return attachment(leaf, 1, headers, reading);
+            }
             _ => (&plain[..], "text/plain; charset=utf-8"),
         },
     };
@@ -486,6 +491,15 @@ mod tests {
                 ("<a/>", Some(Format::Xml))
             );
         }
+    }
+
+    #[test]
+    fn an_empty_plain_text_gives_way_and_an_ignored_attachment_is_no_text() {
+        let mail = "Content-Type: multipart/alternative; boundary=x\n\n--x\n\n \n--x\nContent-Type: text/html\n\n<p>x</p>\n--x--\n";
+        assert_eq!(body(&one(mail, &EACH)), "<p>x</p>");
+        let mail = "Content-Type: image/png; name=a.png\n\npng";
+        assert_eq!(body(&one(mail, &IGNORE)), "");
+        assert_eq!(body(&one(mail, &EACH)), "png");
     }
 
     #[test]

@@ -3,7 +3,8 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use crate::support::dovecot::children;
+use crate::mail::Sink;
+use crate::support::dovecot::freeze;
 use crate::support::{Answer, Bus, Destination, Dovecot, Installation, get, wait_for};
 
 /// A bus that reads the mailbox `bus`, as `connection` (`imap: { … }`) says.
@@ -474,6 +475,43 @@ fn a_server_that_ends_in_idle_is_found_again() {
     );
 }
 
+#[test]
+fn a_route_answers_its_mail_but_no_machine() {
+    let server = Dovecot::start();
+    let sink = Sink::start();
+    let machine = plain("machine", "x").replace("To:", "Auto-Submitted: auto-replied\nTo:");
+    server.put("bus", "INBOX", machine);
+    server.put("bus", "INBOX", plain("question", "6 * 7"));
+    let installation = reading(&format!(
+        "{} }}\n  relay: {{ smtp: {{ host: 127.0.0.1, port: {}, from: bus@acme.example }}",
+        imap(&server),
+        sink.port
+    ));
+    let system = Destination::with(|_| Answer::Status(200, "text/plain", b"42".to_vec()));
+    installation.route(
+        "r",
+        &format!("receive: {{ mail: {{ connection: inbox }} }}\ninvoke:\n  - http: {{ url: \"{}\" }}\nreply: {{}}\n", system.url("/")),
+    );
+    let bus = installation.start();
+    let answer = sink.wait_for_mail("Re: question");
+    for line in [
+        "To: shop@acme.example",
+        "From: bus@acme.example",
+        "In-Reply-To: <question@acme.example>",
+        "References: <question@acme.example>",
+        "Auto-Submitted: auto-replied",
+        "42",
+    ] {
+        assert!(answer.lines().any(|one| one == line), "{line} in {answer}");
+    }
+    wait_for("the marks", || {
+        (server.unseen("bus", "INBOX") == 0).then_some(())
+    });
+    assert_eq!(system.got().len(), 2);
+    assert_eq!(sink.mails().len(), 1, "the machine gets none");
+    assert_eq!(incidents(&bus), "[]");
+}
+
 /// Accepted, and neither marked nor forgotten: Dovecot stands still from acceptance on, then the bus
 /// and Dovecot are killed.
 fn accepted_and_killed(server: &mut Dovecot, installation: &Installation, system: &Destination) {
@@ -499,12 +537,7 @@ fn an_accepted_mail_is_not_taken_again_even_when_the_server_numbers_its_mails_an
         server.put("bus", "INBOX", plain("one", "x"));
         let master = server.master();
         let system = Destination::with(move |_| {
-            for pid in children(master) {
-                let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-                if name.trim() == "imap" {
-                    crate::support::bus::signal(pid, "STOP");
-                }
-            }
+            freeze(master);
             Answer::ok()
         });
         let installation = reading(&imap(&server));

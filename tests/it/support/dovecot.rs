@@ -137,17 +137,7 @@ impl Dovecot {
         children(parent)
     }
 
-    /// Has everything that serves a mailbox stand still, or go on.
-    pub fn freeze(&self, still: bool) {
-        for pid in self.workers() {
-            let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            if matches!(name.trim(), "imap" | "pop3") {
-                signal(pid, if still { "STOP" } else { "CONT" });
-            }
-        }
-    }
-
-    /// The process that serves the mailboxes, for [`Dovecot::freeze`] from other threads.
+    /// Its first process, for [`freeze`] from other threads.
     pub fn master(&self) -> u32 {
         self.child.as_ref().expect("running").id()
     }
@@ -257,15 +247,28 @@ impl Drop for Dovecot {
     }
 }
 
-/// The processes whose parent is `parent`.
-pub fn children(parent: u32) -> Vec<u32> {
-    let output = Command::new("ps")
-        .args(["-o", "pid=", "--ppid", &parent.to_string()])
-        .output()
-        .expect("ps");
-    String::from_utf8_lossy(&output.stdout)
-        .split_whitespace()
-        .filter_map(|pid| pid.parse().ok())
+/// Has everything that serves a mailbox by IMAP stand still, until [`Dovecot::end`].
+pub fn freeze(master: u32) {
+    for pid in children(master) {
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        if name.trim() == "imap" {
+            signal(pid, "STOP");
+        }
+    }
+}
+
+/// The processes whose parent is `parent` (proc(5)).
+fn children(parent: u32) -> Vec<u32> {
+    fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|pid: &u32| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            // The name stands in brackets and may hold anything; state and parent follow it.
+            let after = stat.rsplit_once(") ").map_or("", |(_, after)| after);
+            after.split(' ').nth(1) == Some(parent.to_string().as_str())
+        })
         .collect()
 }
 
