@@ -295,3 +295,152 @@ async fn close(channel: &Channel) {
 pub(crate) fn code(error: &lapin::Error) -> Option<u16> {
     reply(error).map(|(code, _)| code)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::Path;
+    use std::time::Duration;
+
+    use xbus_core::problem::{Place, Problems};
+    use xbus_core::spec::{Build, Key, Node, Raw, Role, Scalar};
+    use xbus_core::transform::{CompileError, Compiler, Scope, Source};
+    use xbus_core::{Expression, Transform};
+
+    use super::*;
+
+    struct NoCompiler;
+
+    impl Compiler for NoCompiler {
+        fn transform(&self, _: Source<'_>, _: &Scope) -> Result<Arc<dyn Transform>, CompileError> {
+            unreachable!("bindings have no transformations")
+        }
+
+        fn expression(&self, _: &str, _: &Scope) -> Result<Arc<dyn Expression>, CompileError> {
+            unreachable!("bindings have no expressions")
+        }
+    }
+
+    fn node(value: &serde_json::Value) -> Node {
+        use serde_json::Value;
+        let place = Place::file(Path::new("r.yaml"));
+        let raw = match value {
+            Value::Array(items) => Raw::List(items.iter().map(node).collect()),
+            Value::Object(entries) => {
+                let entry = |(name, value): (&String, &Value)| {
+                    let key = Key {
+                        name: name.clone(),
+                        place: place.clone(),
+                    };
+                    (key, node(value))
+                };
+                Raw::Map(entries.iter().map(entry).collect())
+            }
+            scalar => Raw::Scalar(Scalar {
+                text: scalar
+                    .as_str()
+                    .map_or_else(|| scalar.to_string(), str::to_owned),
+                literal: Vec::new(),
+                secret: false,
+            }),
+        };
+        Node { place, raw }
+    }
+
+    /// The bindings, or what is wrong with them.
+    fn parse(value: serde_json::Value) -> Result<Vec<Bind>, String> {
+        let problems = Problems::new();
+        let node = node(&value);
+        let build = Build {
+            route: "r".into(),
+            step: "receive".into(),
+            role: Role::Other,
+            bus: "bus".into(),
+            node: "node".into(),
+            root: Path::new("/"),
+            compiler: &NoCompiler,
+            scope: &Scope::default(),
+            connections: &BTreeMap::new(),
+            timeout: Duration::from_secs(5),
+            max_body: 1000,
+            problems: &problems,
+        };
+        let parsed = Bind::parse(&"q".into(), &Args::new(Some(&node), FIELDS, &build));
+        let texts: Vec<String> = problems
+            .into_sorted()
+            .into_iter()
+            .map(|p| p.message)
+            .collect();
+        parsed.ok_or_else(|| texts.join("; "))
+    }
+
+    #[test]
+    fn one_binding_a_key_or_one_with_headers() {
+        let topic =
+            serde_json::json!({ "exchange": "shop", "type": "topic", "keys": ["a.*", "b.#"] });
+        let binds = parse(topic).unwrap();
+        let keys: Vec<&str> = binds.iter().map(|bind| bind.binding.key.as_str()).collect();
+        assert_eq!(keys, ["a.*", "b.#"]);
+        assert_eq!(binds[0].kind, Some(ExchangeKind::Topic));
+        let fanout = parse(serde_json::json!({ "exchange": "all" })).unwrap();
+        assert_eq!((fanout.len(), fanout[0].binding.key.as_str()), (1, ""));
+        assert_eq!(fanout[0].kind, None);
+        let headers = serde_json::json!({
+            "exchange": "by", "type": "headers", "match": "any", "headers": { "country": "DE", "size": 3 }
+        });
+        let binds = parse(headers).unwrap();
+        let arguments = binds[0].binding.arguments.inner();
+        assert_eq!(arguments["x-match"], AMQPValue::LongString("any".into()));
+        assert_eq!(arguments["country"], AMQPValue::LongString("DE".into()));
+        assert_eq!(arguments["size"], AMQPValue::LongLongInt(3));
+    }
+
+    #[test]
+    fn bindings_that_can_get_nothing_are_refused() {
+        for (value, what) in [
+            (
+                serde_json::json!({ "exchange": "e", "type": "topic" }),
+                "needs keys",
+            ),
+            (
+                serde_json::json!({ "exchange": "e", "type": "headers" }),
+                "names no headers",
+            ),
+            (
+                serde_json::json!({ "exchange": "e", "keys": "k", "headers": { "a": 1 } }),
+                "either keys or headers",
+            ),
+            (
+                serde_json::json!({ "exchange": "amq.topic", "type": "topic", "keys": "k" }),
+                "belong to the broker",
+            ),
+            (
+                serde_json::json!({ "exchange": "", "keys": "k" }),
+                "is empty",
+            ),
+            (
+                serde_json::json!({ "exchange": "e", "keys": "k".repeat(256) }),
+                "255 bytes",
+            ),
+        ] {
+            let error = parse(value).unwrap_err();
+            assert!(error.contains(what), "{error}");
+        }
+    }
+
+    #[test]
+    fn queues_are_declared_so_that_nothing_drops_a_message() {
+        let arguments = arguments(true);
+        let of = |name: &str| arguments.inner().get(name).cloned();
+        assert_eq!(
+            of("x-queue-type"),
+            Some(AMQPValue::LongString("quorum".into()))
+        );
+        assert_eq!(of("x-delivery-limit"), Some(AMQPValue::LongInt(NO_LIMIT)));
+        assert_eq!(
+            of("x-single-active-consumer"),
+            Some(AMQPValue::Boolean(true))
+        );
+        assert!(!super::arguments(false).contains_key("x-single-active-consumer"));
+    }
+}

@@ -139,11 +139,6 @@ impl Link {
         self.state().phase == ConnectionPhase::Up
     }
 
-    /// Begins to connect for publishing, without waiting.
-    pub(crate) fn start(&self) {
-        self.publishing.start();
-    }
-
     /// A new channel for the caller alone, on the connection as it is now; waits for a connection
     /// until then. A channel that was closed is never usable again: ask for a new one. It is meant
     /// for receiving, declaring and asking; what is published on it has the broker block the

@@ -373,13 +373,25 @@ impl AmqpReceiver {
                 }
                 next = consumer.next() => match next {
                     Some(Ok(delivery)) => window.take(delivery),
-                    Some(Err(error)) => return Ended::Lost(describe(&error)),
+                    Some(Err(error)) => return Ended::Lost(lost(&error)),
                     None => return Ended::Lost(String::from(
                         "the broker has cancelled the consumer: the queue was deleted, or its leader is gone",
                     )),
                 },
             }
         }
+    }
+}
+
+/// Why a channel ended, and how to have it not end so.
+fn lost(error: &lapin::Error) -> String {
+    let said = describe(error);
+    match binding::code(error) {
+        Some(406) if said.contains("timeout") => format!(
+            "{said}; nothing is lost, but set 'renew_after' of the connection below the broker's \
+             'consumer_timeout'"
+        ),
+        _ => said,
     }
 }
 
