@@ -192,6 +192,42 @@ fn encryption_is_checked_and_a_wrong_login_is_told_with_help() {
 }
 
 #[test]
+fn what_a_mailbox_cannot_do_is_an_error_of_check() {
+    let codes = |connection: &str, mail: &str| -> Vec<String> {
+        let installation = reading(connection);
+        installation.route("r", &to_files(mail, "x"));
+        let output = installation.xbus(&["check", "--format", "json"]);
+        let told: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let problems = told["problems"].as_array().expect("a list");
+        problems
+            .iter()
+            .map(|problem| problem["code"].as_str().unwrap_or_default().to_owned())
+            .collect()
+    };
+    let near = "{ host: localhost, user: bus, password: secret }";
+    let (imap, pop3) = (&format!("imap: {near}"), &format!("pop3: {near}"));
+    let far = "imap: { host: mail.acme.example, user: bus, password: secret }";
+    for (connection, mail, expected) in [
+        (imap, "done: { move: Archive }", &[][..]),
+        (pop3, "done: delete", &[]),
+        (pop3, "done: seen", &["no-marks"]),
+        (pop3, "done: { move: Archive }", &["no-marks"]),
+        (pop3, "failed: Trouble", &["no-folders"]),
+        (pop3, "folder: Orders", &["no-folders"]),
+        (imap, "folder: [A, A]", &["bad-folder"]),
+        (imap, "failed: inbox", &["bad-folder"]),
+        (imap, "done: { move: INBOX }", &["bad-folder"]),
+        (imap, "from: '[a'", &["bad-pattern"]),
+        (imap, "poll: 0s", &["bad-value"]),
+        (imap, "charset: klingon", &["unknown-charset"]),
+        (imap, "attachments: all", &["not-supported"]),
+        (&far.to_owned(), "prefer: html", &["clear-password"]),
+    ] {
+        assert_eq!(codes(connection, mail), expected, "{connection} {mail}");
+    }
+}
+
+#[test]
 fn each_attachment_is_a_message_by_both_protocols() {
     let server = Dovecot::start();
     for connection in [imap(&server), pop3(&server)] {
