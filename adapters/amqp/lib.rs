@@ -12,6 +12,7 @@ mod binding;
 mod connect;
 mod counters;
 mod error;
+mod grip;
 mod held;
 mod incoming;
 mod lanes;

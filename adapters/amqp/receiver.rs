@@ -22,6 +22,7 @@ use xbus_core::{Format, Inbox, Receiver, SendError, Stop};
 
 use crate::binding::{self, Bind, Source, declare_queue};
 use crate::error::describe;
+use crate::grip::Grip;
 use crate::held::{Desk, Door, Outlet};
 use crate::incoming::Reading;
 use crate::link::{Link, Publish};
@@ -327,6 +328,11 @@ impl AmqpReceiver {
             memory: memory.clone(),
             queue: self.source.queue.clone(),
             parked: self.parked.clone(),
+            grip: Some(Grip::new(
+                open.channel.clone(),
+                self.source.queue.clone(),
+                self.link.heartbeat(),
+            )),
             places: Semaphore::new(policy.concurrency.clamp(1, Semaphore::MAX_PERMITS)),
             give_back: Stop::new(),
         });

@@ -185,6 +185,7 @@ impl World {
             memory: self.memory.clone(),
             queue: "q".into(),
             parked: "q.parked".into(),
+            grip: None,
             places: Semaphore::new(4),
             give_back: give_back.clone(),
         };
