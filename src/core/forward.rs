@@ -5,6 +5,7 @@
 //! under the same number; the lane's worker drops what it has delivered already.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ use crate::{MessageId, SendError, Stop};
 const BATCH: usize = 256;
 /// So many confirmed ones may be waiting for the store to let go of them.
 const UNSETTLED: usize = 4096;
-/// How often it is looked whether a broker is back.
+/// How often it is looked whether a broker is back, or has gone.
 const LOOK: Duration = Duration::from_millis(100);
 /// How long a bus that stops goes on handing over.
 const LAST: Duration = Duration::from_secs(3);
@@ -49,6 +50,8 @@ pub(crate) struct Forwarder {
     /// Route and step of its incidents.
     pub(crate) place: (Arc<str>, String),
     pub(crate) wake: Notify,
+    /// The broker has refused what was handed over last.
+    pub(crate) refused: AtomicBool,
     /// Who waits for which message; nothing once the forwarder has ended.
     pub(crate) waiting: Mutex<Option<Waiting>>,
 }
@@ -65,10 +68,16 @@ pub(crate) struct Handover {
 impl Handover {
     /// Waits until the broker has confirmed the message, until it is known that it cannot now, or
     /// until `deadline`: the message is durable in the store and will be handed over in any case.
-    pub(crate) async fn wait(self, deadline: Instant) {
+    pub(crate) async fn wait(mut self, deadline: Instant) {
         self.forwarder.wake.notify_one();
-        if self.forwarder.broker.is_up() {
-            let _ = tokio::time::timeout_at(deadline, self.confirmed).await;
+        while self.forwarder.takes() && Instant::now() < deadline {
+            let look = deadline.min(Instant::now() + LOOK);
+            if tokio::time::timeout_at(look, &mut self.confirmed)
+                .await
+                .is_ok()
+            {
+                break;
+            }
         }
         if let Some(waiting) = &mut *self.forwarder.lock_waiting() {
             waiting.remove(&self.id);
@@ -88,6 +97,11 @@ impl Forwarder {
             id,
             confirmed,
         }
+    }
+
+    /// Whether waiting for a confirm is worth while.
+    fn takes(&self) -> bool {
+        self.broker.is_up() && !self.refused.load(Relaxed)
     }
 
     fn lock_waiting(&self) -> MutexGuard<'_, Option<Waiting>> {
@@ -161,6 +175,7 @@ impl Forwarder {
         }
         let (confirmed, error) = self.broker.put(self.entries(&batch, origin)).await;
         self.settle(&batch[..confirmed], work);
+        self.refused.store(error.is_some(), Relaxed);
         let Some(error) = error else {
             if std::mem::take(&mut work.failed) > 0 {
                 self.incidents.succeeded(&self.place.0, &self.place.1);

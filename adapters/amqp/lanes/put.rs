@@ -118,7 +118,7 @@ impl State {
         for entry in entries {
             let partition = names::partition_of(&entry.key, entry.lane.partitions);
             let queue = names::partition(&entry.lane, partition);
-            let channel = match self.ready(link, &queue, until).await {
+            let channel = match self.ready(link, &queue, sent.is_empty(), until).await {
                 Ok(channel) => channel,
                 Err(error) => {
                     stopped = Some(error);
@@ -153,11 +153,13 @@ impl State {
         (confirmed, error.or(stopped))
     }
 
-    /// The channel, with the queue there.
+    /// The channel, with the queue there. It is opened for the `first` of a batch only: on a new one
+    /// what follows would overtake what was lost with the old one.
     async fn ready(
         &mut self,
         link: &Arc<Link>,
         queue: &Arc<str>,
+        first: bool,
         until: Instant,
     ) -> Result<Channel, SendError> {
         let mut blocked = link.publishing.blocked();
@@ -169,6 +171,11 @@ impl State {
         }
         let channel = match &self.channel {
             Some(channel) if channel.status().connected() => channel.clone(),
+            _ if !first => {
+                return Err(SendError::outage(
+                    "the channel was lost while messages were handed over",
+                ));
+            }
             _ => {
                 self.declared.clear();
                 let up = link.publishing.up_until(until).await?;
