@@ -244,9 +244,12 @@ impl AmqpReceiver {
             let wait = AGAIN.wait(failed);
             tracing::warn!(route = %door.route(), queue = %self.source.queue, %why, retry_in = ?wait, "the queue cannot be read");
             door.fails("outage", &why);
+            // Without a connection that is what is waited for, and it has waits of its own.
+            let connected = self.link.receiving.is_up();
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(wait) => {}
+                _ = self.link.receiving.up(), if !connected => {}
             }
         }
     }
