@@ -2,12 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::MessageId;
 use crate::broker::LaneCommand;
 use crate::bus::Bus;
-use crate::homes::{FRONT, front_of};
+use crate::homes::{AtBroker, FRONT, front_of};
 use crate::store::{Change, Commit, Durability, QueueStatus, Queued, Settlement, StoreError};
+
+/// How long a broker is asked that is down.
+const LOOK: Duration = Duration::from_secs(3);
 
 /// A queue with where it lives.
 #[derive(Clone, Debug)]
@@ -108,7 +112,7 @@ impl Bus {
         };
         let in_store = status.depth;
         let mut trouble = None;
-        match at.broker.status(&at.lane).await {
+        match within(&at, at.broker.status(&at.lane)).await {
             Ok(there) => {
                 status.depth += there.depth;
                 status.parked += there.parked;
@@ -141,7 +145,11 @@ impl Bus {
         let queue = self.meant(queue);
         let mut entries = Vec::new();
         if let Some(at) = self.homes().at_broker(queue) {
-            entries = at.broker.entries(&at.lane, parked, limit).await?;
+            match within(&at, at.broker.entries(&at.lane, parked, limit)).await {
+                Ok(found) => entries = found,
+                // The queue's trouble tells it.
+                Err(error) => tracing::debug!(queue, %error, "messages at the broker are not seen"),
+            }
         }
         for place in [&*front_of(queue), queue] {
             let rest = limit.saturating_sub(entries.len());
@@ -269,6 +277,23 @@ impl Bus {
         let entry = self.store().entry(queue, id)?;
         Ok(entry.filter(|entry| entry.parked.is_some()))
     }
+}
+
+/// Waits for the broker, but not long for one that is down.
+async fn within<T>(
+    at: &AtBroker,
+    asked: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    if at.broker.is_up() {
+        return asked.await;
+    }
+    let asked = tokio::time::timeout(LOOK, asked).await;
+    asked.unwrap_or_else(|_| {
+        Err(StoreError::Failed(format!(
+            "connection '{}' is down; the messages at the broker are not seen",
+            at.broker.name()
+        )))
+    })
 }
 
 fn empty(name: &Arc<str>) -> QueueStatus {
