@@ -7,6 +7,7 @@
 //! keeps its place.
 
 mod answer;
+mod attended;
 mod backoff;
 mod binding;
 mod connect;
@@ -15,6 +16,7 @@ mod error;
 mod held;
 mod incoming;
 mod lanes;
+mod ledger;
 mod link;
 mod looks;
 mod memory;
@@ -27,6 +29,7 @@ mod sender;
 #[cfg(test)]
 mod sender_tests;
 mod settings;
+mod shelf;
 mod size;
 mod socket;
 mod stage;
