@@ -18,6 +18,7 @@ use xbus_core::{
 
 use crate::held::{Desk, Door, Outlet};
 use crate::incoming::Reading;
+use crate::ledger::Ledger;
 use crate::link::Publish;
 use crate::memory::{Identity, Memory};
 use crate::window::{Order, Window};
@@ -154,6 +155,7 @@ struct World {
     route: Arc<Route>,
     broker: Arc<Broker>,
     memory: Arc<Memory>,
+    ledger: Arc<Ledger>,
     tag: u64,
 }
 
@@ -163,6 +165,7 @@ impl World {
             route: Arc::new(route),
             broker: Arc::default(),
             memory: Arc::default(),
+            ledger: Arc::new(Ledger::new(Arc::from("rabbit/q"))),
             tag: 0,
         }
     }
@@ -183,6 +186,7 @@ impl World {
             door: self.route.clone(),
             outlet: self.broker.clone(),
             memory: self.memory.clone(),
+            ledger: self.ledger.clone(),
             queue: "q".into(),
             parked: "q.parked".into(),
             grip: None,
