@@ -4,10 +4,10 @@ use std::time::Duration;
 
 /// The first wait.
 const FIRST: Duration = Duration::from_millis(100);
-/// The longest wait.
-const LAST: Duration = Duration::from_secs(10);
+/// The longest wait: a broker that is back is used again within seconds.
+const LAST: Duration = Duration::from_secs(3);
 
-/// From 100 ms to 10 s, doubled each time, each wait between a half and the whole of that.
+/// From 100 ms to 3 s, doubled each time, each wait between a half and the whole of that.
 pub(crate) struct Backoff(Duration);
 
 impl Backoff {

@@ -21,6 +21,7 @@ use xbus_core::{
 };
 
 use crate::answer::{Answer, Ask};
+use crate::grip::Grip;
 use crate::ledger::{Ledger, Order, Ticket, Wanted};
 use crate::link::Publish;
 use crate::memory::{Aside, Carried, Identity, Memory};
@@ -144,6 +145,8 @@ pub(crate) struct Desk {
     /// The queue, and the one for what is set aside from it.
     pub(crate) queue: ShortString,
     pub(crate) parked: ShortString,
+    /// The channel's hold on its messages; none where a test stands in for the broker.
+    pub(crate) grip: Option<Grip>,
     /// How many attempts run at once.
     pub(crate) places: Semaphore,
     /// Says that what is not under way is to be given back.
@@ -230,6 +233,9 @@ impl Desk {
                 Turn::Due(None) => continue,
                 Turn::Due(Some(place)) => place,
             };
+            if !self.is_ours().await {
+                return held.carry(self);
+            }
             held.ticket.running(true);
             let result = self.attempt(&held).await;
             held.ticket.running(false);
@@ -432,6 +438,28 @@ impl Desk {
             }
         }
         self.give_back.is_cancelled()
+    }
+
+    /// Whether what is held is still ours; when it is not, what is not under way was given back.
+    async fn is_ours(&self) -> bool {
+        let proven = async {
+            match &self.grip {
+                Some(grip) => grip.prove().await,
+                None => Ok(()),
+            }
+        };
+        let proven = tokio::select! {
+            biased;
+            () = self.give_back.cancelled() => return false,
+            proven = proven => proven,
+        };
+        if let Err(error) = proven {
+            tracing::debug!(queue = %self.queue, %error, "what is held is not ours any more");
+            // The consumer ends with the channel, and then all of it is given back.
+            self.give_back.cancelled().await;
+            return false;
+        }
+        true
     }
 
     /// Waits until the message may be tried, or something else is to be done with it.

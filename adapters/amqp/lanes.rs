@@ -23,8 +23,6 @@ mod put;
 mod report;
 mod seat;
 mod state;
-#[cfg(test)]
-mod tests;
 mod wire;
 
 use std::sync::{Arc, Mutex, PoisonError};

@@ -13,6 +13,7 @@ mod binding;
 mod connect;
 mod counters;
 mod error;
+mod grip;
 mod held;
 mod incoming;
 mod lanes;

@@ -24,6 +24,7 @@ use xbus_core::{Format, Inbox, Receiver, SendError, Stop};
 use crate::attended::Attended;
 use crate::binding::{self, Bind, Source, declare_queue};
 use crate::error::describe;
+use crate::grip::Grip;
 use crate::held::{Desk, Door, Outlet};
 use crate::incoming::Reading;
 use crate::ledger::{Ledger, Released};
@@ -353,6 +354,11 @@ impl AmqpReceiver {
             ledger: self.ledger.clone(),
             queue: self.source.queue.clone(),
             parked: self.parked.clone(),
+            grip: Some(Grip::new(
+                open.channel.clone(),
+                self.source.queue.clone(),
+                self.link.heartbeat(),
+            )),
             places: Semaphore::new(policy.concurrency.clamp(1, Semaphore::MAX_PERMITS)),
             give_back: Stop::new(),
         });

@@ -25,7 +25,7 @@ const LEAVE: Duration = Duration::from_secs(2);
 /// How often it is looked whether the connection still stands, beside what lapin tells.
 const LOOK: Duration = Duration::from_millis(500);
 /// A connection that lasted this long is made again at once when it is lost.
-const LASTING: Duration = Duration::from_secs(10);
+const LASTING: Duration = Duration::from_secs(1);
 /// How long to wait before trying again to declare what the broker refused.
 const DECLARE_AGAIN: Duration = Duration::from_secs(15);
 

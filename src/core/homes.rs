@@ -5,6 +5,7 @@
 //! never lived at a broker goes there by itself, because the forwarder carries what waits in order.
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -128,9 +129,12 @@ impl Homes {
     }
 }
 
+/// Ends the name of the store's queue of what came back from a broker.
+pub(crate) const FRONT: &str = ".front";
+
 /// The store's queue that is worked off before `queue`: what came back from a broker.
 pub(crate) fn front_of(queue: &str) -> Arc<str> {
-    Arc::from(format!("{queue}.front"))
+    Arc::from(format!("{queue}{FRONT}"))
 }
 
 impl Bus {
@@ -289,6 +293,7 @@ impl Bus {
             incidents: self.incidents().clone(),
             place: (route.clone(), format!("{step}@{}", broker.name())),
             wake: tokio::sync::Notify::new(),
+            refused: AtomicBool::new(false),
             waiting: Mutex::new(Some(HashMap::new())),
         });
         let worker = Arc::new(BrokerWorker::new(

@@ -7,7 +7,7 @@ use futures_util::future::BoxFuture;
 
 use crate::broker::{LaneCommand, LaneDone};
 use crate::bus::Bus;
-use crate::homes::front_of;
+use crate::homes::{FRONT, front_of};
 use crate::store::{
     Change, Commit, Durability, Outcome, Query, QueueStatus, Queued, Settlement, StoreError,
 };
@@ -92,6 +92,25 @@ impl Bus {
         self.lanes().is_worked(queue) || self.homes().at_broker(queue).is_some()
     }
 
+    /// The queue that an administrator means: what came back from a broker waits under a name of its
+    /// own in the store, and is the lane's.
+    fn meant<'a>(&self, name: &'a str) -> &'a str {
+        match name.strip_suffix(FRONT) {
+            Some(lane) if self.plan().lane(lane).is_some() => lane,
+            _ => name,
+        }
+    }
+
+    /// The store's queue that holds the message: the lane's own, or what came back from a broker.
+    fn place_of(&self, queue: &str, id: Option<MessageId>) -> Result<Arc<str>, StoreError> {
+        let front = front_of(queue);
+        let there = match id {
+            Some(id) => self.store().entry(&front, id)?.is_some(),
+            None => !self.store().lanes(&front).is_empty(),
+        };
+        Ok(if there { front } else { Arc::from(queue) })
+    }
+
     /// Every queue by name: those that hold something, and the empty ones that the routes have.
     pub async fn queues(&self) -> Vec<QueueView> {
         let mut found: BTreeMap<Arc<str>, QueueStatus> = self
@@ -110,6 +129,7 @@ impl Bus {
         for name in of_targets.chain(plan.readers.keys()) {
             found.entry(name.clone()).or_insert_with(|| empty(name));
         }
+        found.retain(|name, _| self.meant(name) == &**name);
         let views = found.into_values().map(|status| self.view(status));
         let received = self.received().into_iter();
         let received = received.map(|(route, queue)| QueueView::received(route, queue));
@@ -128,8 +148,8 @@ impl Bus {
         if let Some((route, queue)) = self.received_queue(name) {
             return Some(QueueView::received(route, queue).await);
         }
-        let held = self.store().queues();
-        let held = held.into_iter().find(|queue| *queue.name == *name);
+        let name = self.meant(name);
+        let held = self.store_queue(name);
         let plan = self.plan();
         let known = || {
             let lane = plan.lane(name).is_some() || plan.readers.contains_key(name);
@@ -138,7 +158,18 @@ impl Bus {
         Some(self.view(held.or_else(known)?).await)
     }
 
+    fn store_queue(&self, name: &str) -> Option<QueueStatus> {
+        let held = self.store().queues();
+        held.into_iter().find(|queue| *queue.name == *name)
+    }
+
     async fn view(&self, mut status: QueueStatus) -> QueueView {
+        if let Some(front) = self.store_queue(&front_of(&status.name)) {
+            status.depth += front.depth;
+            status.parked += front.parked;
+            status.blocked_keys += front.blocked_keys;
+            status.head = front.head.or(status.head);
+        }
         let held = self.homes().why_held(&status.name);
         let Some(at) = self.homes().at_broker(&status.name) else {
             return QueueView {
@@ -173,10 +204,7 @@ impl Bus {
 
     fn is_attended(&self, queue: &str) -> bool {
         // What came back from a broker is worked off first, by the lane's own target.
-        let lane = queue.strip_suffix(".front");
-        self.lanes().is_worked(queue)
-            || !self.store().lanes(&front_of(queue)).is_empty()
-            || lane.is_some_and(|lane| self.plan().lane(lane).is_some())
+        self.lanes().is_worked(queue) || !self.store().lanes(&front_of(queue)).is_empty()
     }
 
     /// Messages of a queue, oldest first: what waits, or what is parked.
@@ -189,12 +217,15 @@ impl Bus {
         if let Some((_, queue)) = self.received_queue(queue) {
             return queue.entries(parked, limit).await;
         }
+        let queue = self.meant(queue);
         let mut entries = Vec::new();
         if let Some(at) = self.homes().at_broker(queue) {
             entries = at.broker.entries(&at.lane, parked, limit).await?;
         }
-        let rest = limit.saturating_sub(entries.len());
-        entries.extend(self.store().entries(queue, parked, rest)?);
+        for place in [&*front_of(queue), queue] {
+            let rest = limit.saturating_sub(entries.len());
+            entries.extend(self.store().entries(place, parked, rest)?);
+        }
         Ok(entries)
     }
 
@@ -213,7 +244,8 @@ impl Bus {
             }
             return Ok(None);
         }
-        if let Some(entry) = self.store().entry(queue, id)? {
+        let queue = self.meant(queue);
+        if let Some(entry) = self.store().entry(&*self.place_of(queue, Some(id))?, id)? {
             return Ok(Some(entry));
         }
         let Some(at) = self.homes().at_broker(queue) else {
@@ -237,13 +269,14 @@ impl Bus {
         if let Some((_, queue)) = self.received_queue(queue) {
             return Ok(queue.command(LaneCommand::Retry(id)).await?.heads);
         }
+        let queue = self.meant(queue);
         match self.homes().at_broker(queue) {
             Some(at) => {
                 let command = LaneCommand::Retry(id);
                 let done = at.broker.command(&at.lane, command, at.worker()).await?;
                 Ok(done.heads)
             }
-            None => self.lanes().retry(queue, id),
+            None => self.lanes().retry(&self.place_of(queue, id)?, id),
         }
     }
 
@@ -259,8 +292,10 @@ impl Bus {
             let command = LaneCommand::Park(id, reason.to_owned());
             return queue.command(command).await?.id.ok_or_else(nothing);
         }
+        let queue = self.meant(queue);
         let Some(at) = self.homes().at_broker(queue) else {
-            return self.lanes().park(queue, id, reason).await;
+            let place = self.place_of(queue, id)?;
+            return self.lanes().park(&place, id, reason).await;
         };
         let command = LaneCommand::Park(id, reason.to_owned());
         let done = at.broker.command(&at.lane, command, at.worker()).await?;
@@ -273,11 +308,13 @@ impl Bus {
             queue.command(LaneCommand::Drop(id)).await?;
             return self.journal_dropped(id).await;
         }
+        let queue = self.meant(queue);
+        let place = self.place_of(queue, Some(id))?;
         let Some(at) = self.homes().at_broker(queue) else {
-            return self.lanes().drop_entry(queue, id).await;
+            return self.lanes().drop_entry(&place, id).await;
         };
-        if self.parked_here(queue, id)?.is_some() {
-            return self.lanes().drop_entry(queue, id).await;
+        if self.parked_here(&place, id)?.is_some() {
+            return self.lanes().drop_entry(&place, id).await;
         }
         let command = LaneCommand::Drop(id);
         let done = at.broker.command(&at.lane, command, at.worker()).await;
@@ -285,18 +322,27 @@ impl Bus {
     }
 
     /// Puts a parked message back, before everything that is still queued.
-    pub async fn queue_release(&self, queue: &str, id: MessageId) -> Result<(), StoreError> {
+    pub async fn queue_release(
+        self: &Arc<Self>,
+        queue: &str,
+        id: MessageId,
+    ) -> Result<(), StoreError> {
         if let Some((_, queue)) = self.received_queue(queue) {
             return queue.command(LaneCommand::Release(id)).await.map(drop);
         }
+        let queue = self.meant(queue);
+        let place = self.place_of(queue, Some(id))?;
         let Some(at) = self.homes().at_broker(queue) else {
-            return self.lanes().release(queue, id).await;
+            let released = self.lanes().release(&place, id).await;
+            // Nobody works off what came back as long as nothing of it waits.
+            self.work_off_lanes();
+            return released;
         };
         // What was parked before the lane moved to the broker goes there like a new message.
-        if let Some(entry) = self.parked_here(queue, id)? {
+        if let Some(entry) = self.parked_here(&place, id)? {
             let changes = vec![
                 Change::Put {
-                    queue: entry.at.queue.clone(),
+                    queue: Arc::from(queue),
                     key: entry.at.key.clone(),
                     message: entry.message.clone(),
                     target: entry.target.clone(),

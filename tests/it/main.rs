@@ -5,6 +5,13 @@
 
 mod support;
 
+mod amqp;
+mod amqp_outages;
+mod amqp_sending;
+mod broker_lanes;
+mod broker_lanes_moved;
+mod broker_lanes_nodes;
+mod broker_lanes_outages;
 mod command;
 mod crash;
 mod docs;

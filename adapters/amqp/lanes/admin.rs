@@ -31,12 +31,8 @@ pub(super) async fn status(nodes: &Arc<Nodes>, lane: &LaneName) -> Result<QueueS
                 heads.extend(waiting(nodes, lane, &queue, 1).await?);
             }
         }
-        if let Some((ready, _)) = count(link, &names::front(&queue)).await? {
-            status.depth += u64::from(ready);
-        }
-        if let Some((ready, _)) = count(link, &names::parked(&queue)).await? {
-            status.parked += u64::from(ready);
-        }
+        status.depth += nodes.count_beside(names::front(&queue)).await?;
+        status.parked += nodes.count_beside(names::parked(&queue)).await?;
     }
     status.blocked_keys = heads.iter().filter(|head| head.attempts > 0).count() as u64;
     status.head = heads.into_iter().min_by_key(|head| head.since);

@@ -188,6 +188,7 @@ impl Session {
                 }
             }
             Said::Bye { instance } => self.nodes.left(&instance),
+            Said::Made { queue } => self.nodes.made(&queue),
             Said::Answer {
                 number,
                 instance,

@@ -20,6 +20,7 @@ pub(super) struct Failure {
     missing: bool,
     /// The channel was closed by the broker for what was asked, not by a connection that went.
     refused: bool,
+    deletion: bool,
 }
 
 impl Failure {
@@ -28,6 +29,15 @@ impl Failure {
             text: text.into(),
             missing: false,
             refused: false,
+            deletion: false,
+        }
+    }
+
+    /// A queue went while it was in use.
+    pub(super) fn deletion(text: impl Into<String>) -> Self {
+        Self {
+            deletion: true,
+            ..Self::new(text)
         }
     }
 
@@ -48,12 +58,18 @@ impl Failure {
             text: format!("{what}: {text}"),
             missing,
             refused,
+            deletion: missing,
         }
     }
 
     /// Whether it is that a queue does not exist.
     pub(super) fn is_missing(&self) -> bool {
         self.missing
+    }
+
+    /// Whether a queue went while it was in use.
+    pub(super) fn is_deletion(&self) -> bool {
+        self.deletion
     }
 
     /// Whether the broker did not want what was asked, and said so.

@@ -27,6 +27,7 @@ pub(super) async fn publish(
         return Err(first.into());
     }
     declare(link, &again.routing_key, arguments()).await?;
+    link.broker().nodes.tell_made(&again.routing_key);
     Ok(link.publish(again, Instant::now() + CALL).await?)
 }
 

@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -13,8 +13,10 @@ use xbus_core::MessageId;
 use xbus_core::store::StoreError;
 
 use super::control;
+use super::failure::Failure;
 use super::names;
 use super::seat::{Act, Seat};
+use super::state::count;
 use super::wire::{Answer, Ask, Head, Hello, Said};
 use crate::link::Link;
 
@@ -37,13 +39,19 @@ pub(super) struct Nodes {
     seats: Mutex<HashMap<Arc<str>, Arc<Seat>>>,
     peers: Mutex<HashMap<String, Peer>>,
     /// What was delivered since others were told: queue and origin, number.
-    delivered: Mutex<HashMap<(Arc<str>, Arc<str>), u64>>,
+    delivered: Mutex<Numbers>,
+    /// Queues beside lanes that were not there when they were looked at; asking for one costs a
+    /// channel, and a line in the broker's log.
+    absent: Mutex<HashSet<Arc<str>>>,
     asked: Mutex<HashMap<u64, mpsc::UnboundedSender<(String, Answer)>>>,
     number: AtomicU64,
     control: Mutex<Option<mpsc::UnboundedSender<Out>>>,
     /// Since when the control queue is there.
     up: watch::Sender<Option<Instant>>,
 }
+
+/// Numbers by queue and origin.
+type Numbers = HashMap<(Arc<str>, Arc<str>), u64>;
 
 /// Another node.
 struct Peer {
@@ -63,6 +71,23 @@ pub(super) enum Out {
     Hello,
 }
 
+static PROCESS: OnceLock<String> = OnceLock::new();
+static INSTANCES: AtomicU64 = AtomicU64::new(0);
+
+fn process() -> &'static str {
+    PROCESS.get_or_init(|| uuid::Uuid::new_v4().simple().to_string())
+}
+
+/// A new name, which no other has, in this process or another.
+fn instance() -> String {
+    let number = INSTANCES.fetch_add(1, Ordering::Relaxed);
+    format!("{}-{number}", process())
+}
+
+fn is_this_process(instance: &str) -> bool {
+    instance.starts_with(process())
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -71,15 +96,43 @@ impl Nodes {
     pub(super) fn new(link: Arc<Link>) -> Self {
         Self {
             link,
-            instance: uuid::Uuid::new_v4().simple().to_string(),
+            instance: instance(),
             seats: Mutex::default(),
             peers: Mutex::default(),
             delivered: Mutex::default(),
+            absent: Mutex::default(),
             asked: Mutex::default(),
             number: AtomicU64::new(0),
             control: Mutex::default(),
             up: watch::channel(None).0,
         }
+    }
+
+    /// Messages that a queue beside a lane holds ready.
+    pub(super) async fn count_beside(&self, queue: Arc<str>) -> Result<u64, Failure> {
+        // Without the others' word nothing is known of what they declare.
+        let hears = self.up.borrow().is_some();
+        if hears && lock(&self.absent).contains(&queue) {
+            return Ok(0);
+        }
+        let found = count(&self.link, &queue).await?;
+        if found.is_none() && hears {
+            lock(&self.absent).insert(queue);
+        }
+        Ok(found.map_or(0, |(ready, _)| u64::from(ready)))
+    }
+
+    /// A queue beside a lane was declared.
+    pub(super) fn made(&self, queue: &str) {
+        lock(&self.absent).remove(queue);
+    }
+
+    /// Declared one here: the others are told.
+    pub(super) fn tell_made(self: &Arc<Self>, queue: &str) {
+        self.made(queue);
+        self.say(Out::All(Said::Made {
+            queue: queue.to_owned(),
+        }));
     }
 
     /// Takes partitions up, and tells the others.
@@ -151,6 +204,8 @@ impl Nodes {
 
     /// The control queue is there, or no longer.
     pub(super) fn set_up(&self, up: bool) {
+        // What was declared meanwhile was not heard of.
+        lock(&self.absent).clear();
         self.up.send_replace(up.then(Instant::now));
     }
 
@@ -195,7 +250,7 @@ impl Nodes {
         let now = Instant::now();
         let mut peers = lock(&self.peers);
         let new = !peers.contains_key(&hello.instance);
-        if new && hello.node == **self.link.node() {
+        if new && hello.node == **self.link.node() && !is_this_process(&hello.instance) {
             tracing::error!(
                 node = %hello.node,
                 "another bus on this broker has the same name; set `node` in xbus.yaml, or reports \

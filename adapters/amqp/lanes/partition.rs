@@ -37,6 +37,10 @@ const FRESH: Duration = Duration::from_secs(1);
 const AWAY: Duration = Duration::from_secs(1);
 /// A partition that came back is not given up again before.
 const STAY: Duration = Duration::from_secs(60);
+/// How often a partition that gives nothing is looked at.
+const IDLE: Duration = Duration::from_secs(10);
+/// A session that was lost after so long is a new trouble.
+const LASTING: Duration = Duration::from_secs(60);
 /// The first and the longest wait before a new session.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3));
 
@@ -87,6 +91,8 @@ pub(super) struct Session {
     /// The front's queue exists.
     front: bool,
     fresh: Duration,
+    /// What waited when it was last looked at, while nothing came.
+    waited: u32,
 }
 
 impl Partition {
@@ -113,6 +119,7 @@ impl Partition {
     /// Works until it is stopped.
     pub(super) async fn run(mut self) {
         let mut backoff = BACKOFF.0;
+        let mut told = String::new();
         while !self.stop.is_cancelled() {
             let opened = Instant::now();
             let end = self.session().await;
@@ -126,11 +133,18 @@ impl Partition {
                 End::Left => AWAY,
                 End::Lost(failure) => {
                     let queue = &self.seat.queue;
-                    tracing::warn!(%queue, error = %failure, "the lane's channel is gone; opening another");
-                    if opened.elapsed() > BACKOFF.1 {
+                    let text = failure.to_string();
+                    if text != told || opened.elapsed() > LASTING {
+                        tracing::warn!(%queue, error = %text, "the lane's channel is gone; opening another");
+                        told = text;
+                    }
+                    if opened.elapsed() > LASTING {
                         backoff = BACKOFF.0;
                     }
-                    let wait = backoff;
+                    let wait = match failure.is_deletion() {
+                        true => put::AFTER_DELETION,
+                        false => backoff,
+                    };
                     backoff = (backoff * 2).min(BACKOFF.1);
                     wait
                 }
@@ -194,6 +208,7 @@ impl Partition {
             head: None,
             front: false,
             fresh: FRESH.min(self.nodes.link.heartbeat() / 2),
+            waited: 0,
         })
     }
 
@@ -210,7 +225,12 @@ impl Partition {
                     refuse(command);
                     continue;
                 }
+                () = tokio::time::sleep(IDLE) => match self.look(session).await {
+                    Ok(()) => continue,
+                    Err(end) => return end,
+                },
             };
+            session.waited = 0;
             session.held_since = Some(Instant::now());
             let redelivered = delivery.redelivered;
             let result = match Entry::read(&delivery.properties, delivery.data) {
@@ -228,6 +248,17 @@ impl Partition {
         }
     }
 
+    /// Nothing came for a while. When nothing leaves the queue either, this consumer may be one that
+    /// the broker has lost track of; another is of no harm.
+    async fn look(&self, session: &mut Session) -> Result<(), End> {
+        let (ready, consumers) = session.ask(&self.seat.queue).await?;
+        if consumers == 0 || (ready > 0 && ready == session.waited) {
+            return Err(End::Renew);
+        }
+        session.waited = ready;
+        Ok(())
+    }
+
     /// The consumer gives nothing more.
     pub(super) fn lost(&self, error: Option<lapin::Error>) -> End {
         let queue = &self.seat.queue;
@@ -236,7 +267,7 @@ impl Partition {
             None => {
                 let text = format!("queue '{queue}' was deleted, and what it held with it");
                 self.health.broken(self.seat.index, &text);
-                End::Lost(Failure::new(text))
+                End::Lost(Failure::deletion(text))
             }
         }
     }
@@ -345,8 +376,14 @@ impl Session {
         if self.proven.0.elapsed().max(walked) < self.fresh {
             return Ok(());
         }
+        self.ask(queue).await?;
+        Ok(())
+    }
+
+    /// How many messages wait in the queue, and how many consumers it has.
+    async fn ask(&mut self, queue: &str) -> Result<(u32, u32), Failure> {
         let asked = now();
-        call(
+        let there = call(
             &format!("looking at queue '{queue}'"),
             self.channel.queue_declare(
                 names::short(queue)?,
@@ -356,7 +393,7 @@ impl Session {
         )
         .await?;
         self.proven = asked;
-        Ok(())
+        Ok((there.message_count(), there.consumer_count()))
     }
 
     /// Takes a message off its queue. The next one that comes proves that the broker has done it.

@@ -25,11 +25,14 @@ use xbus_core::broker::LaneEntry;
 use super::entry::Entry;
 use super::failure::{self, Failure};
 use super::names;
-use crate::error::describe;
+use crate::error::{describe, reply};
 use crate::link::Link;
 
 /// How long handing over a batch may take before it is given up and done again.
 const BATCH: Duration = Duration::from_secs(30);
+/// RabbitMQ 3.10 loses track of consumers of a quorum queue that is declared again within some
+/// milliseconds after it was deleted: they are neither cancelled nor given anything.
+pub(super) const AFTER_DELETION: Duration = Duration::from_secs(1);
 /// So many entries are confirmed one by one after a refusal, so that what follows cannot overtake.
 const CAREFUL: usize = 64;
 
@@ -49,6 +52,8 @@ struct State {
     careful: usize,
     /// The highest number that a queue took before a lower one of the same origin.
     ahead: HashMap<(Arc<str>, Arc<str>), u64>,
+    /// A queue that was deleted is not declared again before.
+    declare_at: Option<Instant>,
 }
 
 type Answer = lapin::Result<Confirmation>;
@@ -61,6 +66,8 @@ struct Sent {
     origin: Option<(Arc<str>, u64)>,
     confirming: Option<Confirming>,
     answer: Option<Answer>,
+    /// Nothing else was waited for: what the broker says is about this one.
+    alone: bool,
 }
 
 impl Putter {
@@ -111,7 +118,7 @@ impl State {
         for entry in entries {
             let partition = names::partition_of(&entry.key, entry.lane.partitions);
             let queue = names::partition(&entry.lane, partition);
-            let channel = match self.ready(link, &queue, until).await {
+            let channel = match self.ready(link, &queue, sent.is_empty(), until).await {
                 Ok(channel) => channel,
                 Err(error) => {
                     stopped = Some(error);
@@ -123,6 +130,7 @@ impl State {
             let mut published = Sent::new(channel, queue, &entry).await;
             if self.careful > 0 {
                 self.careful -= 1;
+                published.alone = true;
                 published.wait(until).await;
             }
             let over = published.failed();
@@ -135,14 +143,23 @@ impl State {
             published.wait(until).await;
         }
         let (confirmed, error) = self.settle(&sent);
+        if error.is_some() && !*link.publishing.blocked().borrow() {
+            // The broker may have lost count of what it confirms on this channel, as it does when a
+            // queue is deleted and declared again.
+            if let Some(channel) = self.channel.take() {
+                failure::close(&channel).await;
+            }
+        }
         (confirmed, error.or(stopped))
     }
 
-    /// The channel, with the queue there.
+    /// The channel, with the queue there. It is opened for the `first` of a batch only: on a new one
+    /// what follows would overtake what was lost with the old one.
     async fn ready(
         &mut self,
         link: &Arc<Link>,
         queue: &Arc<str>,
+        first: bool,
         until: Instant,
     ) -> Result<Channel, SendError> {
         let mut blocked = link.publishing.blocked();
@@ -154,6 +171,11 @@ impl State {
         }
         let channel = match &self.channel {
             Some(channel) if channel.status().connected() => channel.clone(),
+            _ if !first => {
+                return Err(SendError::outage(
+                    "the channel was lost while messages were handed over",
+                ));
+            }
             _ => {
                 self.declared.clear();
                 let up = link.publishing.up_until(until).await?;
@@ -168,6 +190,9 @@ impl State {
             }
         };
         if !self.declared.contains(queue) {
+            if let Some(at) = self.declare_at.take() {
+                tokio::time::sleep_until(at).await;
+            }
             declare(&channel, queue).await.map_err(outage)?;
             self.declared.insert(queue.clone());
         }
@@ -223,6 +248,7 @@ impl State {
             tracing::warn!(error = %error.detail, "the broker refused a message of a lane");
             // The queue may be gone: look again.
             self.declared.clear();
+            self.declare_at = Some(Instant::now() + AFTER_DELETION);
             self.careful = CAREFUL;
             for published in taken {
                 if let Some((store, number)) = &published.origin {
@@ -259,6 +285,7 @@ impl Sent {
             origin: entry.origin.clone(),
             confirming: None,
             answer: None,
+            alone: false,
         };
         match futures_util::poll!(confirming.as_mut()) {
             Poll::Ready(answer) => sent.answer = Some(answer),
@@ -305,12 +332,17 @@ impl Sent {
             Some(Ok(Confirmation::NotRequested)) => {
                 Some((SendError::unknown("the channel confirms nothing"), false))
             }
+            Some(Err(error)) if self.alone && matches!(reply(error), Some((406, _))) => Some((
+                SendError::rejected(format!("queue '{queue}': {}", describe(error))),
+                true,
+            )),
             Some(Err(error)) => Some((
                 SendError::unknown(format!(
                     "queue '{queue}': the broker has not confirmed: {}",
                     describe(error)
                 )),
-                false,
+                // The channel was closed for one of those in flight; the next time it is seen which.
+                error.is_amqp_soft_error(),
             )),
             None => Some((
                 SendError::unknown(format!("queue '{queue}': not confirmed in time")).timed_out(),

@@ -25,6 +25,11 @@ pub(super) enum Said {
         /// Which.
         instance: String,
     },
+    /// A queue beside a lane was declared for the first time.
+    Made {
+        /// Its name.
+        queue: String,
+    },
     /// Something is to be answered by every node that can.
     Ask {
         /// Tells the answer apart.
@@ -246,6 +251,7 @@ mod tests {
                 seq: 12,
             },
             message: Arc::new(message),
+            target: Arc::from("erp"),
             since: Timestamp::now(),
             cause: Some(MessageId::new()),
             attempts: 3,

@@ -90,6 +90,8 @@ pub struct Rabbit {
     dir: PathBuf,
     /// The first of ten ports: AMQP, AMQP over TLS, epmd, distribution, the tools.
     base: u16,
+    /// The last of them, held so that other processes look for ports elsewhere from the beginning.
+    _taken: TcpListener,
     vm: Mutex<Option<Child>>,
     guard: Child,
 }
@@ -114,7 +116,7 @@ impl Rabbit {
             .prefix("xbus-rabbit-")
             .tempdir()
             .expect("a temporary folder");
-        let base = free_ports();
+        let (base, taken) = free_ports();
         lay_out(dir.path(), base, options).expect("the broker's files");
         let guard = Command::new("sh")
             .args(["-c", GUARD, "rabbit-guard"])
@@ -133,6 +135,7 @@ impl Rabbit {
         let rabbit = Self {
             dir: dir.keep(),
             base,
+            _taken: taken,
             vm: Mutex::new(None),
             guard,
         };
@@ -382,7 +385,7 @@ impl Rabbit {
             .env("RABBITMQ_NODENAME", self.node())
             .env("RABBITMQ_DIST_PORT", (self.base + 3).to_string())
             .env("RABBITMQ_CTL_DIST_PORT_MIN", (self.base + 4).to_string())
-            .env("RABBITMQ_CTL_DIST_PORT_MAX", (self.base + 9).to_string())
+            .env("RABBITMQ_CTL_DIST_PORT_MAX", (self.base + 8).to_string())
             .env("RABBITMQ_SCRIPTS_DIR", self.dir.join("sbin"))
             .env("RABBITMQ_MNESIA_BASE", self.dir.join("data"))
             .env("RABBITMQ_LOG_BASE", self.dir.join("log"))
@@ -525,15 +528,18 @@ pub fn processes(dir: &Path) -> Vec<u32> {
 
 /// Ten ports in a row that were free a moment ago, below those that the system gives to clients:
 /// one of theirs could be taken between a kill and the restart.
-fn free_ports() -> u16 {
+fn free_ports() -> (u16, TcpListener) {
     static COUNT: AtomicU16 = AtomicU16::new(0);
     // Processes side by side begin at different places.
     let offset = u16::try_from(std::process::id() % 1_000).unwrap_or(0);
     for _ in 0..1_000 {
         let step = offset.wrapping_add(COUNT.fetch_add(1, Relaxed)) % 1_000;
         let base = 20_000 + step * 10;
-        if (base..base + 10).all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok()) {
-            return base;
+        let bind = |port| TcpListener::bind(("127.0.0.1", port));
+        if let Ok(taken) = bind(base + 9)
+            && (base..base + 9).all(|port| bind(port).is_ok())
+        {
+            return (base, taken);
         }
     }
     panic!("no free ports");
