@@ -447,7 +447,7 @@ impl<'a> Journey<'a> {
                 kind,
                 &fault.for_admin(),
                 Some(self.id()),
-                self.route.reads.as_deref(),
+                self.route.waits_in().as_deref(),
             );
         }
         if !self.journalled {
