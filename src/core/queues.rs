@@ -165,7 +165,7 @@ impl Bus {
         id: MessageId,
     ) -> Result<Option<Queued>, StoreError> {
         let queue = self.meant(queue);
-        if let Some(entry) = self.store().entry(&*self.place_of(queue, Some(id))?, id)? {
+        if let Some(entry) = self.store().entry(&self.place_of(queue, Some(id))?, id)? {
             return Ok(Some(entry));
         }
         let Some(at) = self.homes().at_broker(queue) else {
