@@ -12,7 +12,7 @@ use lapin::BasicProperties;
 use lapin::message::Delivery;
 use lapin::options::BasicAckOptions;
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 use xbus_core::adapter::Class;
 use xbus_core::plan::LanePolicy;
@@ -22,8 +22,9 @@ use xbus_core::{
 
 use crate::answer::{Answer, Ask};
 use crate::grip::Grip;
+use crate::ledger::{Ledger, Order, Ticket, Wanted};
 use crate::link::Publish;
-use crate::memory::{Carried, Identity, Memory};
+use crate::memory::{Aside, Carried, Identity, Memory};
 use crate::properties::{line, short};
 
 /// How long one publication may take.
@@ -140,6 +141,7 @@ pub(crate) struct Desk {
     pub(crate) door: Arc<dyn Door>,
     pub(crate) outlet: Arc<dyn Outlet>,
     pub(crate) memory: Arc<Memory>,
+    pub(crate) ledger: Arc<Ledger>,
     /// The queue, and the one for what is set aside from it.
     pub(crate) queue: ShortString,
     pub(crate) parked: ShortString,
@@ -151,8 +153,23 @@ pub(crate) struct Desk {
     pub(crate) give_back: Stop,
 }
 
+/// What a message comes to that waits for its turn.
+enum Turn<'a> {
+    /// It is to be given back.
+    GiveBack,
+    /// An administrator wants something of it.
+    Order(Order),
+    /// It may be tried, and has a place for that; or, without one, set aside.
+    Due(Option<SemaphorePermit<'a>>),
+}
+
 /// A message that is held.
 pub(crate) struct Held {
+    /// What tells it from the others of its channel.
+    pub(crate) number: u64,
+    /// It was set aside before, and is acknowledged there.
+    pub(crate) released: bool,
+    pub(crate) ticket: Ticket,
     /// The delivery without its body.
     pub(crate) delivery: Delivery,
     pub(crate) body: Bytes,
@@ -166,7 +183,14 @@ pub(crate) struct Held {
 
 impl Held {
     /// Gives it back, so that it is known when it comes again.
-    pub(crate) fn carry(self, memory: &Memory) {
+    pub(crate) fn carry(self, desk: &Desk) {
+        if self.released {
+            let Carried {
+                received_at, id, ..
+            } = self.carried;
+            desk.ledger.release_again(received_at, id);
+        }
+        let memory = &desk.memory;
         if self.carried.attempts > 0 || self.carried.aside.is_some() {
             memory.carry(self.identity, self.carried);
         }
@@ -188,6 +212,7 @@ fn has_id(properties: &BasicProperties) -> bool {
 impl Desk {
     /// Tries a message until it is acknowledged, or given back.
     pub(crate) async fn hold(&self, mut held: Held) {
+        held.ticket.begin();
         loop {
             if held.carried.aside.is_some() {
                 match self.set_aside(&held).await {
@@ -198,19 +223,22 @@ impl Desk {
                     }
                 }
             }
-            if self.wait(held.carried.next_try).await {
-                return held.carry(&self.memory);
-            }
-            if held.carried.aside.is_some() {
-                continue;
-            }
-            let Some(place) = self.place().await else {
-                return held.carry(&self.memory);
+            held.ticket.note(&held.carried);
+            let place = match self.turn(&mut held).await {
+                Turn::GiveBack => return held.carry(self),
+                Turn::Order(order) => match self.obey(&mut held, order).await {
+                    true => return,
+                    false => continue,
+                },
+                Turn::Due(None) => continue,
+                Turn::Due(Some(place)) => place,
             };
             if !self.is_ours().await {
-                return held.carry(&self.memory);
+                return held.carry(self);
             }
+            held.ticket.running(true);
             let result = self.attempt(&held).await;
+            held.ticket.running(false);
             drop(place);
             match result {
                 Ok(reply) => {
@@ -242,6 +270,7 @@ impl Desk {
             message: Message::clone(message),
             caller: None,
             seen_as,
+            seen_also: None,
             cause,
             replayed: false,
             attempts: held.carried.attempts,
@@ -279,13 +308,37 @@ impl Desk {
             .wait(attempts)
             .max(fault.retry_after.unwrap_or_default());
         tracing::warn!(%route, %id, queue = %self.queue, attempts, parked = aside, error = %fault, retry_in = ?(!aside).then_some(wait), "the message failed");
-        if aside {
-            carried.aside = Some(fault);
-            carried.next_try = None;
-        } else {
-            carried.next_try = Some(Instant::now() + wait);
-        }
+        carried.next_try = (!aside).then(|| Instant::now() + wait);
+        carried.aside = aside.then_some(Aside::Failed);
+        carried.fault = Some(fault);
         false
+    }
+
+    /// Does what an administrator wants of a message that waits; `true` when it has ended.
+    async fn obey(&self, held: &mut Held, order: Order) -> bool {
+        let ended = match order.wanted {
+            Wanted::Retry => {
+                held.carried.next_try = None;
+                Ok(false)
+            }
+            Wanted::Park(reason) => {
+                let before = held.carried.aside.replace(Aside::Asked(reason));
+                let done = self.set_aside(held).await;
+                if done.is_err() {
+                    held.carried.aside = before;
+                }
+                done.map(|()| true)
+            }
+            Wanted::Drop => Ok(true),
+        };
+        if matches!(ended, Ok(true)) {
+            if let Some(step) = &held.carried.step {
+                self.door.cleared(step);
+            }
+            self.acknowledge(held).await;
+        }
+        let _ = order.done.send(ended.clone().map(drop));
+        ended.unwrap_or(false)
     }
 
     /// Sends the answer, then acknowledges.
@@ -348,7 +401,7 @@ impl Desk {
 
     /// Puts a message into the queue of what is set aside, with why.
     async fn set_aside(&self, held: &Held) -> Result<(), String> {
-        let Some(fault) = &held.carried.aside else {
+        let Some(why) = &held.carried.aside else {
             return Ok(());
         };
         let until = Instant::now() + PATIENCE;
@@ -358,7 +411,7 @@ impl Desk {
             .declare(&self.parked, until)
             .await
             .map_err(cannot)?;
-        let properties = aside_properties(held, fault, &self.queue, &self.door.route());
+        let properties = aside_properties(held, why, &self.queue, &self.door.route());
         let publish = Publish {
             exchange: Arc::from(""),
             routing_key: Arc::from(self.parked.as_str()),
@@ -369,6 +422,7 @@ impl Desk {
             .publish(publish, until)
             .await
             .map_err(|error| cannot(error.detail))?;
+        self.ledger.set_parked();
         if let Some(step) = &held.carried.step {
             self.memory.failed_at(step);
         }
@@ -409,23 +463,31 @@ impl Desk {
         true
     }
 
-    async fn place(&self) -> Option<tokio::sync::SemaphorePermit<'_>> {
-        let place = tokio::select! {
-            () = self.give_back.cancelled() => return None,
-            place = self.places.acquire() => place.ok()?,
+    /// Waits until the message may be tried, or something else is to be done with it.
+    async fn turn(&self, held: &mut Held) -> Turn<'_> {
+        let (next_try, aside) = (held.carried.next_try, held.carried.aside.is_some());
+        let due = async {
+            if let Some(at) = next_try {
+                tokio::time::sleep_until(at).await;
+            }
+            match aside {
+                true => Turn::Due(None),
+                // The semaphore is never closed.
+                false => Turn::Due(self.places.acquire().await.ok()),
+            }
         };
-        (!self.give_back.is_cancelled()).then_some(place)
+        tokio::select! {
+            biased;
+            () = self.give_back.cancelled() => Turn::GiveBack,
+            order = held.ticket.order() => Turn::Order(order),
+            due = due => due,
+        }
     }
 }
 
 /// The properties of a message that is set aside: its own, but for those by which the broker would
 /// drop it, refuse it or copy it elsewhere; and why it lies there.
-fn aside_properties(
-    held: &Held,
-    fault: &Fault,
-    queue: &ShortString,
-    route: &str,
-) -> BasicProperties {
+fn aside_properties(held: &Held, why: &Aside, queue: &ShortString, route: &str) -> BasicProperties {
     let mut properties = BasicProperties::default();
     let original = &held.delivery.properties;
     macro_rules! keep {
@@ -458,8 +520,19 @@ fn aside_properties(
             headers.insert(name, AMQPValue::LongString(LongString::from(value)));
         }
     };
-    say("x-xbus-reason", &line(&fault.in_full(), LONGEST_REASON));
-    say("x-xbus-code", fault.code.name());
+    let error = held.carried.last_error().unwrap_or_default();
+    let reason = match why {
+        Aside::Failed => &error,
+        Aside::Asked(reason) => {
+            say("x-xbus-last-error", &line(&error, LONGEST_REASON));
+            reason
+        }
+    };
+    say("x-xbus-reason", &line(reason, LONGEST_REASON));
+    if let Some(fault) = &held.carried.fault {
+        say("x-xbus-code", fault.code.name());
+    }
+    say("x-xbus-received-at", &held.carried.received_at.to_string());
     say("x-xbus-parked-at", &Timestamp::now().to_string());
     say("x-xbus-id", &held.carried.id.to_string());
     say("x-xbus-route", route);

@@ -7,6 +7,7 @@
 //! keeps its place.
 
 mod answer;
+mod attended;
 mod backoff;
 mod binding;
 mod connect;
@@ -16,6 +17,7 @@ mod grip;
 mod held;
 mod incoming;
 mod lanes;
+mod ledger;
 mod link;
 mod looks;
 mod memory;
@@ -28,6 +30,7 @@ mod sender;
 #[cfg(test)]
 mod sender_tests;
 mod settings;
+mod shelf;
 mod size;
 mod socket;
 mod stage;

@@ -49,6 +49,11 @@ impl Identity {
         Self(Uuid::new_v5(&said, &delivery.data))
     }
 
+    /// As the id of a message that the bus has never seen.
+    pub(crate) fn as_id(self) -> MessageId {
+        MessageId::from_u128(self.0.as_u128())
+    }
+
     /// The key under which the inbox remembers it.
     pub(crate) fn key(self) -> Arc<str> {
         Arc::from(self.0.simple().to_string())
@@ -68,8 +73,19 @@ pub(crate) struct Carried {
     pub(crate) next_try: Option<Instant>,
     /// The step at which it failed.
     pub(crate) step: Option<Arc<str>>,
+    /// Why it failed last.
+    pub(crate) fault: Option<Fault>,
     /// It is to be set aside, for this reason.
-    pub(crate) aside: Option<Fault>,
+    pub(crate) aside: Option<Aside>,
+}
+
+/// Why a message is set aside.
+#[derive(Clone, Debug)]
+pub(crate) enum Aside {
+    /// Of itself: for its last fault.
+    Failed,
+    /// An administrator says so, and why.
+    Asked(String),
 }
 
 impl Carried {
@@ -81,8 +97,14 @@ impl Carried {
             attempts: 0,
             next_try: None,
             step: None,
+            fault: None,
             aside: None,
         }
+    }
+
+    /// Why it failed last, for administrators.
+    pub(crate) fn last_error(&self) -> Option<String> {
+        self.fault.as_ref().map(Fault::in_full)
     }
 }
 

@@ -236,7 +236,7 @@ pub(crate) fn delivery_count(properties: &BasicProperties) -> Option<u64> {
 
 /// A header's value as text. Byte strings that are not UTF-8 are given in base64 (RFC 4648 section
 /// 4), tables and arrays as JSON, times in RFC 3339, nothing as the empty text.
-fn text_of(value: &AMQPValue) -> Cow<'_, str> {
+pub(crate) fn text_of(value: &AMQPValue) -> Cow<'_, str> {
     match value {
         AMQPValue::LongString(value) => bytes_text(value.as_bytes()),
         AMQPValue::ShortString(value) => value.as_str().into(),

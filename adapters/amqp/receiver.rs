@@ -13,18 +13,21 @@ use futures_util::future::BoxFuture;
 use lapin::options::{BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Consumer};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 use xbus_core::adapter::OpenError;
 use xbus_core::plan::{LanePolicy, Retry};
+use xbus_core::queues::ReceivedQueue;
 use xbus_core::spec::{Args, Field, Type};
 use xbus_core::{Format, Inbox, Receiver, SendError, Stop};
 
+use crate::attended::Attended;
 use crate::binding::{self, Bind, Source, declare_queue};
 use crate::error::describe;
 use crate::grip::Grip;
 use crate::held::{Desk, Door, Outlet};
 use crate::incoming::Reading;
+use crate::ledger::{Ledger, Released};
 use crate::link::{Link, Publish};
 use crate::memory::Memory;
 use crate::properties::{line, short};
@@ -55,8 +58,9 @@ pub(crate) const FIELDS: &[Field] = &[
     Field::new(
         "prefetch",
         Type::Count(1, 65_535),
-        "How many messages are taken from the queue before they are acknowledged. Left out: 1; with \
-         `order_by` 32, or `concurrency` where that is more; without it `concurrency`.",
+        "How many messages are taken from the queue before they are acknowledged. Left out: 16, of \
+         which one is run after the other; with `order_by` 32, or `concurrency` where that is more; \
+         with `concurrency` alone so many as that.",
     ),
     Field::new(
         "envelope",
@@ -78,6 +82,10 @@ pub(crate) const FIELDS: &[Field] = &[
 
 /// How long a channel and its queue are waited for before administrators are told.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How many messages are taken when one is run after the other: so many that the next one is there
+/// when one is done.
+const IN_ORDER: usize = 16;
 
 /// How many messages are taken with `order_by`.
 const WINDOW: usize = 32;
@@ -101,6 +109,8 @@ struct AmqpReceiver {
     reading: Reading,
     bus: Arc<str>,
     node: Arc<str>,
+    ledger: Arc<Ledger>,
+    attended: Arc<Attended>,
 }
 
 /// Builds a receiver from what the route says.
@@ -129,7 +139,16 @@ pub(crate) fn build(args: Args<'_>) -> Option<Arc<dyn Receiver>> {
         );
     }
     good.then(|| {
+        let shown = Arc::from(format!("{}/{queue}", link.name()));
+        let ledger = Arc::new(Ledger::new(shown));
         let receiver: Arc<dyn Receiver> = Arc::new(AmqpReceiver {
+            attended: Arc::new(Attended::new(
+                link.clone(),
+                queue.clone(),
+                parked.clone(),
+                ledger.clone(),
+            )),
+            ledger,
             link,
             source: Source {
                 queue,
@@ -174,6 +193,10 @@ impl Receiver for AmqpReceiver {
             self.source.queue,
             self.link.name()
         ))
+    }
+
+    fn queue(&self) -> Option<Arc<dyn ReceivedQueue>> {
+        Some(self.attended.clone())
     }
 
     fn open(
@@ -221,6 +244,7 @@ impl AmqpReceiver {
             let why = match opened {
                 Ok(open) => {
                     door.works();
+                    self.ledger.set_trouble(None);
                     let since = Instant::now();
                     match self.work(open, &door, &memory, stop).await {
                         Ended::Stopped => return,
@@ -244,9 +268,13 @@ impl AmqpReceiver {
             let wait = AGAIN.wait(failed);
             tracing::warn!(route = %door.route(), queue = %self.source.queue, %why, retry_in = ?wait, "the queue cannot be read");
             door.fails("outage", &why);
+            self.ledger.set_trouble(Some(&why));
+            // Without a connection that is what is waited for, and it has waits of its own.
+            let connected = self.link.receiving.is_up();
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(wait) => {}
+                _ = self.link.receiving.up(), if !connected => {}
             }
         }
     }
@@ -265,7 +293,7 @@ impl AmqpReceiver {
     fn window(&self, order: Order, policy: &LanePolicy) -> u16 {
         self.prefetch.unwrap_or_else(|| {
             let many = match order {
-                Order::All => 1,
+                Order::All => IN_ORDER,
                 Order::Keys => policy.concurrency.max(WINDOW),
                 Order::None => policy.concurrency,
             };
@@ -326,6 +354,7 @@ impl AmqpReceiver {
             door: door.clone(),
             outlet: Arc::new(self.link.clone()),
             memory: memory.clone(),
+            ledger: self.ledger.clone(),
             queue: self.source.queue.clone(),
             parked: self.parked.clone(),
             grip: Some(Grip::new(
@@ -337,9 +366,24 @@ impl AmqpReceiver {
             give_back: Stop::new(),
         });
         let mut window = Window::new(desk, self.reading.clone(), order, self.bus.clone());
+        // What an administrator had released goes before all others.
+        for released in self.attended.released_before().await {
+            window.release(released);
+        }
+        let (entrance, mut released) = mpsc::unbounded_channel();
+        self.ledger.open(entrance);
         let ended = self
-            .take(&mut open.consumer, &mut window, door, memory, stop)
+            .take(
+                &mut open.consumer,
+                &mut released,
+                &mut window,
+                door,
+                memory,
+                stop,
+            )
             .await;
+        self.ledger.close();
+        drop(released);
         window.give_back().await;
         // The consumer is not cancelled before: another one would be given what comes next while the
         // message before it is still held here.
@@ -352,6 +396,7 @@ impl AmqpReceiver {
     async fn take(
         &self,
         consumer: &mut Consumer,
+        released: &mut mpsc::UnboundedReceiver<Released>,
         window: &mut Window,
         door: &Arc<dyn Door>,
         memory: &Memory,
@@ -377,6 +422,7 @@ impl AmqpReceiver {
                     }
                     forget(&**door, memory, false).await;
                 }
+                Some(released) = released.recv() => window.release(released),
                 next = consumer.next() => match next {
                     Some(Ok(delivery)) => window.take(delivery),
                     Some(Err(error)) => return Ended::Lost(lost(&error)),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use lapin::BasicProperties;
 use lapin::message::Delivery;
-use lapin::types::ShortString;
+use lapin::types::{AMQPValue, ShortString};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use xbus_core::plan::{LanePolicy, Retry};
@@ -18,6 +18,7 @@ use xbus_core::{
 
 use crate::held::{Desk, Door, Outlet};
 use crate::incoming::Reading;
+use crate::ledger::{Ledger, Not, Wanted};
 use crate::link::Publish;
 use crate::memory::{Identity, Memory};
 use crate::window::{Order, Window};
@@ -154,6 +155,7 @@ struct World {
     route: Arc<Route>,
     broker: Arc<Broker>,
     memory: Arc<Memory>,
+    ledger: Arc<Ledger>,
     tag: u64,
 }
 
@@ -163,6 +165,7 @@ impl World {
             route: Arc::new(route),
             broker: Arc::default(),
             memory: Arc::default(),
+            ledger: Arc::new(Ledger::new(Arc::from("rabbit/q"))),
             tag: 0,
         }
     }
@@ -183,6 +186,7 @@ impl World {
             door: self.route.clone(),
             outlet: self.broker.clone(),
             memory: self.memory.clone(),
+            ledger: self.ledger.clone(),
             queue: "q".into(),
             parked: "q.parked".into(),
             grip: None,
@@ -442,4 +446,108 @@ async fn without_an_id_two_messages_may_be_alike() {
         finish(&mut window).await;
     }
     assert_eq!(world.seen(), ["a0", "a0"]);
+}
+
+/// Waits until what is held has come so far.
+async fn until<T>(found: impl Fn() -> Option<T>) -> T {
+    loop {
+        if let Some(found) = found() {
+            return found;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Works on what is held while `ask` waits for its answer.
+async fn while_working<T>(window: &mut Window, ask: impl Future<Output = T>) -> T {
+    let mut ask = std::pin::pin!(ask);
+    loop {
+        let idle = window.is_empty();
+        tokio::select! {
+            biased;
+            answer = &mut ask => return answer,
+            Some(ended) = window.ended(), if !idle => ended.unwrap(),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_held_is_shown_and_a_blocked_head_is_tried_when_asked_for() {
+    let mut world = World::new(World::failing(&[("a", 2, Code::Destination)]));
+    let (mut window, _) = world.window(Order::All);
+    for body in ["a", "b"] {
+        window.take(world.delivery(body, false));
+    }
+    let ledger = world.ledger.clone();
+    let head = until(|| ledger.heads().pop().filter(|head| head.attempts == 1)).await;
+    assert_eq!(head.last_error.as_deref(), Some("step: destination: no"));
+    assert!(head.next_try.is_some());
+    let held = ledger.held();
+    assert_eq!(held.len(), 2);
+    let behind = held[1].message.id;
+    assert_eq!(ledger.retry(Some(behind)), 0, "it is no head");
+    assert_eq!(ledger.ask(behind, Wanted::Drop).err(), Some(Not::Head));
+    assert_eq!(
+        ledger.ask(MessageId::new(), Wanted::Drop).err(),
+        Some(Not::Here)
+    );
+    let start = Instant::now();
+    assert_eq!(ledger.retry(None), 1);
+    until(|| (ledger.heads()[0].attempts == 2).then_some(())).await;
+    assert!(start.elapsed() < Duration::from_millis(100));
+    finish(&mut window).await;
+    assert_eq!(world.seen(), ["a0", "a1", "a2", "b0"]);
+    assert!(ledger.held().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_head_is_set_aside_or_dropped_when_asked_for_and_the_next_goes_on() {
+    let mut world = World::new(World::failing(&[
+        ("a", 9, Code::Destination),
+        ("b", 9, Code::Destination),
+    ]));
+    let (mut window, _) = world.window(Order::All);
+    for body in ["a", "b", "c"] {
+        window.take(world.delivery(body, false));
+    }
+    let ledger = world.ledger.clone();
+    let failed = || ledger.heads().pop().filter(|head| head.attempts > 0);
+    let first = until(failed).await.message.id;
+    // As long as it cannot be set aside it stays where it is.
+    *world.broker.fails.lock().unwrap() = 1;
+    let park = || Wanted::Park(String::from("wrong number"));
+    let answer = ledger.ask(first, park()).unwrap();
+    let said = while_working(&mut window, answer).await.unwrap();
+    assert!(said.unwrap_err().contains("down"));
+    assert_eq!(failed().unwrap().message.id, first);
+    let answer = ledger.ask(first, park()).unwrap();
+    assert_eq!(while_working(&mut window, answer).await.unwrap(), Ok(()));
+    let second = until(|| failed().filter(|head| head.message.id != first));
+    let second = while_working(&mut window, second).await.message.id;
+    // Nobody waits for this one any more.
+    drop(ledger.ask(second, park()).unwrap());
+    let answer = ledger.ask(second, Wanted::Drop).unwrap();
+    assert_eq!(while_working(&mut window, answer).await.unwrap(), Ok(()));
+    finish(&mut window).await;
+    assert_eq!(world.seen(), ["a0", "b0", "c0"]);
+    let published = world.broker.published.lock().unwrap();
+    assert_eq!(published.len(), 1);
+    let headers = published[0]
+        .properties
+        .headers()
+        .clone()
+        .unwrap_or_default();
+    let said = |name: &str| match &headers.inner()[name] {
+        AMQPValue::LongString(text) => text.to_string(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(said("x-xbus-reason"), "wrong number");
+    assert_eq!(said("x-xbus-last-error"), "step: destination: no");
+    assert_eq!(said("x-xbus-id"), first.to_string());
+    assert_eq!(said("x-xbus-attempts"), "1");
+    // The step's incident is over.
+    assert_eq!(
+        *world.route.cleared.lock().unwrap(),
+        ["step", "step", "step"]
+    );
 }

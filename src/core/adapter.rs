@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::broker::LaneBroker;
 use crate::inbox::Inbox;
+use crate::queues::ReceivedQueue;
 use crate::secrets;
 use crate::spec::{Args, Connection, Field};
 use crate::transform::Context;
@@ -25,6 +26,12 @@ pub trait Receiver: Send + Sync {
     /// What it takes for itself alone, in words such as `POST /orders on http`: two receivers with
     /// the same claim are an error of `check`.
     fn claim(&self) -> Option<String> {
+        None
+    }
+
+    /// The queue at a broker that it works off, as administrators see it and act on it; nothing for
+    /// receivers that have none. The same receiver gives the same queue each time.
+    fn queue(&self) -> Option<Arc<dyn ReceivedQueue>> {
         None
     }
 

@@ -116,8 +116,8 @@ impl Incidents {
             .insert(status.name.clone(), status);
     }
 
-    /// What waits in a queue, in the store and elsewhere.
-    fn waiting(&self, queue: &str) -> (u64, u64, Option<Timestamp>) {
+    /// What waits in a queue, in the store and elsewhere; nothing for one that neither knows.
+    fn waiting(&self, queue: &str) -> Option<(u64, u64, Option<Timestamp>)> {
         let here = self.store.queues().into_iter().find(|q| &*q.name == queue);
         let elsewhere = self
             .elsewhere
@@ -127,13 +127,14 @@ impl Incidents {
             .cloned();
         let both = [elsewhere, here];
         let both = || both.iter().flatten();
-        (
+        both().next()?;
+        Some((
             both().map(|queue| queue.depth).sum(),
             both().map(|queue| queue.parked).sum(),
             both()
                 .filter_map(|queue| Some(queue.head.as_ref()?.since))
                 .min(),
-        )
+        ))
     }
 
     /// What is open, by route and step.
@@ -313,15 +314,16 @@ impl Incidents {
         line(&mut text, "failures", &incident.count.to_string());
         if let Some(queue) = &incident.queue {
             line(&mut text, "queue", queue);
-            let (depth, parked, oldest) = self.waiting(queue);
-            let mut waits = format!("{depth} messages");
-            if let Some(since) = oldest {
-                let _ = write!(waits, ", the oldest for {}", human(since.until(now)));
+            if let Some((depth, parked, oldest)) = self.waiting(queue) {
+                let mut waits = format!("{depth} messages");
+                if let Some(since) = oldest {
+                    let _ = write!(waits, ", the oldest for {}", human(since.until(now)));
+                }
+                if parked > 0 {
+                    let _ = write!(waits, "; {parked} parked");
+                }
+                line(&mut text, "waiting", &waits);
             }
-            if parked > 0 {
-                let _ = write!(waits, "; {parked} parked");
-            }
-            line(&mut text, "waiting", &waits);
         }
         if let Some(id) = incident.message {
             line(&mut text, "message", &id.to_string());

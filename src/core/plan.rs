@@ -114,6 +114,13 @@ impl Route {
     pub fn all_targets(&self) -> impl Iterator<Item = &Target> {
         self.targets.iter().chain(&self.on_fault)
     }
+
+    /// The queue in which messages wait that its receiver could not pass on, as administrators know
+    /// it; nothing where a sender is told of the failure, or keeps the message elsewhere.
+    pub fn waits_in(&self) -> Option<Arc<str>> {
+        let received = || Some(self.receiver.as_ref()?.queue()?.name().clone());
+        self.reads.clone().or_else(received)
+    }
 }
 
 /// Which payloads the journal keeps for `show` and `replay`.

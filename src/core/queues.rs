@@ -4,11 +4,40 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::MessageId;
-use crate::broker::LaneCommand;
+use futures_util::future::BoxFuture;
+
+use crate::broker::{LaneCommand, LaneDone};
 use crate::bus::Bus;
 use crate::homes::{AtBroker, FRONT, front_of};
-use crate::store::{Change, Commit, Durability, QueueStatus, Queued, Settlement, StoreError};
+use crate::store::{
+    Change, Commit, Durability, Outcome, Query, QueueStatus, Queued, Settlement, StoreError,
+};
+use crate::{MessageId, Timestamp};
+
+/// What the journal says of a message that an administrator gave up.
+const DROPPED: &str = "dropped by an administrator";
+
+/// The queue at a broker that a receiver works off, as administrators see it. Nothing of it is in
+/// the store.
+pub trait ReceivedQueue: Send + Sync {
+    /// The name under which it is shown: `CONNECTION/QUEUE`, because an embedded queue may have the
+    /// plain one.
+    fn name(&self) -> &Arc<str>;
+
+    /// The connection's name in xbus.yaml.
+    fn connection(&self) -> &Arc<str>;
+
+    /// What waits at the broker and here and what is parked, and why the queue is not read or what
+    /// is not known of it now. Ends within seconds.
+    fn status(&self) -> BoxFuture<'_, (QueueStatus, Option<String>)>;
+
+    /// Messages, oldest first: those that the receiver holds, or those that are parked.
+    fn entries(&self, parked: bool, limit: usize)
+    -> BoxFuture<'_, Result<Vec<Queued>, StoreError>>;
+
+    /// Does what an administrator asks, with the heads that this bus holds and with what is parked.
+    fn command(&self, command: LaneCommand) -> BoxFuture<'_, Result<LaneDone, StoreError>>;
+}
 
 /// How long a broker is asked that is down.
 const LOOK: Duration = Duration::from_secs(3);
@@ -26,9 +55,39 @@ pub struct QueueView {
     pub trouble: Option<String>,
     /// Whether the routes, as they are now, take messages from it.
     pub attended: bool,
+    /// The route whose receiver works it off; nothing for lanes and embedded queues.
+    pub route: Option<Arc<str>>,
+}
+
+impl QueueView {
+    async fn received(route: Arc<str>, queue: Arc<dyn ReceivedQueue>) -> Self {
+        let (status, trouble) = queue.status().await;
+        Self {
+            status,
+            connection: Some(queue.connection().clone()),
+            in_store: 0,
+            trouble,
+            attended: true,
+            route: Some(route),
+        }
+    }
 }
 
 impl Bus {
+    /// The queues outside the store that routes receive from, with the routes.
+    fn received(&self) -> Vec<(Arc<str>, Arc<dyn ReceivedQueue>)> {
+        let plan = self.plan();
+        let routes = plan.routes.values().filter(|route| route.enabled);
+        routes
+            .filter_map(|route| Some((route.name.clone(), route.receiver.as_ref()?.queue()?)))
+            .collect()
+    }
+
+    fn received_queue(&self, name: &str) -> Option<(Arc<str>, Arc<dyn ReceivedQueue>)> {
+        let mut received = self.received().into_iter();
+        received.find(|(_, queue)| **queue.name() == *name)
+    }
+
     /// Whether a route takes the queue's messages now.
     pub fn is_worked(&self, queue: &str) -> bool {
         self.lanes().is_worked(queue) || self.homes().at_broker(queue).is_some()
@@ -73,11 +132,23 @@ impl Bus {
         }
         found.retain(|name, _| self.meant(name) == &**name);
         let views = found.into_values().map(|status| self.view(status));
-        futures_util::future::join_all(views).await
+        let received = self.received().into_iter();
+        let received = received.map(|(route, queue)| QueueView::received(route, queue));
+        let (mut views, received) = futures_util::future::join(
+            futures_util::future::join_all(views),
+            futures_util::future::join_all(received),
+        )
+        .await;
+        views.extend(received);
+        views.sort_by(|a, b| a.status.name.cmp(&b.status.name));
+        views
     }
 
     /// One queue; nothing when there is none of that name.
     pub async fn queue(&self, name: &str) -> Option<QueueView> {
+        if let Some((route, queue)) = self.received_queue(name) {
+            return Some(QueueView::received(route, queue).await);
+        }
         let name = self.meant(name);
         let held = self.store_queue(name);
         let plan = self.plan();
@@ -108,6 +179,7 @@ impl Bus {
                 connection: None,
                 in_store: 0,
                 trouble: held,
+                route: None,
             };
         };
         let in_store = status.depth;
@@ -127,6 +199,7 @@ impl Bus {
             in_store,
             trouble,
             attended: true,
+            route: None,
         }
     }
 
@@ -142,6 +215,9 @@ impl Bus {
         parked: bool,
         limit: usize,
     ) -> Result<Vec<Queued>, StoreError> {
+        if let Some((_, queue)) = self.received_queue(queue) {
+            return queue.entries(parked, limit).await;
+        }
         let queue = self.meant(queue);
         let mut entries = Vec::new();
         if let Some(at) = self.homes().at_broker(queue) {
@@ -164,8 +240,17 @@ impl Bus {
         queue: &str,
         id: MessageId,
     ) -> Result<Option<Queued>, StoreError> {
+        if let Some((_, queue)) = self.received_queue(queue) {
+            for parked in [false, true] {
+                let entries = queue.entries(parked, usize::MAX).await?;
+                if let Some(entry) = entries.into_iter().find(|entry| entry.message.id == id) {
+                    return Ok(Some(entry));
+                }
+            }
+            return Ok(None);
+        }
         let queue = self.meant(queue);
-        if let Some(entry) = self.store().entry(&*self.place_of(queue, Some(id))?, id)? {
+        if let Some(entry) = self.store().entry(&self.place_of(queue, Some(id))?, id)? {
             return Ok(Some(entry));
         }
         let Some(at) = self.homes().at_broker(queue) else {
@@ -186,6 +271,9 @@ impl Bus {
         queue: &str,
         id: Option<MessageId>,
     ) -> Result<usize, StoreError> {
+        if let Some((_, queue)) = self.received_queue(queue) {
+            return Ok(queue.command(LaneCommand::Retry(id)).await?.heads);
+        }
         let queue = self.meant(queue);
         match self.homes().at_broker(queue) {
             Some(at) => {
@@ -204,6 +292,11 @@ impl Bus {
         id: Option<MessageId>,
         reason: &str,
     ) -> Result<MessageId, StoreError> {
+        let nothing = || StoreError::NotFound(format!("nothing waits in queue '{queue}'"));
+        if let Some((_, queue)) = self.received_queue(queue) {
+            let command = LaneCommand::Park(id, reason.to_owned());
+            return queue.command(command).await?.id.ok_or_else(nothing);
+        }
         let queue = self.meant(queue);
         let Some(at) = self.homes().at_broker(queue) else {
             let place = self.place_of(queue, id)?;
@@ -211,13 +304,15 @@ impl Bus {
         };
         let command = LaneCommand::Park(id, reason.to_owned());
         let done = at.broker.command(&at.lane, command, at.worker()).await?;
-        done.id
-            .or(id)
-            .ok_or_else(|| StoreError::NotFound(format!("nothing waits in queue '{queue}'")))
+        done.id.or(id).ok_or_else(nothing)
     }
 
     /// Drops a head or a parked message for good.
     pub async fn queue_drop(&self, queue: &str, id: MessageId) -> Result<(), StoreError> {
+        if let Some((_, queue)) = self.received_queue(queue) {
+            queue.command(LaneCommand::Drop(id)).await?;
+            return self.journal_dropped(id).await;
+        }
         let queue = self.meant(queue);
         let place = self.place_of(queue, Some(id))?;
         let Some(at) = self.homes().at_broker(queue) else {
@@ -237,6 +332,9 @@ impl Bus {
         queue: &str,
         id: MessageId,
     ) -> Result<(), StoreError> {
+        if let Some((_, queue)) = self.received_queue(queue) {
+            return queue.command(LaneCommand::Release(id)).await.map(drop);
+        }
         let queue = self.meant(queue);
         let place = self.place_of(queue, Some(id))?;
         let Some(at) = self.homes().at_broker(queue) else {
@@ -271,6 +369,51 @@ impl Bus {
         let command = LaneCommand::Release(id);
         let done = at.broker.command(&at.lane, command, at.worker()).await;
         done.map(drop)
+    }
+
+    /// Takes a message that was in doubt, and has been decided, out of what its receiver set aside.
+    pub(crate) async fn take_off_shelf(&self, route: &str, id: MessageId) {
+        let received = self.received().into_iter();
+        let found = received.map(|(name, queue)| (*name == *route, queue));
+        for (_, queue) in found.filter(|(is, _)| *is) {
+            match queue.command(LaneCommand::Drop(id)).await {
+                Ok(_) | Err(StoreError::NotFound(_)) => {}
+                Err(error) => {
+                    tracing::warn!(%id, queue = %queue.name(), %error, "a message that was decided may still be parked");
+                }
+            }
+        }
+    }
+
+    /// Journals that a received message which was to be tried again was given up.
+    async fn journal_dropped(&self, id: MessageId) -> Result<(), StoreError> {
+        self.catch_up().await;
+        let store = self.store().clone();
+        let query = Query {
+            id: Some(id),
+            ..Query::default()
+        };
+        let found = tokio::task::spawn_blocking(move || store.find(&query))
+            .await
+            .map_err(|error| StoreError::Failed(error.to_string()))??;
+        let pending = found
+            .into_iter()
+            .find(|entry| entry.outcome == Outcome::Pending);
+        let Some(mut entry) = pending else {
+            return Ok(());
+        };
+        entry.outcome = Outcome::Failed;
+        for target in &mut entry.targets {
+            if target.outcome == Outcome::Queued {
+                target.outcome = Outcome::Failed;
+                target.error.get_or_insert_with(|| DROPPED.to_owned());
+                target.at = Timestamp::now();
+            }
+        }
+        let change = Change::Journal(entry);
+        self.store()
+            .commit(Commit::of(change), Durability::Lazy)
+            .await
     }
 
     fn parked_here(&self, queue: &str, id: MessageId) -> Result<Option<Queued>, StoreError> {

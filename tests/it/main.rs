@@ -23,6 +23,7 @@ mod hostile;
 mod journal;
 mod lanes;
 mod mail;
+mod mailbox;
 mod rabbit_harness;
 mod regressions;
 mod rollback;
