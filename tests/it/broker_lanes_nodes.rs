@@ -188,17 +188,6 @@ fn a_lane_is_taken_over_in_order_from_a_node_that_is_killed_stopped_or_cut_off()
     wait_until_empty(&bus_a);
     wait_until_empty(&bus_b);
     let again = repeats_of(&system, &[&to_a, &to_b]);
-    if std::env::var_os("SHOW").is_some() {
-        let got = system.got();
-        for (at, got) in got.iter().enumerate() {
-            eprintln!(
-                "SHOW {at} {} {} {:?}",
-                got.path,
-                got.text(),
-                got.header("X-Message-Id")
-            );
-        }
-    }
     assert!(again <= breaks, "{again} repeats");
     wait_until_journal_is_complete(&bus_a);
     wait_until_journal_is_complete(&bus_b);

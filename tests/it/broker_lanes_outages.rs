@@ -345,3 +345,47 @@ fn a_failing_lanes_mail_tells_how_many_wait() {
     wait_until_empty(&bus);
     sink.wait_for_mail("[xbus] RESOLVED r/t: outage");
 }
+
+/// Showing a lane that no node has taken up yet looks into the broker's queue.
+#[test]
+fn looking_at_a_lane_while_nodes_come_and_go_changes_no_order() {
+    const MESSAGES: usize = 300;
+    let vhost = Rabbit::shared().vhost();
+    let system = Destination::with(|_| down());
+    let installation = node(&vhost.url(), "a");
+    installation.route("r", &route(&system, FAST));
+    let bus = installation.start();
+    send(bus.http, 0..MESSAGES);
+    wait_for_lane(&bus, "all of it at the broker", |lane| {
+        lane["in_store"] == 0 && lane["depth"].as_u64() >= Some(MESSAGES as u64)
+    });
+    bus.kill();
+    for _ in 0..10 {
+        let tried = system.count();
+        let bus = installation.start();
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    while system.count() < tried + 2 {
+                        get(bus.admin, "/api/v1/queues/r.t");
+                    }
+                });
+            }
+        });
+        bus.kill();
+    }
+    system.now(|_| Answer::ok());
+    let bus = installation.start();
+    wait_until_empty(&bus);
+    wait_for("the last message", || {
+        (system.texts().last() == Some(&(MESSAGES - 1).to_string())).then_some(())
+    });
+    let texts = system.texts();
+    repeats(&texts, &numbers(0..MESSAGES));
+    let others = texts.iter().filter(|text| *text != "0").count();
+    assert_eq!(
+        others,
+        MESSAGES - 1,
+        "only the head was sent more than once"
+    );
+}

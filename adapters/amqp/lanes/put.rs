@@ -195,6 +195,9 @@ impl State {
             }
             declare(&channel, queue).await.map_err(outage)?;
             self.declared.insert(queue.clone());
+            // A quorum queue that has just been declared may refuse the first messages and take the
+            // next ones.
+            self.careful = self.careful.max(1);
         }
         Ok(channel)
     }
