@@ -13,11 +13,12 @@ mod script;
 mod settings;
 mod table;
 mod time;
-mod xml;
 mod xpath;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use xbus_xml as xml;
 
 use xbus_core::transform::{CompileError, Scope, Source};
 use xbus_core::{Compiler, Expression, Transform};
