@@ -2,11 +2,13 @@
 //! connections to its destinations.
 //!
 //! [`Hub`] owns the listeners; [`kind`] is what routes see. Absent: HTTP/2 and 3, web sockets,
-//! proxies, WSDL, WS-Security, attachments.
+//! proxies, WS-Security, attachments.
 
 mod auth;
 mod body;
 mod call;
+mod contract;
+mod describe;
 mod door;
 mod guard;
 mod heads;
@@ -24,6 +26,7 @@ mod tls;
 mod url;
 mod wellformed;
 mod wrap;
+pub mod wsdl;
 mod xml;
 
 #[cfg(test)]
@@ -38,6 +41,7 @@ use std::sync::Arc;
 use xbus_core::Kind;
 
 pub use hub::Hub;
+pub use soap::{Name, Version};
 pub use settings::{
     LIMIT_FIELDS, LISTENER_FIELDS, Limits, ListenerSettings, ListenerTls, Network, Settings,
     limits, listener, settings,

@@ -14,7 +14,7 @@ use crate::broker::LaneBroker;
 use crate::inbox::Inbox;
 use crate::secrets;
 use crate::spec::{Args, Connection, Field};
-use crate::transform::Context;
+use crate::transform::{Checks, Context};
 use crate::{Code, Fault, Message, MessageId};
 
 /// Says when to stop; cloned freely.
@@ -26,6 +26,11 @@ pub trait Receiver: Send + Sync {
     /// the same claim are an error of `check`.
     fn claim(&self) -> Option<String> {
         None
+    }
+
+    /// What its messages and the replies to them are held against.
+    fn checks(&self) -> Checks {
+        Checks::default()
     }
 
     /// Opens the door: returns once messages are taken, or with why it cannot. The future that it

@@ -84,6 +84,7 @@ fn step(name: &str, says: &Destination) -> Step {
         gate: None,
         pace: None,
         compensate: None,
+        checks: Default::default(),
         stats: Arc::default(),
     }
 }
@@ -109,6 +110,7 @@ fn route(name: &str) -> Route {
         payloads: Payloads::Failed,
         lane: LanePolicy::default(),
         enabled: true,
+        checks: Default::default(),
         stats: Arc::default(),
     }
 }
