@@ -11,7 +11,7 @@ use xbus_xml::schema::{Breach, Expected, Finding, Schema};
 use xbus_xml::tree::{Id, Kind};
 use xbus_xml::{Document, XmlLimits, cache};
 
-use crate::soap::{Name, NS_11, NS_12, Version};
+use crate::soap::{NS_11, NS_12, Name, Version};
 use crate::wsdl::{Body, Part, Payload, Wsdl};
 
 /// A description and, where messages are held against it, its schemas.
@@ -43,7 +43,10 @@ impl Descriptions {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         known.retain(|_, (wsdl, _)| wsdl.strong_count() > 0);
         let (wsdl, mut schema) = match known.get(&key) {
-            Some((old, schema)) => (old.upgrade().unwrap_or_else(|| Arc::new(wsdl)), schema.upgrade()),
+            Some((old, schema)) => (
+                old.upgrade().unwrap_or_else(|| Arc::new(wsdl)),
+                schema.upgrade(),
+            ),
             None => (Arc::new(wsdl), None),
         };
         if with_schema && schema.is_none() {
@@ -186,20 +189,32 @@ impl Contract {
             Body::Empty | Body::Unchecked(_) => Ok(()),
             Body::Elements(names) => {
                 for (number, node) in content.iter().enumerate() {
-                    if !names.get(number).is_some_and(|name| is(document, *node, name)) {
-                        return Err(breach(*node, "the operation does not have this element here"));
+                    if !names
+                        .get(number)
+                        .is_some_and(|name| is(document, *node, name))
+                    {
+                        return Err(breach(
+                            *node,
+                            "the operation does not have this element here",
+                        ));
                     }
                     self.schema.check(document, *node, Expected::Declared)?;
                 }
                 match names.get(content.len()) {
-                    Some(name) => Err(breach(at, format!("the element '{}' is missing", name.local))),
+                    Some(name) => Err(breach(
+                        at,
+                        format!("the element '{}' is missing", name.local),
+                    )),
                     None => Ok(()),
                 }
             }
             Body::Rpc(_, parts) => {
                 let Some(wrapper) = first else { return Ok(()) };
                 if let Some(second) = content.get(1) {
-                    return Err(breach(*second, "the operation does not have this element here"));
+                    return Err(breach(
+                        *second,
+                        "the operation does not have this element here",
+                    ));
                 }
                 self.parts(document, wrapper, parts)
             }
@@ -234,7 +249,10 @@ impl Contract {
             };
             self.schema.check(document, node, expected)?;
         }
-        match parts.iter().find(|(name, _)| !seen.contains(&name.as_str())) {
+        match parts
+            .iter()
+            .find(|(name, _)| !seen.contains(&name.as_str()))
+        {
             Some((name, _)) => Err(breach(wrapper, format!("the part '{name}' is missing"))),
             None => Ok(()),
         }

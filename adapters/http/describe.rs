@@ -85,20 +85,30 @@ fn served(
             continue;
         }
         open = true;
-        let Some(wsdl) = &door.config.wsdl else { continue };
+        let Some(wsdl) = &door.config.wsdl else {
+            continue;
+        };
         let name = match asked {
             Asked::Main => &wsdl.main,
             Asked::Document(name) => name,
         };
         if let Some(text) = wsdl.document(name, &base(connection, head)) {
             let content_type = HeaderValue::from_static("text/xml; charset=utf-8");
-            return Ok(shape::answer(StatusCode::OK, content_type, Bytes::from(text), id));
+            return Ok(shape::answer(
+                StatusCode::OK,
+                content_type,
+                Bytes::from(text),
+                id,
+            ));
         }
     }
     match denied {
         Some(refusal) if !open => Err(refusal),
         _ => Err(unread(
-            Refusal::new(Code::NotFound, "the description has no document of that name"),
+            Refusal::new(
+                Code::NotFound,
+                "the description has no document of that name",
+            ),
             head,
         )),
     }
@@ -106,7 +116,12 @@ fn served(
 
 /// Where the caller reached this path: scheme, host, and path.
 fn base(connection: &Connection, head: &Parts) -> String {
-    let forwarded = |name: &str| connection.trusted.then(|| last(&head.headers, name)).flatten();
+    let forwarded = |name: &str| {
+        connection
+            .trusted
+            .then(|| last(&head.headers, name))
+            .flatten()
+    };
     let secure = connection.listener.settings.tls.is_some();
     let scheme = match forwarded("x-forwarded-proto") {
         Some(word) if word.eq_ignore_ascii_case("https") => "https",
@@ -168,7 +183,9 @@ mod tests {
     fn questions_for_a_description_are_seen() {
         assert!(matches!(asked("wsdl"), Some(Asked::Main)));
         assert!(matches!(asked("a=b&WSDL="), Some(Asked::Main)));
-        assert!(matches!(asked("xsd=a%20b/c.xsd"), Some(Asked::Document(name)) if name == "a b/c.xsd"));
+        assert!(
+            matches!(asked("xsd=a%20b/c.xsd"), Some(Asked::Document(name)) if name == "a b/c.xsd")
+        );
         assert!(asked("a=wsdl").is_none() && asked("xsd").is_none() && asked("").is_none());
     }
 }

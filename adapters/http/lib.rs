@@ -13,6 +13,7 @@ mod door;
 mod guard;
 mod heads;
 mod hub;
+pub mod outline;
 mod pool;
 mod receiver;
 mod reply;
@@ -41,11 +42,11 @@ use std::sync::Arc;
 use xbus_core::Kind;
 
 pub use hub::Hub;
-pub use soap::{Name, Version};
 pub use settings::{
     LIMIT_FIELDS, LISTENER_FIELDS, Limits, ListenerSettings, ListenerTls, Network, Settings,
     limits, listener, settings,
 };
+pub use soap::{Name, Version};
 
 /// HTTP as routes see it. Its receivers attach to the listeners of `hub`.
 pub fn kind(hub: Arc<Hub>) -> Kind {

@@ -243,8 +243,12 @@ fn description(hub: &Hub, args: Args<'_>) -> Option<(Option<Arc<Wsdl>>, Checks)>
         Some(Arc::new(contract) as Arc<dyn Rules>)
     };
     let checks = Checks {
-        request: (validate != "response").then(|| rules(Way::Request)).flatten(),
-        response: (validate != "request").then(|| rules(Way::Response)).flatten(),
+        request: (validate != "response")
+            .then(|| rules(Way::Request))
+            .flatten(),
+        response: (validate != "request")
+            .then(|| rules(Way::Response))
+            .flatten(),
     };
     Some((Some(wsdl), checks))
 }

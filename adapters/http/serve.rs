@@ -41,7 +41,11 @@ pub(crate) async fn answer(connection: &Arc<Connection>, request: Request<Incomi
         take(connection, head, body, id, &mut shape).await
     };
     let answer = match result {
-        Ok(Taken { reply, one_way: true, .. }) => shape::nothing(reply.id),
+        Ok(Taken {
+            reply,
+            one_way: true,
+            ..
+        }) => shape::nothing(reply.id),
         Ok(Taken { door, reply, .. }) => match reply::answer(shape, &door.config, &reply) {
             Ok(answer) => answer,
             Err(refusal) => shape::fault(shape, reply.id, &refusal),
@@ -545,7 +549,11 @@ fn operation(wsdl: &Wsdl, head: &Parts, seen: &Envelope) -> Result<bool, Refusal
     let fitting = wsdl.by_element(seen.element.as_ref());
     if let Some(action) = soap_action(head, seen.version) {
         let declared = |operation: &Operation| {
-            operation.action.as_deref().filter(|action| !action.is_empty()) == Some(action)
+            operation
+                .action
+                .as_deref()
+                .filter(|action| !action.is_empty())
+                == Some(action)
         };
         let open = |operation: &Operation| operation.action.as_deref().is_none_or(str::is_empty);
         let others = wsdl.operations.iter().any(declared);
@@ -569,7 +577,8 @@ fn soap_action(head: &Parts, version: Option<Version>) -> Option<&str> {
     let text = |name: &str| head.headers.get(name)?.to_str().ok();
     let action = match version {
         Some(Version::V12) => {
-            let given = text("content-type").and_then(|given| xbus_charset::parameter(given, "action"));
+            let given =
+                text("content-type").and_then(|given| xbus_charset::parameter(given, "action"));
             given.or_else(|| text("soapaction"))
         }
         _ => text("soapaction"),

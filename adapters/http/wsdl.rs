@@ -182,6 +182,18 @@ impl Wsdl {
         hasher.finish()
     }
 
+    /// The texts of its documents.
+    pub fn texts(&self) -> impl Iterator<Item = &str> {
+        self.documents
+            .values()
+            .map(|document| document.text.as_str())
+    }
+
+    /// The names of its documents, as paths below the folder.
+    pub fn files(&self) -> impl Iterator<Item = &str> {
+        self.documents.keys().map(String::as_str)
+    }
+
     /// The document of that name as it is served at `base` (scheme, host and path).
     pub(crate) fn document(&self, name: &str, base: &str) -> Option<String> {
         let document = self.documents.get(name)?;
@@ -401,7 +413,10 @@ fn qname(document: &Document, node: u32, attribute: &str) -> Option<Name> {
     let value = document.attribute(node, "", attribute)?.trim();
     let (prefix, local) = value.split_once(':').unwrap_or(("", value));
     Some(Name {
-        namespace: document.resolve(node, prefix).unwrap_or_default().to_owned(),
+        namespace: document
+            .resolve(node, prefix)
+            .unwrap_or_default()
+            .to_owned(),
         local: local.to_owned(),
     })
 }
@@ -480,14 +495,18 @@ impl Model {
         let name = document.attribute(binding, "", "name").unwrap_or_default();
         let port_type = qname(document, binding, "type").map(key);
         let Some(declared) = port_type.and_then(|key| self.port_types.get(&key)) else {
-            return Err(format!("the portType of the binding '{name}' is not defined"));
+            return Err(format!(
+                "the portType of the binding '{name}' is not defined"
+            ));
         };
         for operation in children(document, binding, WSDL, "operation") {
             let name = document
                 .attribute(operation, "", "name")
                 .unwrap_or_default();
             let Some(abstracted) = declared.iter().find(|known| known.name == name) else {
-                return Err(format!("the operation '{name}' is not defined in its portType"));
+                return Err(format!(
+                    "the operation '{name}' is not defined in its portType"
+                ));
             };
             let soap = children(document, operation, namespace, "operation").next();
             let of_soap = |attribute| document.attribute(soap?, "", attribute);
@@ -498,7 +517,9 @@ impl Model {
                     Some(key) => self.messages.get(key).map(Vec::as_slice),
                 };
                 let Some(parts) = parts else {
-                    return Err(format!("the message of the operation '{name}' is not defined"));
+                    return Err(format!(
+                        "the message of the operation '{name}' is not defined"
+                    ));
                 };
                 let node = children(document, operation, WSDL, local).next();
                 let wrapper = rpc.then(|| format!("{name}{suffix}"));

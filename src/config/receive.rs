@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use xbus_core::{Checks, Receiver};
 use xbus_core::plan::{LanePolicy, QueueReader};
 use xbus_core::problem::Place;
 use xbus_core::spec::{Args, Field, Key, Node, Raw};
+use xbus_core::{Checks, Receiver};
 
 use crate::adapter::Side;
 use crate::lane::policy;

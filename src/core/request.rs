@@ -70,12 +70,15 @@ pub(crate) fn check(
             Code::Client,
             format!("the message is not as its schema says: {why}"),
         ),
-        Origin::Response => {
-            Fault::new(Code::Destination, "the response is not as its schema says")
-                .detail(format!("the response is not as its schema says: {why}"))
-        }
-        Origin::Made => Fault::new(Code::Transform, "what the route made is not as its schema says")
-            .detail(format!("what the route made is not as its schema says: {why}")),
+        Origin::Response => Fault::new(Code::Destination, "the response is not as its schema says")
+            .detail(format!("the response is not as its schema says: {why}")),
+        Origin::Made => Fault::new(
+            Code::Transform,
+            "what the route made is not as its schema says",
+        )
+        .detail(format!(
+            "what the route made is not as its schema says: {why}"
+        )),
     })
 }
 

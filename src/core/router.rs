@@ -156,7 +156,11 @@ impl<'a> Journey<'a> {
 
     async fn travel(&mut self) -> Result<Reply, Fault> {
         let received = self.context.received.clone();
-        request::check(self.route.checks.request.as_ref(), &received, Origin::Received)?;
+        request::check(
+            self.route.checks.request.as_ref(),
+            &received,
+            Origin::Received,
+        )?;
         for (name, key) in &self.route.keys {
             match key.evaluate(&received, &self.context)? {
                 Value::Unit => {}

@@ -174,12 +174,20 @@ impl<'a> State<'a> {
         sink: &mut impl Sink<'a>,
     ) -> Flow {
         match event {
-            Event::Start(tag) => {
-                self.start(at, slice(whole, &tag), tag.name().as_ref().len(), false, sink)
-            }
-            Event::Empty(tag) => {
-                self.start(at, slice(whole, &tag), tag.name().as_ref().len(), true, sink)
-            }
+            Event::Start(tag) => self.start(
+                at,
+                slice(whole, &tag),
+                tag.name().as_ref().len(),
+                false,
+                sink,
+            ),
+            Event::Empty(tag) => self.start(
+                at,
+                slice(whole, &tag),
+                tag.name().as_ref().len(),
+                true,
+                sink,
+            ),
             Event::End(_) => {
                 if let Some(mark) = self.marks.pop() {
                     self.scope.truncate(mark as usize);

@@ -18,4 +18,5 @@ mod lanes;
 mod mail;
 mod regressions;
 mod rollback;
+mod soap;
 mod store;

@@ -280,7 +280,8 @@ impl Call {
     ) -> Option<Result<Option<String>, ScriptError>> {
         let cache = cache(message);
         if crate::xml::cache::of(message).is_tried()
-            || cache.streamed.fetch_add(1, Ordering::Relaxed) >= STREAMED {
+            || cache.streamed.fetch_add(1, Ordering::Relaxed) >= STREAMED
+        {
             return None;
         }
         let bytes = message.body.bytes();

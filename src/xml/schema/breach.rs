@@ -106,9 +106,16 @@ fn without_value(message: &str, value: &str) -> String {
 
 /// Whether a quoted text stands where the schema's own words do.
 fn is_rule(message: &str, quoted: &str) -> bool {
-    ["pattern ", "Element ", "Attribute ", "attribute ", "Type ", "type "]
-        .iter()
-        .any(|before| message.contains(&format!("{before}{quoted}")))
+    [
+        "pattern ",
+        "Element ",
+        "Attribute ",
+        "attribute ",
+        "Type ",
+        "type ",
+    ]
+    .iter()
+    .any(|before| message.contains(&format!("{before}{quoted}")))
 }
 
 fn short(text: &str) -> std::borrow::Cow<'_, str> {

@@ -19,7 +19,9 @@ pub(super) fn mend(pattern: &str) -> Result<Option<String>, String> {
                 out.push(next);
                 if matches!(next, 'p' | 'P') {
                     let mut rest = chars.clone();
-                    if rest.next() == Some('{') && rest.next() == Some('I') && rest.next() == Some('s')
+                    if rest.next() == Some('{')
+                        && rest.next() == Some('I')
+                        && rest.next() == Some('s')
                     {
                         return Err(format!("the block \\{next}{{Is…}} in a pattern"));
                     }

@@ -84,7 +84,12 @@ impl Sources {
         reading.document(file, None);
         while let Some((next, by)) = reading.waiting.pop() {
             if reading.seen.len() >= MAX_FILES {
-                reading.say(true, &by, format!("the schema has more than {MAX_FILES} files"), "");
+                reading.say(
+                    true,
+                    &by,
+                    format!("the schema has more than {MAX_FILES} files"),
+                    "",
+                );
                 break;
             }
             reading.document(&next, Some(by));
@@ -271,7 +276,12 @@ impl Reading<'_> {
         let is_root = by.is_none();
         if let Err((at, why)) = self.scan(file, &text, is_root) {
             let at = spot(file, &text, at);
-            self.say(true, &at, format!("not well-formed XML: {why}"), "mend the file");
+            self.say(
+                true,
+                &at,
+                format!("not well-formed XML: {why}"),
+                "mend the file",
+            );
         }
     }
 
@@ -301,7 +311,11 @@ impl Reading<'_> {
                 _ => continue,
             };
             let (namespace, local) = name_of(&reader, &start).map_err(|why| (at, why))?;
-            if depth == 0 && !matches!((&*namespace, &*local), (XS, "schema") | (WSDL, "definitions"))
+            if depth == 0
+                && !matches!(
+                    (&*namespace, &*local),
+                    (XS, "schema") | (WSDL, "definitions")
+                )
             {
                 return Err((
                     at,
@@ -592,7 +606,8 @@ impl Reading<'_> {
             match (lost, foreign) {
                 (None, false) => self.say(true, &spot, what, "mend the name, or define it"),
                 (lost, _) => {
-                    let why = lost.unwrap_or_else(|| "no file for its namespace is imported".into());
+                    let why =
+                        lost.unwrap_or_else(|| "no file for its namespace is imported".into());
                     let (end, help) = match lenient {
                         true => (
                             "; what it stands for is not checked",
