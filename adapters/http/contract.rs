@@ -52,6 +52,9 @@ impl Descriptions {
         if with_schema && schema.is_none() {
             let (made, said) = Schema::load(folder, file);
             findings.extend(said);
+            if let Some(made) = &made {
+                findings.extend(undefined(&wsdl, made, file));
+            }
             schema = made.map(Arc::new);
         }
         let weak = schema.as_ref().map_or_else(Weak::new, Arc::downgrade);
@@ -62,6 +65,75 @@ impl Descriptions {
             findings,
         }
     }
+}
+
+/// What the operations name and no schema defines: passed over where an import is missing.
+fn undefined(wsdl: &Wsdl, schema: &Schema, file: &Path) -> Vec<Finding> {
+    let payloads = wsdl
+        .operations
+        .iter()
+        .flat_map(|operation| std::iter::once(&operation.input).chain(&operation.output));
+    let mut open: Vec<(&'static str, &Name)> = Vec::new();
+    for payload in payloads {
+        let (elements, types): (Vec<&Name>, Vec<&Name>) = match &payload.body {
+            Body::Elements(names) => (names.iter().collect(), Vec::new()),
+            Body::Rpc(_, parts) => (
+                parts
+                    .iter()
+                    .filter_map(|(_, part)| match part {
+                        Part::Element(name) => Some(name),
+                        Part::Type(_) => None,
+                    })
+                    .collect(),
+                parts
+                    .iter()
+                    .filter_map(|(_, part)| match part {
+                        Part::Type(name) => Some(name),
+                        Part::Element(_) => None,
+                    })
+                    .collect(),
+            ),
+            _ => continue,
+        };
+        let elements = elements.into_iter().chain(&payload.headers);
+        open.extend(
+            elements
+                .filter(|name| !schema.declares(&name.namespace, &name.local))
+                .map(|name| ("element", name)),
+        );
+        open.extend(
+            types
+                .into_iter()
+                .filter(|name| !schema.defines(&name.namespace, &name.local))
+                .map(|name| ("type", name)),
+        );
+    }
+    let mut findings: Vec<Finding> = Vec::new();
+    for (kind, name) in open {
+        let why = schema.missing(&name.namespace);
+        let end = match why {
+            Some(why) => format!(": {why}; what it stands for is not checked"),
+            None => String::new(),
+        };
+        let (file, line) = wsdl
+            .line_of(&name.local)
+            .unwrap_or_else(|| (file.to_owned(), 1));
+        let finding = Finding {
+            error: why.is_none(),
+            file,
+            line,
+            column: 1,
+            message: format!(
+                "the {kind} '{}' of '{}' is not defined{end}",
+                name.local, name.namespace
+            ),
+            help: "put its schema into transforms/, and import it".into(),
+        };
+        if !findings.contains(&finding) {
+            findings.push(finding);
+        }
+    }
+    findings
 }
 
 /// Which way a message goes.
@@ -145,11 +217,23 @@ impl Contract {
                 .collect();
             for block in elements(document, header) {
                 if described.iter().any(|name| is(document, block, name)) {
-                    self.schema.check(document, block, Expected::Declared)?;
+                    self.element(document, block)?;
                 }
             }
         }
         self.body(document, body, &content)
+    }
+
+    /// An element that the description names, and a schema declares unless its import is missing.
+    fn element(&self, document: &Document, node: u32) -> Result<(), Breach> {
+        let id = Id::node(node);
+        match self
+            .schema
+            .declares(document.namespace(id), document.local_name(id))
+        {
+            true => self.schema.check(document, node, Expected::Declared),
+            false => Ok(()),
+        }
     }
 
     fn payloads(&self) -> impl Iterator<Item = &Payload> {
@@ -198,7 +282,7 @@ impl Contract {
                             "the operation does not have this element here",
                         ));
                     }
-                    self.schema.check(document, *node, Expected::Declared)?;
+                    self.element(document, *node)?;
                 }
                 match names.get(content.len()) {
                     Some(name) => Err(breach(
@@ -243,11 +327,13 @@ impl Contract {
                 return Err(breach(node, "the part stands twice"));
             }
             seen.push(name);
-            let expected = match what {
-                Part::Type(name) => Expected::Type(&name.namespace, &name.local),
-                Part::Element(_) => Expected::Declared,
-            };
-            self.schema.check(document, node, expected)?;
+            match what {
+                Part::Type(name) => {
+                    let expected = Expected::Type(&name.namespace, &name.local);
+                    self.schema.check(document, node, expected)?;
+                }
+                Part::Element(_) => self.element(document, node)?,
+            }
         }
         match parts
             .iter()

@@ -182,6 +182,23 @@ impl Wsdl {
         hasher.finish()
     }
 
+    /// The file and line in which a part of a message names `local`.
+    pub(crate) fn line_of(&self, local: &str) -> Option<(PathBuf, usize)> {
+        self.documents
+            .iter()
+            .filter(|(_, document)| document.is_wsdl)
+            .find_map(|(name, document)| {
+                let line = document.text.lines().position(|line| {
+                    line.contains("part")
+                        && [":", "\"", "'"].iter().any(|before| {
+                            line.contains(&format!("{before}{local}\""))
+                                || line.contains(&format!("{before}{local}'"))
+                        })
+                })?;
+                Some((PathBuf::from(name), line + 1))
+            })
+    }
+
     /// The texts of its documents.
     pub fn texts(&self) -> impl Iterator<Item = &str> {
         self.documents

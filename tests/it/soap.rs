@@ -248,7 +248,7 @@ fn what_breaks_the_wsdl_is_a_fault_of_the_right_version() {
     let header = "<t:Trace><t:x/></t:Trace>";
     let good = book(&format!("<t:depot>north</t:depot>{item}"));
     let refused = call(&bus, "", &envelope(SOAP_11, header, &good));
-    assert!(refused.text().contains("t:Trace"), "{}", refused.text());
+    assert!(refused.text().contains("line 2") && refused.text().contains("t:x"));
     let must = "<t:Trace e:mustUnderstand=\"1\">a</t:Trace>";
     assert_eq!(call(&bus, "", &envelope(SOAP_11, must, &good)).status, 200);
     // The reply is held against it too, and is the bus's fault.
@@ -383,6 +383,7 @@ impl Service {
         let mut child = command
             .arg(root.join("tests/it/soap_service.py"))
             .stdout(Stdio::piped())
+            .stderr(Stdio::null())
             .spawn()
             .expect("the service starts");
         let mut line = String::new();

@@ -109,6 +109,23 @@ impl Schema {
         self.sources.declares("element", namespace, local)
     }
 
+    /// Whether a type of that name is defined, or built in.
+    pub fn defines(&self, namespace: &str, local: &str) -> bool {
+        self.sources.is_built_in(namespace, local)
+            || self.sources.declares("type", namespace, local)
+    }
+
+    /// Why what is of a namespace may be missing; nothing when all its files were read.
+    pub fn missing(&self, namespace: &str) -> Option<&str> {
+        match self.sources.lost.get(namespace) {
+            Some(why) => Some(why),
+            None if !self.sources.supplied.contains(namespace) => {
+                Some("no file for its namespace is imported")
+            }
+            None => None,
+        }
+    }
+
     /// Holds the whole document of `message` against the schema. The error says line, element and
     /// rule, or why there is no document.
     pub fn check_message(&self, message: &Message) -> Result<(), String> {

@@ -59,6 +59,10 @@ pub(super) struct Sources {
     declared: HashSet<(&'static str, String, String)>,
     /// Whether they come from a WSDL.
     pub(super) is_wsdl: bool,
+    /// Namespaces of which a file could not be read, and why.
+    pub(super) lost: HashMap<String, String>,
+    /// Namespaces that some schema is for.
+    pub(super) supplied: HashSet<String>,
 }
 
 /// The name by which the engine knows a file: so deep that no `..` reaches another one.
@@ -77,8 +81,6 @@ impl Sources {
             findings: Vec::new(),
             seen: BTreeSet::new(),
             waiting: Vec::new(),
-            lost: HashMap::new(),
-            supplied: HashSet::new(),
             known: BTreeMap::new(),
         };
         reading.document(file, None);
@@ -105,6 +107,10 @@ impl Sources {
     pub(super) fn text(&self, uri: &str) -> Option<&str> {
         let name = uri.strip_prefix(PREFIX)?;
         self.texts.get(name).map(String::as_str)
+    }
+
+    pub(super) fn is_built_in(&self, namespace: &str, local: &str) -> bool {
+        namespace == XS && BUILT_IN.contains(&format!(" {local} "))
     }
 
     pub(super) fn declares(&self, kind: &'static str, namespace: &str, local: &str) -> bool {
@@ -223,10 +229,6 @@ struct Reading<'a> {
     findings: Vec<Finding>,
     seen: BTreeSet<PathBuf>,
     waiting: Vec<(PathBuf, Spot)>,
-    /// Namespaces of which a file could not be read, and why.
-    lost: HashMap<String, String>,
-    /// Namespaces that some schema is for.
-    supplied: HashSet<String>,
     /// What is known of each schema, by its name among the texts.
     known: BTreeMap<String, Known>,
 }
@@ -412,7 +414,7 @@ impl Reading<'_> {
                 match depth {
                     0 => {
                         known.target = attribute(&start, "targetNamespace").unwrap_or_default();
-                        self.supplied.insert(known.target.clone());
+                        self.sources.supplied.insert(known.target.clone());
                     }
                     1 if local == "import" => {
                         if let Some(theirs) = self.import(&start, file, &spot) {
@@ -480,14 +482,14 @@ impl Reading<'_> {
         }
         let Some(path) = beneath(file, &location) else {
             let why = format!("'{location}' is not read: only files in transforms/ are");
-            self.lost.entry(namespace).or_insert(why);
+            self.sources.lost.entry(namespace).or_insert(why);
             return None;
         };
         let text = match read_text(self.folder, &path) {
             Ok(text) => text,
             Err(why) => {
                 let why = format!("'{}': {why}", path.display());
-                self.lost.entry(namespace).or_insert(why);
+                self.sources.lost.entry(namespace).or_insert(why);
                 return None;
             }
         };
@@ -601,8 +603,8 @@ impl Reading<'_> {
                 true => format!("the {kind} '{local}' is not defined"),
                 false => format!("the {kind} '{local}' of '{namespace}' is not defined"),
             };
-            let lost = self.lost.get(&namespace).cloned();
-            let foreign = !self.supplied.contains(&namespace) && namespace != XS;
+            let lost = self.sources.lost.get(&namespace).cloned();
+            let foreign = !self.sources.supplied.contains(&namespace) && namespace != XS;
             match (lost, foreign) {
                 (None, false) => self.say(true, &spot, what, "mend the name, or define it"),
                 (lost, _) => {
