@@ -616,7 +616,8 @@ impl Reading<'_> {
                         .sources
                         .declares(reference.kind, namespace, &reference.local),
                 };
-                if !found && !(reference.namespace.is_empty() && adopted()) {
+                let found = found || (reference.namespace.is_empty() && adopted());
+                if !found {
                     // The engine takes what is not there for an error: it is opened to anything.
                     let around = reference.component.and_then(|at| known.components.get(at));
                     if reference.key == "type" {
@@ -647,7 +648,7 @@ impl Reading<'_> {
             // What is around comes before what stands in it.
             known
                 .mended
-                .sort_by(|a, b| (a.0, std::cmp::Reverse(a.1)).cmp(&(b.0, std::cmp::Reverse(b.1))));
+                .sort_by_key(|(from, to, _)| (*from, std::cmp::Reverse(*to)));
             let mut kept = String::with_capacity(known.text.len());
             let mut from = 0;
             for (start, end, by) in known.mended {
@@ -809,7 +810,7 @@ fn spot(file: &Path, text: &str, at: usize) -> Spot {
 }
 
 /// The target namespace of a schema; nothing for what is none.
-fn target_of(text: &str) -> Option<String> {
+pub fn target_of(text: &str) -> Option<String> {
     let mut reader = NsReader::from_str(text);
     loop {
         match reader.read_event().ok()? {
