@@ -111,20 +111,17 @@ fn undefined(wsdl: &Wsdl, schema: &Schema, file: &Path) -> Vec<Finding> {
     let mut findings: Vec<Finding> = Vec::new();
     for (kind, name) in open {
         let why = schema.missing(&name.namespace);
-        let end = match why {
-            Some(why) => format!(": {why}; what it stands for is not checked"),
-            None => String::new(),
-        };
+        let why = why.map_or_else(String::new, |why| format!(": {why}"));
         let (file, line) = wsdl
             .line_of(&name.local)
             .unwrap_or_else(|| (file.to_owned(), 1));
         let finding = Finding {
-            error: why.is_none(),
+            error: false,
             file,
             line,
             column: 1,
             message: format!(
-                "the {kind} '{}' of '{}' is not defined{end}",
+                "the {kind} '{}' of '{}' is not defined{why}; what it stands for is not checked",
                 name.local, name.namespace
             ),
             help: "put its schema into transforms/, and import it".into(),

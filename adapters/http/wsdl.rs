@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use quick_xml::events::{BytesStart, Event};
 use quick_xml::name::ResolveResult;
 use quick_xml::reader::NsReader;
-use xbus_xml::schema::{Finding, beneath, range_of, read_text};
+use xbus_xml::schema::{Finding, beneath, range_of, read_text, target_of};
 use xbus_xml::tree::{Id, Kind};
 use xbus_xml::{Document, XmlLimits};
 
@@ -48,6 +48,9 @@ enum Place {
     Address,
     /// Another document: the attribute's name, and the document's.
     Document(&'static str, String),
+    /// The namespace that the file of an import really is for: some say another, which strict
+    /// clients refuse.
+    Namespace(String),
     /// A place that nobody could read.
     Nothing,
 }
@@ -235,6 +238,11 @@ impl Wsdl {
                     crate::xml::escape_into(&mut out, &url);
                     out.push('"');
                 }
+                Place::Namespace(namespace) => {
+                    out.push_str("namespace=\"");
+                    crate::xml::escape_into(&mut out, namespace);
+                    out.push('"');
+                }
                 Place::Nothing => {}
             }
             from = range.end;
@@ -359,9 +367,20 @@ fn described(
             }
         };
         let end = reader.buffer_position() as usize;
-        if let Some((from, _, to)) = range_of(&text[at..end], key) {
+        let tag = &text[at..end];
+        if let (Place::Document(..), XS, "import") = (&place, namespace, local)
+            && let Some(path) = beneath(file, &value)
+            && let Ok(theirs) = read_text(folder, &path)
+            && let Some(theirs) = target_of(&theirs).filter(|theirs| !theirs.is_empty())
+            && attribute(&start, "namespace").is_some_and(|said| said != theirs)
+            && let Some((from, _, to)) = range_of(tag, "namespace")
+        {
+            places.push((at + from..at + to, Place::Namespace(theirs)));
+        }
+        if let Some((from, _, to)) = range_of(tag, key) {
             places.push((at + from..at + to, place));
         }
+        places.sort_by_key(|(range, _)| range.start);
     }
     Ok(Described {
         is_wsdl: root.flatten().ok_or("it holds no element")?,

@@ -31,7 +31,7 @@ use crate::tree::{Id, Kind};
 use crate::{Document, XmlLimits, cache, reader};
 
 pub use breach::Breach;
-pub use sources::{Finding, MAX_FILE, beneath, range_of, read_text};
+pub use sources::{Finding, MAX_FILE, beneath, range_of, read_text, target_of};
 use sources::{Sources, uri_of};
 
 /// The namespace of `xsi:type` and `xsi:nil`.

@@ -220,6 +220,8 @@ struct Reference {
     /// The attribute that names it, and the range of its tag.
     key: &'static str,
     tag: (usize, usize),
+    /// The component at the top of the schema within which it stands.
+    component: Option<usize>,
     spot: Spot,
 }
 
@@ -242,7 +244,39 @@ struct Known {
     target: String,
     declared: Vec<(&'static str, String)>,
     included: Vec<String>,
+    imported: HashSet<String>,
     references: Vec<Reference>,
+    /// What stands at the top of the schema and has content.
+    components: Vec<TopLevel>,
+    /// Where its first child may stand, and the prefix of its elements with the colon.
+    begin: usize,
+    prefix: String,
+}
+
+/// Something at the top of a schema.
+struct TopLevel {
+    local: String,
+    /// The range between its tags.
+    content: (usize, usize),
+}
+
+impl TopLevel {
+    /// Content that allows anything.
+    fn open(&self, prefix: &str) -> String {
+        let any = format!(
+            "<{prefix}any minOccurs=\"0\" maxOccurs=\"unbounded\" processContents=\"lax\"/>"
+        );
+        let attributes = format!("<{prefix}anyAttribute processContents=\"lax\"/>");
+        match &*self.local {
+            "complexType" => {
+                format!("<{prefix}sequence>{any}</{prefix}sequence>{attributes}")
+            }
+            "simpleType" => format!("<{prefix}restriction base=\"{prefix}string\"/>"),
+            "group" => format!("<{prefix}sequence>{any}</{prefix}sequence>"),
+            "attributeGroup" => attributes,
+            _ => String::new(),
+        }
+    }
 }
 
 impl Reading<'_> {
@@ -402,6 +436,11 @@ impl Reading<'_> {
                 Event::Empty(start) => (start, true),
                 Event::End(_) => {
                     depth = depth.saturating_sub(1);
+                    if depth == 1
+                        && let Some(component) = known.components.last_mut()
+                    {
+                        component.content.1 = at;
+                    }
                     continue;
                 }
                 Event::Eof => break,
@@ -409,17 +448,29 @@ impl Reading<'_> {
             };
             let end = reader.buffer_position() as usize;
             let (namespace, local) = name_of(&reader, &start).map_err(|why| (at, why))?;
+            if depth == 1 && !empty {
+                known.components.push(TopLevel {
+                    local: local.clone(),
+                    content: (end, end),
+                });
+            }
             if namespace == XS {
                 let spot = spot(file, text, at);
                 match depth {
                     0 => {
+                        known.begin = end;
+                        let prefix = start.name().0.split_once(':');
+                        known.prefix = prefix.map_or_else(String::new, |(p, _)| format!("{p}:"));
                         known.target = attribute(&start, "targetNamespace").unwrap_or_default();
                         self.sources.supplied.insert(known.target.clone());
                     }
                     1 if local == "import" => {
+                        let namespace = attribute(&start, "namespace").unwrap_or_default();
+                        known.imported.insert(namespace);
                         if let Some(theirs) = self.import(&start, file, &spot) {
                             let tag = with_value(&text[at..end], "namespace", &theirs);
                             known.mended.push((at, end, tag));
+                            known.imported.insert(theirs);
                         }
                     }
                     1 if local == "include" || local == "redefine" => {
@@ -565,19 +616,39 @@ impl Reading<'_> {
                         .sources
                         .declares(reference.kind, namespace, &reference.local),
                 };
-                if !found && !(reference.namespace.is_empty() && adopted()) {
-                    // Of any type: the engine takes a type that is not there for an error.
+                let found = found || (reference.namespace.is_empty() && adopted());
+                if !found {
+                    // The engine takes what is not there for an error: it is opened to anything.
+                    let around = reference.component.and_then(|at| known.components.get(at));
                     if reference.key == "type" {
                         let (at, end) = reference.tag;
                         let tag = without_attribute(&known.text[at..end], "type");
                         known.mended.push((at, end, tag));
+                    } else if let Some(component) = around
+                        && component.content.0 <= reference.tag.0
+                    {
+                        let (at, end) = component.content;
+                        let content = component.open(&known.prefix);
+                        known.mended.push((at, end, content));
                     }
                     open.push(reference);
+                } else if reference.namespace != known.target
+                    && !matches!(&*reference.namespace, "" | XS | XML | XLINK)
+                    && known.imported.insert(reference.namespace.clone())
+                    && self.sources.is_wsdl
+                {
+                    // Types of one WSDL know one another in practice, import or not.
+                    let uri = quick_xml::escape::escape(reference.namespace.as_str());
+                    let import = format!("<{}import namespace=\"{uri}\"/>", known.prefix);
+                    known.mended.push((known.begin, known.begin, import));
                 }
             }
         }
         for (name, mut known) in std::mem::take(&mut self.known) {
-            known.mended.sort();
+            // What is around comes before what stands in it.
+            known
+                .mended
+                .sort_by_key(|(from, to, _)| (*from, std::cmp::Reverse(*to)));
             let mut kept = String::with_capacity(known.text.len());
             let mut from = 0;
             for (start, end, by) in known.mended {
@@ -606,7 +677,15 @@ impl Reading<'_> {
             let lost = self.sources.lost.get(&namespace).cloned();
             let foreign = !self.sources.supplied.contains(&namespace) && namespace != XS;
             match (lost, foreign) {
-                (None, false) => self.say(true, &spot, what, "mend the name, or define it"),
+                (None, false) if !lenient => {
+                    self.say(true, &spot, what, "mend the name, or define it");
+                }
+                (None, false) => self.say(
+                    false,
+                    &spot,
+                    format!("{what}; what it stands for is not checked"),
+                    "mend the name, or define it",
+                ),
                 (lost, _) => {
                     let why =
                         lost.unwrap_or_else(|| "no file for its namespace is imported".into());
@@ -687,6 +766,7 @@ fn references(
                 local: local.into_inner().to_owned(),
                 key,
                 tag,
+                component: known.components.len().checked_sub(1),
                 spot: spot.clone(),
             });
         }
@@ -730,7 +810,7 @@ fn spot(file: &Path, text: &str, at: usize) -> Spot {
 }
 
 /// The target namespace of a schema; nothing for what is none.
-fn target_of(text: &str) -> Option<String> {
+pub fn target_of(text: &str) -> Option<String> {
     let mut reader = NsReader::from_str(text);
     loop {
         match reader.read_event().ok()? {
