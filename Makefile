@@ -1,6 +1,9 @@
 # The two commands that matter: `make run` and `make test`.
 CARGO ?= cargo
 VENV := .venv
+RABBITMQ := /usr/lib/rabbitmq/bin/rabbitmq-server
+DOVECOT := /usr/lib/dovecot/pop3-login
+POLICY := /usr/sbin/policy-rc.d
 
 .PHONY: run build test check fmt tools docs bench clean
 
@@ -19,13 +22,26 @@ build:
 	$(CARGO) build --release --locked
 
 ## What the tests need beside Rust: Debian's and PyPI's packages.
-tools: $(VENV)/.ready
+tools: $(VENV)/.ready $(RABBITMQ) $(DOVECOT)
 
 $(VENV)/.ready: tests/requirements.txt
 	command -v python3 >/dev/null && python3 -m venv --help >/dev/null 2>&1 || (apt-get update -qq && apt-get install -y -qq python3 python3-venv)
 	python3 -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r tests/requirements.txt
 	touch $@
+
+# The tests start servers of their own from these. That no service is started, and one that runs is
+# left alone, says policy-rc.d, which is put there for the installation unless the machine has its own.
+$(RABBITMQ): PACKAGES := rabbitmq-server
+$(DOVECOT): PACKAGES := dovecot-imapd dovecot-pop3d
+$(RABBITMQ) $(DOVECOT):
+	apt-get update -qq
+	set -e; \
+	if [ ! -e $(POLICY) ]; then \
+	    trap 'rm -f $(POLICY)' EXIT; trap 'exit 1' HUP INT TERM; \
+	    printf '#!/bin/sh\nexit 101\n' >$(POLICY); chmod +x $(POLICY); \
+	fi; \
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(PACKAGES)
 
 ## Every test, with real servers on free ports; nothing is left running.
 test: tools

@@ -6,16 +6,45 @@
 //! dealt with is held, set aside in a queue of its own, or given back by closing its channel, which
 //! keeps its place.
 
+mod answer;
+mod attended;
+mod backoff;
+mod binding;
+mod connect;
+mod counters;
+mod error;
+mod grip;
+mod held;
+mod incoming;
 mod lanes;
+mod ledger;
 mod link;
+mod looks;
+mod memory;
 mod properties;
+mod publisher;
 mod receiver;
+mod replies;
+mod request;
 mod sender;
+#[cfg(test)]
+mod sender_tests;
+mod settings;
+mod shelf;
+mod size;
+mod socket;
+mod stage;
+#[cfg(test)]
+mod testing;
+mod topology;
+mod window;
+#[cfg(test)]
+mod window_tests;
 
 use std::sync::Arc;
 
 use xbus_core::Kind;
-use xbus_core::adapter::{ConnectionKind, ReceiverKind, SenderKind};
+use xbus_core::adapter::{ConnectionHealth, ConnectionKind, ReceiverKind, SenderKind};
 use xbus_core::broker::LaneBroker;
 use xbus_core::spec::Connection;
 
@@ -30,7 +59,7 @@ pub fn kind(links: Arc<Links>) -> Kind {
               In `invoke` it asks by reply-to and correlation id.",
         receiver: Some(ReceiverKind {
             fields: receiver::FIELDS,
-            example: "amqp: { connection: rabbit, queue: orders }",
+            example: "amqp: { connection: rabbit, queue: orders, bind: { exchange: shop, type: topic, keys: ['order.#'] } }",
             answers: false,
             build: Box::new(receiver::build),
         }),
@@ -45,12 +74,18 @@ pub fn kind(links: Arc<Links>) -> Kind {
             example: "rabbit: { amqp: { url: \"${AMQP_URL:-amqp://guest:guest@127.0.0.1:5672/%2f}\" } }",
             build: Box::new(move |args| links.build(args)),
             lanes: Some(lane_broker),
+            health: Some(health),
         }),
     }
+}
+
+fn health(connection: &Connection) -> Option<Arc<dyn ConnectionHealth>> {
+    let link = connection.clone().downcast::<link::Link>().ok()?;
+    Some(link)
 }
 
 /// The broker behind a connection of kind `amqp`, as a place for lanes.
 fn lane_broker(connection: &Connection) -> Option<Arc<dyn LaneBroker>> {
     let link = connection.clone().downcast::<link::Link>().ok()?;
-    Some(Arc::new(lanes::Broker::new(link)))
+    Some(link.broker())
 }

@@ -289,6 +289,7 @@ mod tests {
         let build = xbus_core::spec::Build {
             route: Arc::from("r"),
             step: Arc::from("t"),
+            role: xbus_core::spec::Role::Target,
             bus: Arc::from("b"),
             node: Arc::from("n"),
             root: std::path::Path::new("/"),

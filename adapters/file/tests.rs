@@ -181,6 +181,7 @@ fn build(root: &Path, node: &str, pairs: &[&str]) -> Result<Arc<FileReceiver>, V
         let build = Build {
             route: Arc::from("invoices"),
             step: Arc::from("receive"),
+            role: xbus_core::spec::Role::Other,
             bus: Arc::from("bus"),
             node: Arc::from(node),
             root,

@@ -54,6 +54,7 @@ pub(crate) fn with_build<T>(with: impl FnOnce(&Build<'_>) -> T) -> (T, Vec<Probl
         let build = Build {
             route: "route".into(),
             step: "target".into(),
+            role: xbus_core::spec::Role::Target,
             bus: "bus".into(),
             node: "node".into(),
             root: Path::new("/"),

@@ -16,6 +16,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use xbus_core::Timestamp;
+use xbus_core::adapter::ConnectionPhase;
 use xbus_core::plan::{Plan, Route, Step};
 use xbus_core::stats::{Histogram, LATENCY_BOUNDS};
 use xbus_core::store::QueueStatus;
@@ -52,6 +53,7 @@ impl Collector for Scrape {
         routes(&plan, &mut out)?;
         targets(&plan, &mut out)?;
         queues(&self.queues, &mut out)?;
+        connections(&plan, &mut out)?;
         bus(&self.app, &mut out)
     }
 }
@@ -212,6 +214,57 @@ fn queues(queues: &[QueueStatus], out: &mut DescriptorEncoder) -> fmt::Result {
             gauge(
                 family.encode_family(&[("queue", &*queue.name)])?,
                 read(queue),
+            )?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether each lasting connection can be used, and what it has counted.
+fn connections(plan: &Plan, out: &mut DescriptorEncoder) -> fmt::Result {
+    if plan.connections.is_empty() {
+        return Ok(());
+    }
+    let gauges: [(&str, &str, ConnectionPhase); 2] = [
+        (
+            "xbus_connection_up",
+            "1 while the connection can be used",
+            ConnectionPhase::Up,
+        ),
+        (
+            "xbus_connection_blocked",
+            "1 while the other side takes nothing",
+            ConnectionPhase::Blocked,
+        ),
+    ];
+    for (name, help, phase) in gauges {
+        let mut family = out.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (connection, health) in &plan.connections {
+            let is = f64::from(u8::from(health.state().phase == phase));
+            gauge(family.encode_family(&[("connection", &**connection)])?, is)?;
+        }
+    }
+    let counted: Vec<_> = plan
+        .connections
+        .iter()
+        .flat_map(|(name, health)| health.counters().into_iter().map(move |c| (name, c)))
+        .collect();
+    let mut names: Vec<(&str, &str)> = counted
+        .iter()
+        .map(|(_, (name, help, _))| (*name, *help))
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    for (counter_name, help) in names {
+        let name = format!("xbus_connection_{counter_name}");
+        let mut family =
+            out.encode_descriptor(&name, help.trim_end_matches('.'), None, MetricType::Counter)?;
+        for (connection, (_, _, value)) in
+            counted.iter().filter(|(_, (n, _, _))| *n == counter_name)
+        {
+            counter(
+                family.encode_family(&[("connection", &***connection)])?,
+                *value,
             )?;
         }
     }

@@ -48,7 +48,10 @@ fn line(queue: &QueueView) -> Value {
     });
     if let Some(connection) = &queue.connection {
         line["connection"] = json!(&**connection);
-        line["in_store"] = json!(queue.in_store);
+        match &queue.route {
+            Some(route) => line["route"] = json!(&**route),
+            None => line["in_store"] = json!(queue.in_store),
+        }
     }
     if let Some(trouble) = &queue.trouble {
         line["trouble"] = json!(trouble);

@@ -8,6 +8,7 @@ use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use serde_json::{Value, json};
 use xbus_core::Timestamp;
+use xbus_core::plan::Plan;
 use xbus_core::store::StoreError;
 
 use crate::{App, Shared};
@@ -35,9 +36,30 @@ pub(crate) async fn status(State(app): State<Shared>) -> Json<Value> {
         },
         "queued": queues.iter().map(|queue| queue.status.depth).sum::<u64>(),
         "parked": queues.iter().map(|queue| queue.status.parked).sum::<u64>(),
+        "connections": connections(&plan),
         "incidents_open": app.bus.incidents().open().len(),
         "mails_waiting": app.bus.incidents().outbox().len(),
     }))
+}
+
+/// The lasting connections, and how each is doing.
+fn connections(plan: &Plan) -> Value {
+    let shown = plan.connections.iter().map(|(name, health)| {
+        let state = health.state();
+        let counters: serde_json::Map<String, Value> = health
+            .counters()
+            .into_iter()
+            .map(|(name, _, value)| (name.to_owned(), json!(value)))
+            .collect();
+        json!({
+            "name": &**name,
+            "state": state.phase.name(),
+            "since": state.since.to_string(),
+            "error": state.error,
+            "counters": counters,
+        })
+    });
+    shown.collect()
 }
 
 /// `GET /api/v1/incidents`: what has failed and is not mended.

@@ -185,6 +185,7 @@ fn detail(queue: &Value, common: &Common, now: Timestamp, width: Option<usize>) 
         (Value::String(route), Value::String(target)) => {
             format!("target {target} of route {route}")
         }
+        (Value::String(route), _) => format!("route {route}, which receives from it"),
         _ => String::from("a route that receives from it"),
     };
     let mut out = facts(

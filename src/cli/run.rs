@@ -79,8 +79,10 @@ fn start(args: &Args) -> Result<(), Failure> {
 }
 
 fn start_log(args: &Args, bus: &BusConfig) {
+    // The AMQP library logs messages that came back with their bodies; what matters of it the bus
+    // says itself.
     let level = EnvFilter::try_from_env("XBUS_LOG")
-        .unwrap_or_else(|_| EnvFilter::new(bus.log_level.clone()));
+        .unwrap_or_else(|_| EnvFilter::new(format!("{},lapin=off", bus.log_level)));
     let json = args
         .log
         .map_or(bus.log_json, |format| format == LogFormat::Json);

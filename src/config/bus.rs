@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use xbus_core::plan::Payloads;
 use xbus_core::problem::{Place, suggest};
-use xbus_core::spec::{Args, Build, Connection, Field, Node, Secret};
+use xbus_core::spec::{Args, Build, Connection, Field, Node, Role, Secret};
 use xbus_core::transform::{CompileError, Scope, Source};
 use xbus_core::{Compiler, Expression, Kind, Problems, Transform};
 
@@ -119,6 +119,7 @@ pub(crate) fn with_args<T>(
         &Build {
             route: nothing.clone(),
             step: nothing.clone(),
+            role: Role::Other,
             bus: nothing.clone(),
             node: nothing,
             root,
@@ -285,9 +286,10 @@ pub(crate) fn connections(
     };
     let nothing: Arc<str> = Arc::from("");
     let none = Connections::new();
-    let build = Build {
+    let build = |name: &str| Build {
         route: nothing.clone(),
-        step: nothing,
+        step: Arc::from(name),
+        role: Role::Other,
         bus: bus.name.clone(),
         node: bus.node.clone(),
         root: checker.root,
@@ -309,6 +311,7 @@ pub(crate) fn connections(
             continue;
         };
         let well = checker.fields(value, &[connection.fields], &format!("'{}'", kind.name));
+        let build = build(&name.name);
         if well
             && !checker.files.has_unknown(value)
             && let Some(made) =

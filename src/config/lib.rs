@@ -32,6 +32,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use xbus_core::adapter::ConnectionHealth;
+use xbus_core::broker::LaneBroker;
 use xbus_core::problem::{Place, Problem, Severity};
 use xbus_core::spec::{Args, Field, Node};
 use xbus_core::transform::Scope;
@@ -188,7 +190,7 @@ impl Installation {
                 .is_some_and(|tree| self.files.has_unknown(tree));
         let plan = (complete && !self.problems.has_errors()).then(|| {
             let mut plan = route::plan(drafts, &self.bus);
-            plan.brokers = brokers(kinds, &connections);
+            (plan.connections, plan.brokers) = seen_as(kinds, &connections);
             plan
         });
         let mut problems = self.problems.into_sorted();
@@ -202,17 +204,28 @@ impl Installation {
     }
 }
 
-/// The connections that can keep lanes.
-fn brokers(
+/// The connections by name, as something of which the core knows what to do with it.
+type By<T> = BTreeMap<Arc<str>, Arc<T>>;
+
+/// The connections that tell how they are doing, and those that can keep lanes.
+fn seen_as(
     kinds: &[Kind],
     connections: &Connections,
-) -> BTreeMap<Arc<str>, Arc<dyn xbus_core::broker::LaneBroker>> {
-    let broker = |(name, (kind, connection)): (&String, &(&'static str, _))| {
-        let kind = kinds.iter().find(|known| known.name == *kind)?;
-        let lanes = kind.connection.as_ref()?.lanes?;
-        Some((Arc::from(name.as_str()), lanes(connection)?))
-    };
-    connections.iter().filter_map(broker).collect()
+) -> (By<dyn ConnectionHealth>, By<dyn LaneBroker>) {
+    let (mut healths, mut brokers) = (BTreeMap::new(), BTreeMap::new());
+    for (name, (kind, connection)) in connections {
+        let kind = kinds.iter().find(|known| known.name == *kind);
+        let Some(kind) = kind.and_then(|kind| kind.connection.as_ref()) else {
+            continue;
+        };
+        if let Some(health) = kind.health.and_then(|health| health(connection)) {
+            healths.insert(Arc::from(name.as_str()), health);
+        }
+        if let Some(broker) = kind.lanes.and_then(|lanes| lanes(connection)) {
+            brokers.insert(Arc::from(name.as_str()), broker);
+        }
+    }
+    (healths, brokers)
 }
 
 /// Whether there is an error among problems.

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use xbus_core::plan::{LanePolicy, QueueReader};
 use xbus_core::problem::Place;
-use xbus_core::spec::{Args, Field, Key, Node, Raw};
-use xbus_core::{Checks, Receiver};
+use xbus_core::spec::{Args, Field, Key, Node, Raw, Role};
+use xbus_core::{Checks, Expression, Receiver};
 
 use crate::adapter::Side;
 use crate::lane::policy;
@@ -37,6 +37,8 @@ pub(crate) struct Received {
     pub(crate) answers: bool,
     pub(crate) lane: LanePolicy,
     pub(crate) checks: Checks,
+    /// Key of messages that keep their order, where they do not come from an embedded queue.
+    pub(crate) order_by: Option<Arc<dyn Expression>>,
 }
 
 impl InRoute<'_> {
@@ -69,7 +71,7 @@ impl InRoute<'_> {
         }
         received.made = self.built(value, |problems| {
             let step = Arc::from("receive");
-            let build = self.build(step, self.shop.bus.timeout, problems);
+            let build = self.build(step, Role::Other, self.shop.bus.timeout, problems);
             (receiver.build)(Args::new(Some(value), receiver.fields, &build))
         });
         let own = received.made.as_ref().map(|made| made.checks());
@@ -84,7 +86,12 @@ impl InRoute<'_> {
             return received;
         }
         let merged = merged(node, value);
-        let build = self.build(Arc::from("receive"), self.shop.bus.timeout, self.problems);
+        let build = self.build(
+            Arc::from("receive"),
+            Role::Other,
+            self.shop.bus.timeout,
+            self.problems,
+        );
         let args = Args::new(Some(&merged), LANE, &build);
         let order_by = self.optional(&args, "order_by").flatten();
         let in_order = receiver.fields.iter().all(|field| field.name != "order")
@@ -105,7 +112,10 @@ impl InRoute<'_> {
                 let reader = QueueReader { order_by, spread };
                 received.queue = Some((Arc::from(name), place, reader));
             }
-            None => received.claim = claim(received.made.as_ref(), key),
+            None => {
+                received.claim = claim(received.made.as_ref(), key);
+                received.order_by = order_by;
+            }
         }
         received
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use xbus_core::plan::{Once, Plan, QueueReader, ReplyPlan, Route};
 use xbus_core::problem::Place;
-use xbus_core::spec::{Args, Node, Raw};
+use xbus_core::spec::{self, Args, Node, Raw};
 use xbus_core::stats::RouteStats;
 use xbus_core::{Expression, Kind};
 
@@ -142,7 +142,12 @@ impl InRoute<'_> {
             self.not_empty(node);
         }
 
-        let build = self.build(Arc::from(""), self.shop.bus.timeout, self.problems);
+        let build = self.build(
+            Arc::from(""),
+            spec::Role::Other,
+            self.shop.bus.timeout,
+            self.problems,
+        );
         let args = Args::new(Some(node), ROUTE, &build);
         let enabled = args.boolean("enabled");
         let made = || targets.iter().chain(&on_fault).flatten();
@@ -203,6 +208,7 @@ impl InRoute<'_> {
             pace,
             payloads: self.shop.bus.journal.payloads,
             lane: received.lane,
+            order_by: received.order_by,
             enabled: args.boolean("enabled"),
             stats: Arc::new(RouteStats::default()),
         })

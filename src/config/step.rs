@@ -8,7 +8,7 @@ use xbus_core::adapter::Reach;
 use xbus_core::flow::Breaker;
 use xbus_core::plan::{Retry, Step, Target};
 use xbus_core::problem::Place;
-use xbus_core::spec::{Args, Build, Field, Key, Node, Raw};
+use xbus_core::spec::{self, Args, Build, Field, Key, Node, Raw};
 use xbus_core::stats::StepStats;
 use xbus_core::transform::{Scope, Source};
 use xbus_core::{Checks, Expression, Kind, Problems, Sender, Transform};
@@ -34,6 +34,14 @@ impl Role {
             Role::Invoke => INVOKE,
             Role::Target => TARGET,
             Role::Undo => UNDO,
+        }
+    }
+
+    fn of_build(self) -> spec::Role {
+        match self {
+            Role::Invoke => spec::Role::Invoke,
+            Role::Target => spec::Role::Target,
+            Role::Undo => spec::Role::Compensate,
         }
     }
 
@@ -77,12 +85,14 @@ impl<'a> InRoute<'a> {
     pub(crate) fn build<'b>(
         &'b self,
         step: Arc<str>,
+        role: spec::Role,
         timeout: Duration,
         problems: &'b Problems,
     ) -> Build<'b> {
         Build {
             route: self.route.clone(),
             step,
+            role,
             bus: self.shop.bus.name.clone(),
             node: self.shop.bus.node.clone(),
             root: self.checker.root,
@@ -109,14 +119,14 @@ impl<'a> InRoute<'a> {
                 good = false;
                 self.no_answer(kind, key);
             }
-            sender = self.sender(kind, value, name, timeout);
+            sender = self.sender(kind, value, name, role, timeout);
         }
         let undo = node
             .get("compensate")
             .filter(|node| !matches!(node.raw, Raw::Null));
         let compensate = undo.map(|node| self.undo(node, name));
         let known = !self.checker.files.has_unknown(node);
-        let build = self.build(name.clone(), timeout, self.problems);
+        let build = self.build(name.clone(), role.of_build(), timeout, self.problems);
         let args = Args::new(Some(node), fields, &build);
         let lane = (role == Role::Target).then(|| self.lane(&args)).flatten();
         let otherwise = role == Role::Target && args.boolean("otherwise");
@@ -197,6 +207,7 @@ impl<'a> InRoute<'a> {
         kind: &Kind,
         value: &Node,
         name: &Arc<str>,
+        role: Role,
         timeout: Duration,
     ) -> Option<Arc<dyn Sender>> {
         let sender = kind.sender.as_ref()?;
@@ -207,7 +218,7 @@ impl<'a> InRoute<'a> {
             return None;
         }
         self.built(value, |problems| {
-            let build = self.build(name.clone(), timeout, problems);
+            let build = self.build(name.clone(), role.of_build(), timeout, problems);
             (sender.build)(Args::new(Some(value), sender.fields, &build))
         })
     }

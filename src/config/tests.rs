@@ -286,6 +286,7 @@ pub(crate) fn kinds() -> Vec<Kind> {
                 example: "",
                 build: Box::new(|args| Some(Arc::new(args.text("host")))),
                 lanes: None,
+                health: None,
             }),
         },
     ]

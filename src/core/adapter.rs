@@ -12,10 +12,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::broker::LaneBroker;
 use crate::inbox::Inbox;
+use crate::queues::ReceivedQueue;
 use crate::secrets;
 use crate::spec::{Args, Connection, Field};
 use crate::transform::{Checks, Context};
-use crate::{Code, Fault, Message, MessageId};
+use crate::{Code, Fault, Message, MessageId, Timestamp};
 
 /// Says when to stop; cloned freely.
 pub type Stop = CancellationToken;
@@ -31,6 +32,12 @@ pub trait Receiver: Send + Sync {
     /// What its messages and the replies to them are held against.
     fn checks(&self) -> Checks {
         Checks::default()
+    }
+
+    /// The queue at a broker that it works off, as administrators see it and act on it; nothing for
+    /// receivers that have none. The same receiver gives the same queue each time.
+    fn queue(&self) -> Option<Arc<dyn ReceivedQueue>> {
+        None
     }
 
     /// Opens the door: returns once messages are taken, or with why it cannot. The future that it
@@ -113,8 +120,13 @@ pub trait Stage: Send + Sync {
     fn token(&self) -> Bytes;
     /// Puts it where it is durable and not yet visible. A refusal here has touched nothing.
     fn stage(&self) -> BoxFuture<'_, Result<(), SendError>>;
-    /// Makes it visible, durably.
+    /// Makes it visible, durably. It ends by itself, however long the destination takes.
     fn commit(&self) -> BoxFuture<'_, Result<(), SendError>>;
+    /// The same until `deadline`. A sender whose commit may have arrived by then says so in a method
+    /// of its own; otherwise a commit that is not done by then counts as not done, and is repeated.
+    fn commit_until(&self, deadline: Instant) -> BoxFuture<'_, Result<(), SendError>> {
+        Box::pin(crate::distribute::within(deadline, self.commit()))
+    }
     /// Takes it back.
     fn undo(&self) -> BoxFuture<'_, Result<(), SendError>>;
 }
@@ -229,6 +241,8 @@ pub type BuildSender = Box<dyn Fn(Args<'_>) -> Option<Arc<dyn Sender>> + Send + 
 /// Builds a connection from what xbus.yaml says; `None` when a problem was reported.
 pub type BuildConnection = Box<dyn Fn(Args<'_>) -> Option<Connection> + Send + Sync>;
 
+/// Gives a connection as what tells how it is doing.
+pub type AsHealth = fn(&Connection) -> Option<Arc<dyn ConnectionHealth>>;
 /// Gives a connection as a place where lanes live.
 pub type AsLanes = fn(&Connection) -> Option<Arc<dyn LaneBroker>>;
 
@@ -281,4 +295,56 @@ pub struct ConnectionKind {
     /// The connection as a place where lanes live; nothing for kinds that keep none. The same
     /// connection gives the same broker each time.
     pub lanes: Option<AsLanes>,
+    /// How one that was made is doing, for health and metrics; nothing for kinds that keep no
+    /// lasting connection.
+    pub health: Option<AsHealth>,
+}
+
+/// How far a connection is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ConnectionPhase {
+    /// Nobody has needed it yet.
+    Idle,
+    /// It is being made for the first time, or again.
+    Connecting,
+    /// It can be used.
+    Up,
+    /// It stands, and the other side takes nothing for now.
+    Blocked,
+    /// It is lost or cannot be made; it is tried again.
+    Down,
+}
+
+impl ConnectionPhase {
+    /// The name that health and metrics use: `idle`, `connecting`, `up`, `blocked`, `down`.
+    pub fn name(self) -> &'static str {
+        match self {
+            ConnectionPhase::Idle => "idle",
+            ConnectionPhase::Connecting => "connecting",
+            ConnectionPhase::Up => "up",
+            ConnectionPhase::Blocked => "blocked",
+            ConnectionPhase::Down => "down",
+        }
+    }
+}
+
+/// What a connection is now.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ConnectionState {
+    /// How far it is.
+    pub phase: ConnectionPhase,
+    /// Since when it is so.
+    pub since: Timestamp,
+    /// What is wrong, for administrators and without credentials. Also where it is up: what was
+    /// asked of it once and could not be done, and is tried again.
+    pub error: Option<String>,
+}
+
+/// Tells how a lasting connection is doing. Neither method waits or does I/O.
+pub trait ConnectionHealth: Send + Sync {
+    /// What it is now.
+    fn state(&self) -> ConnectionState;
+
+    /// What it has counted since it was made: name (snake case, without prefix), help and value.
+    fn counters(&self) -> Vec<(&'static str, &'static str, u64)>;
 }

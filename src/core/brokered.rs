@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use tokio::time::Instant;
 
-use crate::broker::{LaneName, LaneWorker, Report, Verdict};
+use crate::broker::{LaneBroker, LaneName, LaneWorker, Report, Verdict};
 use crate::incident::Incidents;
 use crate::lanes::{Consumer, judge};
 use crate::store::{Change, Commit, Durability, Queued, Store, StoreError, TargetEntry};
@@ -16,14 +17,21 @@ use crate::store::{Change, Commit, Durability, Queued, Store, StoreError, Target
 /// How long a head waits whose target no route has now.
 const NOBODY: Duration = Duration::from_secs(60);
 
+/// How long looking what waits may take, and how often it is done.
+const LOOK: Duration = Duration::from_secs(1);
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
+
 /// Works on the heads of one lane.
 pub(crate) struct BrokerWorker {
     lane: LaneName,
+    broker: Arc<dyn LaneBroker>,
     consumer: Arc<dyn Consumer>,
     store: Arc<dyn Store>,
     incidents: Arc<Incidents>,
     /// Route and step of the incidents of the broker itself.
     place: (Arc<str>, String),
+    /// When it was last looked what waits in the lane.
+    looked: Mutex<Option<Instant>>,
     /// Up to which number messages of a partition and origin have been delivered.
     delivered: Mutex<HashMap<(u32, Arc<str>), u64>>,
     /// The last reason why the broker could not be worked with.
@@ -33,6 +41,7 @@ pub(crate) struct BrokerWorker {
 impl BrokerWorker {
     pub(crate) fn new(
         lane: LaneName,
+        broker: Arc<dyn LaneBroker>,
         consumer: Arc<dyn Consumer>,
         store: Arc<dyn Store>,
         incidents: Arc<Incidents>,
@@ -51,12 +60,29 @@ impl BrokerWorker {
         }
         Self {
             lane,
+            broker,
             consumer,
             store,
             incidents,
             place,
+            looked: Mutex::default(),
             delivered: Mutex::new(delivered),
             broken: Mutex::default(),
+        }
+    }
+
+    /// Sees now and then what waits, so that failure mails can tell.
+    async fn look(&self) {
+        {
+            let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+            if looked.is_some_and(|at| at.elapsed() < LOOK_AGAIN) {
+                return;
+            }
+            *looked = Some(Instant::now());
+        }
+        let asked = tokio::time::timeout(LOOK, self.broker.status(&self.lane)).await;
+        if let Ok(Ok(status)) = asked {
+            self.incidents.note_queue(status);
         }
     }
 
@@ -104,6 +130,7 @@ impl LaneWorker for BrokerWorker {
                 }
                 Err(fault) => fault,
             };
+            self.look().await;
             let judged = judge(&*self.consumer, &self.lane.queue, head, &policy, &fault);
             let error = fault.in_full();
             if judged.park {

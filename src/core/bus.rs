@@ -352,6 +352,7 @@ impl Bus {
             };
             self.lanes.settle_parked(&queue, id, how).await?;
         }
+        self.take_off_shelf(&entry.route, id).await;
         self.incidents.route_cleared(&entry.route);
         Ok(entry)
     }

@@ -159,10 +159,10 @@ impl<'a> Journey<'a> {
             }
             Err(mut fault) => {
                 // Alone, it is simply tried again where nobody waits for the answer.
-                if fault.code == Code::InDoubt && !self.route.answers {
+                if fault.code == Code::InDoubt && !self.waits {
                     fault.code = Code::Destination;
                 }
-                let unknown = is_unknown(&fault) && self.route.answers;
+                let unknown = is_unknown(&fault) && self.waits;
                 let outcome = if unknown {
                     self.in_doubt = true;
                     Outcome::InDoubt
@@ -476,7 +476,7 @@ impl<'a> Journey<'a> {
                 continue;
             };
             let started = Instant::now();
-            let result = within(started + made.step.timeout, stage.commit()).await;
+            let result = stage.commit_until(started + made.step.timeout).await;
             request::count(made.step, result.is_ok(), started.elapsed());
             if let Err(error) = result {
                 open = true;
@@ -817,7 +817,7 @@ impl Call for StageAndCommit<'_> {
     ) -> futures_util::future::BoxFuture<'_, Result<Message, SendError>> {
         Box::pin(async move {
             within(deadline, self.0.stage()).await?;
-            if let Err(error) = within(deadline, self.0.commit()).await {
+            if let Err(error) = self.0.commit_until(deadline).await {
                 if let Err(undo) = self.0.undo().await {
                     tracing::warn!(error = %undo.detail, "a staged target could not be undone");
                 }

@@ -5,22 +5,26 @@
 //! under the same number; the lane's worker drops what it has delivered already.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
+use crate::adapter::Class;
 use crate::broker::{LaneBroker, LaneEntry, LaneName};
 use crate::incident::Incidents;
 use crate::plan::Retry;
-use crate::store::{Change, Commit, Durability, Queued, Settlement, Store};
-use crate::{MessageId, Stop};
+use crate::store::{Change, Commit, Durability, EntryRef, Queued, Settlement, Store};
+use crate::{MessageId, SendError, Stop};
 
 /// At most so many are handed over before their confirms are waited for.
 const BATCH: usize = 256;
 /// So many confirmed ones may be waiting for the store to let go of them.
 const UNSETTLED: usize = 4096;
+/// How often it is looked whether a broker is back, or has gone.
+const LOOK: Duration = Duration::from_millis(100);
 /// How long a bus that stops goes on handing over.
 const LAST: Duration = Duration::from_secs(3);
 /// Waits while the broker cannot be reached.
@@ -37,12 +41,17 @@ pub(crate) struct Forwarder {
     pub(crate) broker: Arc<dyn LaneBroker>,
     /// This bus's name among several, and what tells its store from all others.
     pub(crate) node: Arc<str>,
-    pub(crate) origin: Arc<str>,
+    /// The latter for what came back from a broker, and for all else.
+    pub(crate) origins: [Arc<str>; 2],
+    /// The store's queue that goes first: what came back from a broker.
+    pub(crate) front: Arc<str>,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) incidents: Arc<Incidents>,
     /// Route and step of its incidents.
     pub(crate) place: (Arc<str>, String),
     pub(crate) wake: Notify,
+    /// The broker has refused what was handed over last.
+    pub(crate) refused: AtomicBool,
     /// Who waits for which message; nothing once the forwarder has ended.
     pub(crate) waiting: Mutex<Option<Waiting>>,
 }
@@ -59,10 +68,16 @@ pub(crate) struct Handover {
 impl Handover {
     /// Waits until the broker has confirmed the message, until it is known that it cannot now, or
     /// until `deadline`: the message is durable in the store and will be handed over in any case.
-    pub(crate) async fn wait(self, deadline: Instant) {
+    pub(crate) async fn wait(mut self, deadline: Instant) {
         self.forwarder.wake.notify_one();
-        if self.forwarder.broker.is_up() {
-            let _ = tokio::time::timeout_at(deadline, self.confirmed).await;
+        while self.forwarder.takes() && Instant::now() < deadline {
+            let look = deadline.min(Instant::now() + LOOK);
+            if tokio::time::timeout_at(look, &mut self.confirmed)
+                .await
+                .is_ok()
+            {
+                break;
+            }
         }
         if let Some(waiting) = &mut *self.forwarder.lock_waiting() {
             waiting.remove(&self.id);
@@ -84,6 +99,11 @@ impl Forwarder {
         }
     }
 
+    /// Whether waiting for a confirm is worth while.
+    fn takes(&self) -> bool {
+        self.broker.is_up() && !self.refused.load(Relaxed)
+    }
+
     fn lock_waiting(&self) -> MutexGuard<'_, Option<Waiting>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -92,7 +112,13 @@ impl Forwarder {
     pub(crate) async fn run(self: Arc<Self>, stop: Stop) {
         let mut work = Work::default();
         while !stop.is_cancelled() {
-            match self.step(&mut work).await {
+            let step = tokio::select! {
+                biased;
+                step = self.step(&mut work) => step,
+                // What may have been sent is handed over once more after the next start.
+                () = self.gives_up(&stop) => break,
+            };
+            match step {
                 Step::Idle => {
                     tokio::select! {
                         () = self.wake.notified() => {}
@@ -106,7 +132,7 @@ impl Forwarder {
                         waiting.clear();
                     }
                     tokio::select! {
-                        () = tokio::time::sleep(wait) => {}
+                        () = self.pause(wait) => {}
                         () = stop.cancelled() => {}
                     }
                 }
@@ -119,9 +145,31 @@ impl Forwarder {
         self.lock_waiting().take();
     }
 
+    /// Resolves when the bus stops and the broker does not take anything.
+    async fn gives_up(&self, stop: &Stop) {
+        stop.cancelled().await;
+        let until = Instant::now() + LAST;
+        while self.broker.is_up() && Instant::now() < until {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Waits, but no longer than until a broker that was down is back.
+    async fn pause(&self, most: Duration) {
+        let (until, was_up) = (Instant::now() + most, self.broker.is_up());
+        while Instant::now() < until && (was_up || !self.broker.is_up()) {
+            tokio::time::sleep(LOOK.min(most)).await;
+        }
+    }
+
     async fn step(&self, work: &mut Work) -> Step {
         let limit = BATCH + work.settling.len();
-        let entries = match self.store.entries(&self.lane.queue, false, limit) {
+        let (queue, origin) = if self.store.lanes(&self.front).is_empty() {
+            (&self.lane.queue, &self.origins[1])
+        } else {
+            (&self.front, &self.origins[0])
+        };
+        let entries = match self.store.entries(queue, false, limit) {
             Ok(entries) => entries,
             Err(error) => {
                 tracing::error!(queue = %self.lane.queue, %error, "a queue cannot be read");
@@ -134,22 +182,26 @@ impl Forwarder {
         }
         let batch: Vec<Queued> = entries
             .into_iter()
-            .filter(|entry| !work.settling.contains(entry.at.seq))
+            .filter(|entry| !work.settling.contains(&entry.at))
             .take(BATCH)
             .collect();
         if batch.is_empty() {
             return Step::Idle;
         }
-        let (confirmed, error) = self.broker.put(self.entries(&batch)).await;
-        self.settle(&batch[..confirmed], work).await;
+        let (confirmed, error) = self.broker.put(self.entries(&batch, origin)).await;
+        self.settle(&batch[..confirmed], work);
+        self.refused.store(error.is_some(), Relaxed);
         let Some(error) = error else {
             if std::mem::take(&mut work.failed) > 0 {
                 self.incidents.succeeded(&self.place.0, &self.place.1);
             }
             return Step::More;
         };
-        work.failed += 1;
         let first = batch.get(confirmed).or(batch.last());
+        if let (Class::Rejected, Some(first)) = (error.class, first) {
+            return self.set_aside(first, &error).await;
+        }
+        work.failed += 1;
         tracing::warn!(
             queue = %self.lane.queue,
             connection = self.broker.name(),
@@ -167,7 +219,39 @@ impl Forwarder {
         Step::Later(AGAIN.wait(work.failed))
     }
 
-    fn entries(&self, batch: &[Queued]) -> Vec<LaneEntry> {
+    /// What the broker will never take (too large for it) is parked in the store, and the next goes
+    /// on.
+    async fn set_aside(&self, entry: &Queued, error: &SendError) -> Step {
+        tracing::error!(
+            id = %entry.message.id,
+            queue = %self.lane.queue,
+            connection = self.broker.name(),
+            error = %error.detail,
+            "the broker refuses a message for good; it is parked"
+        );
+        self.incidents.failed(
+            &self.place.0,
+            &self.place.1,
+            "rejection",
+            &error.detail,
+            Some(entry.message.id),
+            Some(&self.lane.queue),
+        );
+        let park = Change::Park {
+            at: entry.at.clone(),
+            reason: error.detail.clone(),
+        };
+        let commit = Commit::of(park);
+        match self.store.commit(commit, Durability::Synced).await {
+            Ok(()) => Step::More,
+            Err(error) => {
+                tracing::error!(queue = %self.lane.queue, %error, "a message could not be parked");
+                Step::Later(Duration::from_secs(5))
+            }
+        }
+    }
+
+    fn entries(&self, batch: &[Queued], origin: &Arc<str>) -> Vec<LaneEntry> {
         batch
             .iter()
             .map(|entry| LaneEntry {
@@ -178,12 +262,12 @@ impl Forwarder {
                 since: entry.since,
                 cause: entry.cause,
                 node: self.node.clone(),
-                origin: Some((self.origin.clone(), entry.at.seq)),
+                origin: Some((origin.clone(), entry.at.seq)),
             })
             .collect()
     }
 
-    async fn settle(&self, confirmed: &[Queued], work: &mut Work) {
+    fn settle(&self, confirmed: &[Queued], work: &mut Work) {
         if confirmed.is_empty() {
             return;
         }
@@ -209,11 +293,15 @@ impl Forwarder {
         }
         work.settling
             .0
-            .extend(confirmed.iter().map(|entry| entry.at.seq));
-        let commit = self.store.commit(Commit::from(changes), Durability::Lazy);
-        if let Err(error) = commit.await {
-            tracing::warn!(queue = %self.lane.queue, %error, "what the broker has could not be taken out of the store yet");
-        }
+            .extend(confirmed.iter().map(|entry| entry.at.clone()));
+        // Synced, so that a power loss has little to hand over again; nobody waits for it.
+        let (store, queue) = (self.store.clone(), self.lane.queue.clone());
+        tokio::spawn(async move {
+            let commit = store.commit(Commit::from(changes), Durability::Synced);
+            if let Err(error) = commit.await {
+                tracing::warn!(%queue, %error, "what the broker has could not be taken out of the store yet");
+            }
+        });
     }
 }
 
@@ -224,20 +312,20 @@ struct Work {
     failed: u32,
 }
 
-/// Numbers of entries that the broker has and that the store may still show.
+/// Entries that the broker has and that the store may still show.
 #[derive(Default)]
-struct Settling(HashSet<u64>);
+struct Settling(HashSet<EntryRef>);
 
 impl Settling {
     fn retain_visible(&mut self, entries: &[Queued]) {
         if !self.0.is_empty() {
-            let visible: HashSet<u64> = entries.iter().map(|entry| entry.at.seq).collect();
-            self.0.retain(|seq| visible.contains(seq));
+            let visible: HashSet<&EntryRef> = entries.iter().map(|entry| &entry.at).collect();
+            self.0.retain(|at| visible.contains(at));
         }
     }
 
-    fn contains(&self, seq: u64) -> bool {
-        self.0.contains(&seq)
+    fn contains(&self, at: &EntryRef) -> bool {
+        self.0.contains(at)
     }
 
     fn len(&self) -> usize {

@@ -5,6 +5,7 @@
 //! never lived at a broker goes there by itself, because the forwarder carries what waits in order.
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -128,9 +129,12 @@ impl Homes {
     }
 }
 
+/// Ends the name of the store's queue of what came back from a broker.
+pub(crate) const FRONT: &str = ".front";
+
 /// The store's queue that is worked off before `queue`: what came back from a broker.
 pub(crate) fn front_of(queue: &str) -> Arc<str> {
-    Arc::from(format!("{queue}.front"))
+    Arc::from(format!("{queue}{FRONT}"))
 }
 
 impl Bus {
@@ -161,6 +165,7 @@ impl Bus {
         for (queue, home) in wanted {
             if let Err(why) = self.find_home(&queue, home).await {
                 self.hold(&queue, why);
+                self.leave(&queue).await;
             }
         }
     }
@@ -188,6 +193,7 @@ impl Bus {
         }
         let Some(home) = known.as_ref().map(|known| known.home.clone()).or(wanted) else {
             self.leave(queue).await;
+            self.unhold(queue);
             return Ok(());
         };
         if known.is_none() {
@@ -200,7 +206,6 @@ impl Bus {
                 .map_err(|error| format!("where the lane lives cannot be noted: {error}"))?;
         }
         let Some(broker) = self.plan().brokers.get(&home.connection).cloned() else {
-            self.leave(queue).await;
             return Err(format!(
                 "the lane lives on connection '{0}', which xbus.yaml does not define any more; define '{0}' again, then move the lane: xbus queues move {queue} --to embedded",
                 home.connection
@@ -256,13 +261,18 @@ impl Bus {
         if let Some(at) = at {
             at.end().await;
         }
-        self.unhold(queue);
     }
 
     /// Sets to work on a lane at a broker.
     async fn enter(self: &Arc<Self>, lane: LaneName, broker: Arc<dyn LaneBroker>) {
-        // Deliveries out of the store that are under way belong to the time before.
-        while self.lanes().is_delivering(&lane.queue) {
+        // Deliveries out of the store that are under way belong to the time before; no other begins.
+        let why = "it is being handed over to the broker";
+        self.homes()
+            .held()
+            .entry(lane.queue.clone())
+            .or_insert_with(|| why.to_owned());
+        let front = front_of(&lane.queue);
+        while self.lanes().is_delivering(&lane.queue) || self.lanes().is_delivering(&front) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         let plan = self.plan();
@@ -280,15 +290,21 @@ impl Bus {
             lane: lane.clone(),
             broker: broker.clone(),
             node: plan.node.clone(),
-            origin: self.origin(),
+            front: front_of(&lane.queue),
+            origins: {
+                let origin = self.origin();
+                [Arc::from(format!("{origin}/front")), origin]
+            },
             store: self.store().clone(),
             incidents: self.incidents().clone(),
             place: (route.clone(), format!("{step}@{}", broker.name())),
             wake: tokio::sync::Notify::new(),
+            refused: AtomicBool::new(false),
             waiting: Mutex::new(Some(HashMap::new())),
         });
         let worker = Arc::new(BrokerWorker::new(
             lane.clone(),
+            broker.clone(),
             Arc::new(TargetConsumer::at_broker(self, &lane.queue)),
             self.store().clone(),
             self.incidents().clone(),
@@ -312,8 +328,9 @@ impl Bus {
             stop,
             ended,
         };
-        self.unhold(&lane.queue);
-        self.homes().lanes().insert(lane.queue, Arc::new(at));
+        let queue = lane.queue;
+        self.homes().lanes().insert(queue.clone(), Arc::new(at));
+        self.unhold(&queue);
     }
 
     /// What tells this bus's store from all others, made once.
@@ -368,6 +385,8 @@ impl Bus {
         let moved = self.bring_home(&queue, known).await?;
         self.find_homes().await;
         self.work_off_lanes();
+        self.lanes().resume(&front_of(&queue));
+        self.lanes().resume(&queue);
         if wanted.is_some() {
             return self.carried_over(&queue).await.map(|more| more.max(moved));
         }
@@ -414,9 +433,9 @@ impl Bus {
             ..known
         };
         self.write_home(queue, Some(&moving)).await?;
-        self.leave(queue).await;
         let why = "it is being moved into the embedded store";
         self.homes().held().insert(queue.clone(), why.to_owned());
+        self.leave(queue).await;
         let front = front_of(queue);
         let keep = |batch: Vec<Queued>| -> BoxFuture<'_, Result<(), StoreError>> {
             Box::pin(self.take_in(front.clone(), batch))

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tracing::Instrument;
 
+use crate::adapter::Reach;
 use crate::bus::Bus;
-use crate::plan::{LanePolicy, Route};
+use crate::plan::{LanePolicy, Route, Target};
 use crate::router;
 use crate::store::{Change, Commit, Durability, StoreError};
-use crate::{Code, Fault, Headers, Message, MessageId};
+use crate::{Code, Expression, Fault, Headers, Message, MessageId};
 
 /// One route's door.
 #[derive(Clone)]
@@ -27,6 +29,9 @@ pub struct Arrival {
     /// What the receiver would see again after a crash (a file's identity, a mail's UID). It is
     /// remembered in the commit that accepts the message, until [`Inbox::forget`].
     pub seen_as: Option<Arc<str>>,
+    /// A second name of the same, for when the first may change (a mail's Message-ID and content
+    /// beside its UID). Remembered and forgotten with it.
+    pub seen_also: Option<Arc<str>>,
     /// The message that this one comes from.
     pub cause: Option<MessageId>,
     /// Run once more on purpose: `once` does not hold it back.
@@ -41,6 +46,7 @@ impl From<Message> for Arrival {
             message,
             caller: None,
             seen_as: None,
+            seen_also: None,
             cause: None,
             replayed: false,
             attempts: 0,
@@ -97,6 +103,30 @@ impl Inbox {
         &self.route.lane
     }
 
+    /// The key of messages that keep their order among themselves; nothing where all do, or none.
+    pub fn order_by(&self) -> Option<&Arc<dyn Expression>> {
+        self.route.order_by.as_ref()
+    }
+
+    /// Whether the route gives a sender that asked something to wait for: it ends in `invoke`, or
+    /// has `reply`.
+    pub fn answers(&self) -> bool {
+        self.route.reply.is_some() || self.route.targets.is_empty()
+    }
+
+    /// Whether the route says what its sender gets back (`reply`).
+    pub fn replies(&self) -> bool {
+        self.route.reply.is_some()
+    }
+
+    /// Whether each message of the route ends in a commit that is synced, so that what is remembered
+    /// with it costs no wait of its own.
+    pub fn commits(&self) -> bool {
+        let queued =
+            |target: &Target| target.lane.is_some() || target.step.sender.reach() == Reach::Queue;
+        self.route.targets.iter().any(queued)
+    }
+
     /// The bus that this door belongs to.
     pub fn bus(&self) -> &Arc<Bus> {
         &self.bus
@@ -105,10 +135,19 @@ impl Inbox {
     /// Runs the route for one message. It runs in a task of its own to its end, even when the
     /// returned future is dropped. `Ok` means that the sender may forget the message.
     pub async fn deliver(&self, arrival: impl Into<Arrival>) -> Result<Reply, Fault> {
-        let arrival = arrival.into();
+        self.run(arrival.into(), self.route.answers).await
+    }
+
+    /// The same for a message whose sender waits although those of others do not: a failure is told
+    /// to it and final, as [`Route::answers`] has it for all.
+    pub async fn ask(&self, arrival: impl Into<Arrival>) -> Result<Reply, Fault> {
+        self.run(arrival.into(), true).await
+    }
+
+    async fn run(&self, arrival: Arrival, waits: bool) -> Result<Reply, Fault> {
         let (bus, route) = (self.bus.clone(), self.route.clone());
         let span = tracing::info_span!("message", id = %arrival.message.id, route = %route.name);
-        let run = async move { router::run(&bus, &route, arrival).await }.instrument(span);
+        let run = async move { router::run(&bus, &route, arrival, waits).await }.instrument(span);
         match self.bus.tasks().spawn(run).await {
             Ok(result) => result,
             Err(error) => {
@@ -136,6 +175,52 @@ impl Inbox {
             .store()
             .commit(Commit::of(change), Durability::Lazy)
             .await
+    }
+
+    /// Writes a message into the journal as failed without running the route: its receiver cannot
+    /// make what the route takes of it. Opens an incident, as any rejection does.
+    pub async fn refuse(&self, message: Message, fault: &Fault) {
+        router::refuse(&self.bus, &self.route, message, fault).await;
+    }
+
+    /// Remembers, durably, that what is seen as `key` must not be taken again (it failed for good, or
+    /// is in doubt), and `why`. [`Inbox::release`] ends it.
+    pub async fn set_aside(&self, key: &str, why: &str) -> Result<(), StoreError> {
+        let change = Change::Value {
+            name: self.aside_name(key),
+            value: Some(Bytes::copy_from_slice(why.as_bytes())),
+        };
+        self.bus
+            .store()
+            .commit(Commit::of(change), Durability::Synced)
+            .await
+    }
+
+    /// The keys that are set aside, each with why.
+    pub fn asides(&self) -> Vec<(String, String)> {
+        let prefix = self.aside_name("");
+        let text = |value: &Bytes| String::from_utf8_lossy(value).into_owned();
+        let values = self.bus.store().values(&prefix);
+        values
+            .iter()
+            .filter_map(|(name, why)| Some((name.strip_prefix(&*prefix)?.to_owned(), text(why))))
+            .collect()
+    }
+
+    /// Forgets that `key` was set aside: it has left the place where it could be seen again.
+    pub async fn release(&self, key: &str) -> Result<(), StoreError> {
+        let change = Change::Value {
+            name: self.aside_name(key),
+            value: None,
+        };
+        self.bus
+            .store()
+            .commit(Commit::of(change), Durability::Lazy)
+            .await
+    }
+
+    fn aside_name(&self, key: &str) -> Arc<str> {
+        Arc::from(format!("aside/{}/{key}", self.route.name))
     }
 
     /// Tells the administrators that this receiver cannot do its work (`what` is a kind such as

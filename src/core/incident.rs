@@ -5,16 +5,16 @@
 //! one digest after its opening there is one OPEN and one RESOLVED at the most; what happens beside
 //! that is told at the end of the digest.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::codec::{Decoder, Encoder};
 use crate::outbox::{Mail, Outbox};
-use crate::store::{Change, Commit, Durability, Store};
+use crate::store::{Change, Commit, Durability, QueueStatus, Store};
 use crate::{MessageId, Stop, Timestamp};
 
 const PREFIX: &str = "incident/";
@@ -78,6 +78,8 @@ pub struct Incidents {
     outbox: Outbox,
     known: AtomicUsize,
     state: Mutex<BTreeMap<Key, Incident>>,
+    /// What waits at brokers, as it was seen last.
+    elsewhere: Mutex<HashMap<Arc<str>, QueueStatus>>,
     changed: tokio::sync::Notify,
 }
 
@@ -96,6 +98,7 @@ impl Incidents {
             store,
             known: AtomicUsize::new(state.values().filter(|i: &&Incident| i.open).count()),
             state: Mutex::new(state),
+            elsewhere: Mutex::default(),
             changed: tokio::sync::Notify::new(),
         }
     }
@@ -103,6 +106,35 @@ impl Incidents {
     /// The mails that wait to go out.
     pub fn outbox(&self) -> &Outbox {
         &self.outbox
+    }
+
+    /// Takes note of what waits in a queue that a broker keeps, for the mails.
+    pub(crate) fn note_queue(&self, status: QueueStatus) {
+        self.elsewhere
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(status.name.clone(), status);
+    }
+
+    /// What waits in a queue, in the store and elsewhere; nothing for one that neither knows.
+    fn waiting(&self, queue: &str) -> Option<(u64, u64, Option<Timestamp>)> {
+        let here = self.store.queues().into_iter().find(|q| &*q.name == queue);
+        let elsewhere = self
+            .elsewhere
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(queue)
+            .cloned();
+        let both = [elsewhere, here];
+        let both = || both.iter().flatten();
+        both().next()?;
+        Some((
+            both().map(|queue| queue.depth).sum(),
+            both().map(|queue| queue.parked).sum(),
+            both()
+                .filter_map(|queue| Some(queue.head.as_ref()?.since))
+                .min(),
+        ))
     }
 
     /// What is open, by route and step.
@@ -282,16 +314,16 @@ impl Incidents {
         line(&mut text, "failures", &incident.count.to_string());
         if let Some(queue) = &incident.queue {
             line(&mut text, "queue", queue);
-            let status = self.store.queues().into_iter().find(|q| q.name == *queue);
-            let (depth, parked) = status.as_ref().map_or((0, 0), |q| (q.depth, q.parked));
-            let mut waits = format!("{depth} messages");
-            if let Some(head) = status.and_then(|q| q.head) {
-                let _ = write!(waits, ", the oldest for {}", human(head.since.until(now)));
+            if let Some((depth, parked, oldest)) = self.waiting(queue) {
+                let mut waits = format!("{depth} messages");
+                if let Some(since) = oldest {
+                    let _ = write!(waits, ", the oldest for {}", human(since.until(now)));
+                }
+                if parked > 0 {
+                    let _ = write!(waits, "; {parked} parked");
+                }
+                line(&mut text, "waiting", &waits);
             }
-            if parked > 0 {
-                let _ = write!(waits, "; {parked} parked");
-            }
-            line(&mut text, "waiting", &waits);
         }
         if let Some(id) = incident.message {
             line(&mut text, "message", &id.to_string());

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use crate::adapter::{Receiver, Sender};
+use crate::adapter::{ConnectionHealth, Receiver, Sender};
 use crate::broker::LaneBroker;
 use crate::flow::{Breaker, Gate, Pace};
 use crate::stats::{RouteStats, StepStats};
@@ -23,6 +23,8 @@ pub struct Plan {
     /// Embedded queues that a route receives from: how they are ordered is its receiver's matter,
     /// and is decided when a message enters.
     pub readers: BTreeMap<Arc<str>, QueueReader>,
+    /// The connections that tell how they are doing, by name.
+    pub connections: BTreeMap<Arc<str>, Arc<dyn ConnectionHealth>>,
     /// The connections that can keep lanes, by name.
     pub brokers: BTreeMap<Arc<str>, Arc<dyn LaneBroker>>,
     /// Which route and target each queue of an async target belongs to; filled on first use.
@@ -100,6 +102,9 @@ pub struct Route {
     /// How a queue that this route reads is worked off (queue and other receivers without a
     /// waiting sender).
     pub lane: LanePolicy,
+    /// Key of received messages that keep their order among themselves, for receivers that order
+    /// what they take by themselves (amqp).
+    pub order_by: Option<Arc<dyn Expression>>,
     /// `false`: checked, not started.
     pub enabled: bool,
     /// What is counted.
@@ -110,6 +115,13 @@ impl Route {
     /// The targets of `distribute`, then those of `on_fault`.
     pub fn all_targets(&self) -> impl Iterator<Item = &Target> {
         self.targets.iter().chain(&self.on_fault)
+    }
+
+    /// The queue in which messages wait that its receiver could not pass on, as administrators know
+    /// it; nothing where a sender is told of the failure, or keeps the message elsewhere.
+    pub fn waits_in(&self) -> Option<Arc<str>> {
+        let received = || Some(self.receiver.as_ref()?.queue()?.name().clone());
+        self.reads.clone().or_else(received)
     }
 }
 

@@ -2,12 +2,45 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use crate::MessageId;
-use crate::broker::LaneCommand;
+use futures_util::future::BoxFuture;
+
+use crate::broker::{LaneCommand, LaneDone};
 use crate::bus::Bus;
-use crate::homes::front_of;
-use crate::store::{Change, Commit, Durability, QueueStatus, Queued, Settlement, StoreError};
+use crate::homes::{AtBroker, FRONT, front_of};
+use crate::store::{
+    Change, Commit, Durability, Outcome, Query, QueueStatus, Queued, Settlement, StoreError,
+};
+use crate::{MessageId, Timestamp};
+
+/// What the journal says of a message that an administrator gave up.
+const DROPPED: &str = "dropped by an administrator";
+
+/// The queue at a broker that a receiver works off, as administrators see it. Nothing of it is in
+/// the store.
+pub trait ReceivedQueue: Send + Sync {
+    /// The name under which it is shown: `CONNECTION/QUEUE`, because an embedded queue may have the
+    /// plain one.
+    fn name(&self) -> &Arc<str>;
+
+    /// The connection's name in xbus.yaml.
+    fn connection(&self) -> &Arc<str>;
+
+    /// What waits at the broker and here and what is parked, and why the queue is not read or what
+    /// is not known of it now. Ends within seconds.
+    fn status(&self) -> BoxFuture<'_, (QueueStatus, Option<String>)>;
+
+    /// Messages, oldest first: those that the receiver holds, or those that are parked.
+    fn entries(&self, parked: bool, limit: usize)
+    -> BoxFuture<'_, Result<Vec<Queued>, StoreError>>;
+
+    /// Does what an administrator asks, with the heads that this bus holds and with what is parked.
+    fn command(&self, command: LaneCommand) -> BoxFuture<'_, Result<LaneDone, StoreError>>;
+}
+
+/// How long a broker is asked that is down.
+const LOOK: Duration = Duration::from_secs(3);
 
 /// A queue with where it lives.
 #[derive(Clone, Debug)]
@@ -22,12 +55,61 @@ pub struct QueueView {
     pub trouble: Option<String>,
     /// Whether the routes, as they are now, take messages from it.
     pub attended: bool,
+    /// The route whose receiver works it off; nothing for lanes and embedded queues.
+    pub route: Option<Arc<str>>,
+}
+
+impl QueueView {
+    async fn received(route: Arc<str>, queue: Arc<dyn ReceivedQueue>) -> Self {
+        let (status, trouble) = queue.status().await;
+        Self {
+            status,
+            connection: Some(queue.connection().clone()),
+            in_store: 0,
+            trouble,
+            attended: true,
+            route: Some(route),
+        }
+    }
 }
 
 impl Bus {
+    /// The queues outside the store that routes receive from, with the routes.
+    fn received(&self) -> Vec<(Arc<str>, Arc<dyn ReceivedQueue>)> {
+        let plan = self.plan();
+        let routes = plan.routes.values().filter(|route| route.enabled);
+        routes
+            .filter_map(|route| Some((route.name.clone(), route.receiver.as_ref()?.queue()?)))
+            .collect()
+    }
+
+    fn received_queue(&self, name: &str) -> Option<(Arc<str>, Arc<dyn ReceivedQueue>)> {
+        let mut received = self.received().into_iter();
+        received.find(|(_, queue)| **queue.name() == *name)
+    }
+
     /// Whether a route takes the queue's messages now.
     pub fn is_worked(&self, queue: &str) -> bool {
         self.lanes().is_worked(queue) || self.homes().at_broker(queue).is_some()
+    }
+
+    /// The queue that an administrator means: what came back from a broker waits under a name of its
+    /// own in the store, and is the lane's.
+    fn meant<'a>(&self, name: &'a str) -> &'a str {
+        match name.strip_suffix(FRONT) {
+            Some(lane) if self.plan().lane(lane).is_some() => lane,
+            _ => name,
+        }
+    }
+
+    /// The store's queue that holds the message: the lane's own, or what came back from a broker.
+    fn place_of(&self, queue: &str, id: Option<MessageId>) -> Result<Arc<str>, StoreError> {
+        let front = front_of(queue);
+        let there = match id {
+            Some(id) => self.store().entry(&front, id)?.is_some(),
+            None => !self.store().lanes(&front).is_empty(),
+        };
+        Ok(if there { front } else { Arc::from(queue) })
     }
 
     /// Every queue by name: those that hold something, and the empty ones that the routes have.
@@ -48,14 +130,27 @@ impl Bus {
         for name in of_targets.chain(plan.readers.keys()) {
             found.entry(name.clone()).or_insert_with(|| empty(name));
         }
+        found.retain(|name, _| self.meant(name) == &**name);
         let views = found.into_values().map(|status| self.view(status));
-        futures_util::future::join_all(views).await
+        let received = self.received().into_iter();
+        let received = received.map(|(route, queue)| QueueView::received(route, queue));
+        let (mut views, received) = futures_util::future::join(
+            futures_util::future::join_all(views),
+            futures_util::future::join_all(received),
+        )
+        .await;
+        views.extend(received);
+        views.sort_by(|a, b| a.status.name.cmp(&b.status.name));
+        views
     }
 
     /// One queue; nothing when there is none of that name.
     pub async fn queue(&self, name: &str) -> Option<QueueView> {
-        let held = self.store().queues();
-        let held = held.into_iter().find(|queue| *queue.name == *name);
+        if let Some((route, queue)) = self.received_queue(name) {
+            return Some(QueueView::received(route, queue).await);
+        }
+        let name = self.meant(name);
+        let held = self.store_queue(name);
         let plan = self.plan();
         let known = || {
             let lane = plan.lane(name).is_some() || plan.readers.contains_key(name);
@@ -64,7 +159,18 @@ impl Bus {
         Some(self.view(held.or_else(known)?).await)
     }
 
+    fn store_queue(&self, name: &str) -> Option<QueueStatus> {
+        let held = self.store().queues();
+        held.into_iter().find(|queue| *queue.name == *name)
+    }
+
     async fn view(&self, mut status: QueueStatus) -> QueueView {
+        if let Some(front) = self.store_queue(&front_of(&status.name)) {
+            status.depth += front.depth;
+            status.parked += front.parked;
+            status.blocked_keys += front.blocked_keys;
+            status.head = front.head.or(status.head);
+        }
         let held = self.homes().why_held(&status.name);
         let Some(at) = self.homes().at_broker(&status.name) else {
             return QueueView {
@@ -73,11 +179,12 @@ impl Bus {
                 connection: None,
                 in_store: 0,
                 trouble: held,
+                route: None,
             };
         };
         let in_store = status.depth;
         let mut trouble = None;
-        match at.broker.status(&at.lane).await {
+        match within(&at, at.broker.status(&at.lane)).await {
             Ok(there) => {
                 status.depth += there.depth;
                 status.parked += there.parked;
@@ -92,15 +199,13 @@ impl Bus {
             in_store,
             trouble,
             attended: true,
+            route: None,
         }
     }
 
     fn is_attended(&self, queue: &str) -> bool {
         // What came back from a broker is worked off first, by the lane's own target.
-        let lane = queue.strip_suffix(".front");
-        self.lanes().is_worked(queue)
-            || !self.store().lanes(&front_of(queue)).is_empty()
-            || lane.is_some_and(|lane| self.plan().lane(lane).is_some())
+        self.lanes().is_worked(queue) || !self.store().lanes(&front_of(queue)).is_empty()
     }
 
     /// Messages of a queue, oldest first: what waits, or what is parked.
@@ -110,12 +215,22 @@ impl Bus {
         parked: bool,
         limit: usize,
     ) -> Result<Vec<Queued>, StoreError> {
+        if let Some((_, queue)) = self.received_queue(queue) {
+            return queue.entries(parked, limit).await;
+        }
+        let queue = self.meant(queue);
         let mut entries = Vec::new();
         if let Some(at) = self.homes().at_broker(queue) {
-            entries = at.broker.entries(&at.lane, parked, limit).await?;
+            match within(&at, at.broker.entries(&at.lane, parked, limit)).await {
+                Ok(found) => entries = found,
+                // The queue's trouble tells it.
+                Err(error) => tracing::debug!(queue, %error, "messages at the broker are not seen"),
+            }
         }
-        let rest = limit.saturating_sub(entries.len());
-        entries.extend(self.store().entries(queue, parked, rest)?);
+        for place in [&*front_of(queue), queue] {
+            let rest = limit.saturating_sub(entries.len());
+            entries.extend(self.store().entries(place, parked, rest)?);
+        }
         Ok(entries)
     }
 
@@ -125,7 +240,17 @@ impl Bus {
         queue: &str,
         id: MessageId,
     ) -> Result<Option<Queued>, StoreError> {
-        if let Some(entry) = self.store().entry(queue, id)? {
+        if let Some((_, queue)) = self.received_queue(queue) {
+            for parked in [false, true] {
+                let entries = queue.entries(parked, usize::MAX).await?;
+                if let Some(entry) = entries.into_iter().find(|entry| entry.message.id == id) {
+                    return Ok(Some(entry));
+                }
+            }
+            return Ok(None);
+        }
+        let queue = self.meant(queue);
+        if let Some(entry) = self.store().entry(&self.place_of(queue, Some(id))?, id)? {
             return Ok(Some(entry));
         }
         let Some(at) = self.homes().at_broker(queue) else {
@@ -146,13 +271,17 @@ impl Bus {
         queue: &str,
         id: Option<MessageId>,
     ) -> Result<usize, StoreError> {
+        if let Some((_, queue)) = self.received_queue(queue) {
+            return Ok(queue.command(LaneCommand::Retry(id)).await?.heads);
+        }
+        let queue = self.meant(queue);
         match self.homes().at_broker(queue) {
             Some(at) => {
                 let command = LaneCommand::Retry(id);
                 let done = at.broker.command(&at.lane, command, at.worker()).await?;
                 Ok(done.heads)
             }
-            None => self.lanes().retry(queue, id),
+            None => self.lanes().retry(&self.place_of(queue, id)?, id),
         }
     }
 
@@ -163,23 +292,34 @@ impl Bus {
         id: Option<MessageId>,
         reason: &str,
     ) -> Result<MessageId, StoreError> {
+        let nothing = || StoreError::NotFound(format!("nothing waits in queue '{queue}'"));
+        if let Some((_, queue)) = self.received_queue(queue) {
+            let command = LaneCommand::Park(id, reason.to_owned());
+            return queue.command(command).await?.id.ok_or_else(nothing);
+        }
+        let queue = self.meant(queue);
         let Some(at) = self.homes().at_broker(queue) else {
-            return self.lanes().park(queue, id, reason).await;
+            let place = self.place_of(queue, id)?;
+            return self.lanes().park(&place, id, reason).await;
         };
         let command = LaneCommand::Park(id, reason.to_owned());
         let done = at.broker.command(&at.lane, command, at.worker()).await?;
-        done.id
-            .or(id)
-            .ok_or_else(|| StoreError::NotFound(format!("nothing waits in queue '{queue}'")))
+        done.id.or(id).ok_or_else(nothing)
     }
 
     /// Drops a head or a parked message for good.
     pub async fn queue_drop(&self, queue: &str, id: MessageId) -> Result<(), StoreError> {
+        if let Some((_, queue)) = self.received_queue(queue) {
+            queue.command(LaneCommand::Drop(id)).await?;
+            return self.journal_dropped(id).await;
+        }
+        let queue = self.meant(queue);
+        let place = self.place_of(queue, Some(id))?;
         let Some(at) = self.homes().at_broker(queue) else {
-            return self.lanes().drop_entry(queue, id).await;
+            return self.lanes().drop_entry(&place, id).await;
         };
-        if self.parked_here(queue, id)?.is_some() {
-            return self.lanes().drop_entry(queue, id).await;
+        if self.parked_here(&place, id)?.is_some() {
+            return self.lanes().drop_entry(&place, id).await;
         }
         let command = LaneCommand::Drop(id);
         let done = at.broker.command(&at.lane, command, at.worker()).await;
@@ -187,15 +327,27 @@ impl Bus {
     }
 
     /// Puts a parked message back, before everything that is still queued.
-    pub async fn queue_release(&self, queue: &str, id: MessageId) -> Result<(), StoreError> {
+    pub async fn queue_release(
+        self: &Arc<Self>,
+        queue: &str,
+        id: MessageId,
+    ) -> Result<(), StoreError> {
+        if let Some((_, queue)) = self.received_queue(queue) {
+            return queue.command(LaneCommand::Release(id)).await.map(drop);
+        }
+        let queue = self.meant(queue);
+        let place = self.place_of(queue, Some(id))?;
         let Some(at) = self.homes().at_broker(queue) else {
-            return self.lanes().release(queue, id).await;
+            let released = self.lanes().release(&place, id).await;
+            // Nobody works off what came back as long as nothing of it waits.
+            self.work_off_lanes();
+            return released;
         };
         // What was parked before the lane moved to the broker goes there like a new message.
-        if let Some(entry) = self.parked_here(queue, id)? {
+        if let Some(entry) = self.parked_here(&place, id)? {
             let changes = vec![
                 Change::Put {
-                    queue: entry.at.queue.clone(),
+                    queue: Arc::from(queue),
                     key: entry.at.key.clone(),
                     message: entry.message.clone(),
                     target: entry.target.clone(),
@@ -219,10 +371,72 @@ impl Bus {
         done.map(drop)
     }
 
+    /// Takes a message that was in doubt, and has been decided, out of what its receiver set aside.
+    pub(crate) async fn take_off_shelf(&self, route: &str, id: MessageId) {
+        let received = self.received().into_iter();
+        let found = received.map(|(name, queue)| (*name == *route, queue));
+        for (_, queue) in found.filter(|(is, _)| *is) {
+            match queue.command(LaneCommand::Drop(id)).await {
+                Ok(_) | Err(StoreError::NotFound(_)) => {}
+                Err(error) => {
+                    tracing::warn!(%id, queue = %queue.name(), %error, "a message that was decided may still be parked");
+                }
+            }
+        }
+    }
+
+    /// Journals that a received message which was to be tried again was given up.
+    async fn journal_dropped(&self, id: MessageId) -> Result<(), StoreError> {
+        self.catch_up().await;
+        let store = self.store().clone();
+        let query = Query {
+            id: Some(id),
+            ..Query::default()
+        };
+        let found = tokio::task::spawn_blocking(move || store.find(&query))
+            .await
+            .map_err(|error| StoreError::Failed(error.to_string()))??;
+        let pending = found
+            .into_iter()
+            .find(|entry| entry.outcome == Outcome::Pending);
+        let Some(mut entry) = pending else {
+            return Ok(());
+        };
+        entry.outcome = Outcome::Failed;
+        for target in &mut entry.targets {
+            if target.outcome == Outcome::Queued {
+                target.outcome = Outcome::Failed;
+                target.error.get_or_insert_with(|| DROPPED.to_owned());
+                target.at = Timestamp::now();
+            }
+        }
+        let change = Change::Journal(entry);
+        self.store()
+            .commit(Commit::of(change), Durability::Lazy)
+            .await
+    }
+
     fn parked_here(&self, queue: &str, id: MessageId) -> Result<Option<Queued>, StoreError> {
         let entry = self.store().entry(queue, id)?;
         Ok(entry.filter(|entry| entry.parked.is_some()))
     }
+}
+
+/// Waits for the broker, but not long for one that is down.
+async fn within<T>(
+    at: &AtBroker,
+    asked: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    if at.broker.is_up() {
+        return asked.await;
+    }
+    let asked = tokio::time::timeout(LOOK, asked).await;
+    asked.unwrap_or_else(|_| {
+        Err(StoreError::Failed(format!(
+            "connection '{}' is down; the messages at the broker are not seen",
+            at.broker.name()
+        )))
+    })
 }
 
 fn empty(name: &Arc<str>) -> QueueStatus {

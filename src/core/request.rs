@@ -236,7 +236,7 @@ pub(crate) fn report(
             kind,
             &fault.for_admin(),
             Some(message.id),
-            route.reads.as_deref(),
+            route.waits_in().as_deref(),
         );
     }
     fault

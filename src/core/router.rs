@@ -43,6 +43,8 @@ pub(crate) struct Journey<'a> {
     pub(crate) journalled: bool,
     cause: Option<MessageId>,
     attempts: u32,
+    /// Somebody waits for the answer and is told of a failure, which is final with that.
+    pub(crate) waits: bool,
     started: Instant,
 }
 
@@ -53,16 +55,17 @@ pub(crate) struct Compensable<'a> {
     pub(crate) response: Arc<Message>,
 }
 
-/// Runs `route` for one message, to its end.
+/// Runs `route` for one message, to its end; `waits`: its sender waits for the answer.
 pub(crate) async fn run(
     bus: &Arc<Bus>,
     route: &Arc<Route>,
     arrival: Arrival,
+    waits: bool,
 ) -> Result<Reply, Fault> {
     route.stats.received.add();
     let _running = route.stats.running.enter();
     let started = Instant::now();
-    let result = admit(bus, route, arrival, started).await;
+    let result = admit(bus, route, arrival, waits, started).await;
     route.stats.latency.observe(started.elapsed());
     match &result {
         Ok(reply) if reply.status == Status::Filtered => route.stats.filtered.add(),
@@ -77,6 +80,7 @@ async fn admit(
     bus: &Arc<Bus>,
     route: &Arc<Route>,
     arrival: Arrival,
+    waits: bool,
     started: Instant,
 ) -> Result<Reply, Fault> {
     if let Some(pace) = &route.pace {
@@ -86,23 +90,11 @@ async fn admit(
         Some(gate) => Some(gate.enter().await?),
         None => None,
     };
-    let received = Arc::new(arrival.message);
-    let mut journey = Journey {
-        bus,
-        route,
-        context: Context::new(route.name.clone(), received.clone()),
-        keys: Vec::new(),
-        entries: Vec::new(),
-        begun: false,
-        done: Vec::new(),
-        remember: Vec::new(),
-        in_doubt: false,
-        journalled: false,
-        cause: arrival.cause,
-        attempts: arrival.attempts,
-        started,
-    };
-    if let Some(key) = arrival.seen_as {
+    let mut journey = Journey::new(bus, route, arrival.message, started);
+    journey.cause = arrival.cause;
+    journey.attempts = arrival.attempts;
+    journey.waits = waits;
+    for key in arrival.seen_as.into_iter().chain(arrival.seen_also) {
         journey.remember.push(Change::Remember {
             scope: seen_scope(&route.name),
             key,
@@ -117,7 +109,34 @@ async fn admit(
     result
 }
 
+/// Journals a message that failed before it could set out, and tells whom it concerns.
+pub(crate) async fn refuse(bus: &Arc<Bus>, route: &Arc<Route>, message: Message, fault: &Fault) {
+    route.stats.received.add();
+    route.stats.failed.add();
+    let mut journey = Journey::new(bus, route, message, Instant::now());
+    journey.failed(fault).await;
+}
+
 impl<'a> Journey<'a> {
+    fn new(bus: &'a Arc<Bus>, route: &'a Arc<Route>, message: Message, started: Instant) -> Self {
+        Self {
+            bus,
+            route,
+            context: Context::new(route.name.clone(), Arc::new(message)),
+            keys: Vec::new(),
+            entries: Vec::new(),
+            begun: false,
+            done: Vec::new(),
+            remember: Vec::new(),
+            in_doubt: false,
+            journalled: false,
+            cause: None,
+            attempts: 0,
+            waits: false,
+            started,
+        }
+    }
+
     pub(crate) fn id(&self) -> MessageId {
         self.context.received.id
     }
@@ -428,7 +447,7 @@ impl<'a> Journey<'a> {
         let own = matches!(fault.code, Code::Transform | Code::Internal)
             || self.in_doubt
             || is_unknown(fault)
-            || (!self.route.answers && fault.rejected && fault.code != Code::Destination);
+            || (!self.waits && fault.rejected && fault.code != Code::Destination);
         if own && !self.journalled {
             let step = fault.step.as_deref().unwrap_or("route");
             let kind = if self.in_doubt && fault.code == Code::InDoubt {
@@ -446,7 +465,7 @@ impl<'a> Journey<'a> {
                 kind,
                 &fault.for_admin(),
                 Some(self.id()),
-                self.route.reads.as_deref(),
+                self.route.waits_in().as_deref(),
             );
         }
         if !self.journalled {
@@ -494,9 +513,10 @@ impl<'a> Journey<'a> {
 
     fn outcome_of(&self, fault: &Fault) -> Outcome {
         let final_for_receiver = fault.rejected || fault.code == Code::Transform;
-        if self.in_doubt || (self.route.answers && is_unknown(fault)) {
+        let set_aside = fault.code == Code::InDoubt;
+        if self.in_doubt || set_aside || (self.waits && is_unknown(fault)) {
             Outcome::InDoubt
-        } else if self.route.answers || final_for_receiver {
+        } else if self.waits || final_for_receiver {
             Outcome::Failed
         } else {
             Outcome::Pending

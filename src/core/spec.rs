@@ -201,12 +201,27 @@ impl fmt::Debug for Secret {
 /// What a connection kind built; the adapter that built it knows the type.
 pub type Connection = Arc<dyn std::any::Any + Send + Sync>;
 
+/// What something is built for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Role {
+    /// A step of `invoke`: its sender answers, so that it makes [`Request::Call`](crate::Request).
+    Invoke,
+    /// A target of `distribute` or `on_fault`.
+    Target,
+    /// What undoes a step or target.
+    Compensate,
+    /// A receiver, a connection, or anything that sends nothing.
+    Other,
+}
+
 /// What is at hand while a route's receivers and senders are built. Building does no I/O.
 pub struct Build<'a> {
     /// The route; empty outside of routes.
     pub route: Arc<str>,
-    /// The step or target; `receive` for the receiver, empty outside of routes.
+    /// The step or target; `receive` for the receiver; for a connection its name.
     pub step: Arc<str>,
+    /// What is built.
+    pub role: Role,
     /// The bus's name.
     pub bus: Arc<str>,
     /// This bus's name among several: `node` of xbus.yaml.

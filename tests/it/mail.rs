@@ -6,14 +6,14 @@ use std::process::{Child, Command, Stdio};
 use crate::support::{Answer, Destination, Installation, free_port, post, wait_for};
 
 /// aiosmtpd as a child process; it keeps each mail as a file.
-struct Sink {
+pub struct Sink {
     child: Child,
     folder: tempfile::TempDir,
-    port: u16,
+    pub port: u16,
 }
 
 impl Sink {
-    fn start() -> Self {
+    pub fn start() -> Self {
         Self::at(free_port())
     }
 
@@ -44,7 +44,7 @@ impl Sink {
         sink
     }
 
-    fn mails(&self) -> Vec<String> {
+    pub fn mails(&self) -> Vec<String> {
         let mut files: Vec<PathBuf> = std::fs::read_dir(self.folder.path())
             .into_iter()
             .flatten()
@@ -71,7 +71,7 @@ impl Sink {
     }
 
     #[track_caller]
-    fn wait_for_mail(&self, subject: &str) -> String {
+    pub fn wait_for_mail(&self, subject: &str) -> String {
         wait_for(&format!("a mail '{subject}'"), || {
             self.mails()
                 .into_iter()

@@ -5,6 +5,13 @@
 
 mod support;
 
+mod amqp;
+mod amqp_outages;
+mod amqp_sending;
+mod broker_lanes;
+mod broker_lanes_moved;
+mod broker_lanes_nodes;
+mod broker_lanes_outages;
 mod command;
 mod crash;
 mod docs;
@@ -16,6 +23,8 @@ mod hostile;
 mod journal;
 mod lanes;
 mod mail;
+mod mailbox;
+mod rabbit_harness;
 mod regressions;
 mod rollback;
 mod soap;

@@ -109,6 +109,7 @@ fn route(name: &str) -> Route {
         pace: None,
         payloads: Payloads::Failed,
         lane: LanePolicy::default(),
+        order_by: None,
         enabled: true,
         checks: Default::default(),
         stats: Arc::default(),

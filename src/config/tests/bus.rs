@@ -93,7 +93,7 @@ fn mistakes_in_the_bus_s_own_file() {
         ),
         (
             "queues: { connection: rabbit }",
-            "error not-supported xbus.yaml:1:23 this build keeps queues in the embedded store only | write queues: embedded",
+            "error undefined-connection xbus.yaml:1:23 there is no connection 'rabbit' | define it in xbus.yaml under connections, of kind amqp",
         ),
         (
             "queues: embeded",

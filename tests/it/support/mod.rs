@@ -1,13 +1,18 @@
-//! What all tests share: a bus in a folder of its own, destinations, and an HTTP client.
+//! What all tests share: a bus in a folder of its own, destinations, an HTTP client, a RabbitMQ and
+//! an AMQP client.
 
+pub mod amqp;
 pub mod bus;
 pub mod destination;
+pub mod dovecot;
 pub mod http;
+pub mod rabbit;
 
 use std::time::{Duration, Instant};
 
 pub use bus::{Bus, Installation};
 pub use destination::{Answer, Destination};
+pub use dovecot::Dovecot;
 pub use http::{Response, get, post, request};
 
 /// The longest that a test waits for a condition.

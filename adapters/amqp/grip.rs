@@ -1,0 +1,65 @@
+//! Makes sure, before a message is tried, that its channel still holds it.
+//!
+//! A process that was stopped, or was cut off from the broker, learns of that late: by then the
+//! broker may have given the message to another node, and what is behind it too. A connection is
+//! given up by the broker when it was silent for two heartbeats; what answered less than half of one
+//! ago is believed.
+
+use std::time::{Duration, SystemTime};
+
+use lapin::Channel;
+use lapin::options::QueueDeclareOptions;
+use lapin::types::{FieldTable, ShortString};
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+/// What was proven so long ago is proven again; or half a heartbeat ago, when that is less.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// A channel's hold on its messages.
+pub(crate) struct Grip {
+    channel: Channel,
+    queue: ShortString,
+    fresh: Duration,
+    /// When it was asked for what proved it, by both clocks: one of them stands still while the
+    /// machine sleeps.
+    proven: Mutex<(Instant, SystemTime)>,
+}
+
+impl Grip {
+    /// Of a channel that has just been opened.
+    pub(crate) fn new(channel: Channel, queue: ShortString, heartbeat: Duration) -> Self {
+        Self {
+            channel,
+            queue,
+            fresh: FRESH.min(heartbeat / 2),
+            proven: Mutex::new(now()),
+        }
+    }
+
+    /// Waits for the broker's word that it still knows the channel.
+    ///
+    /// # Errors
+    /// It does not.
+    pub(crate) async fn prove(&self) -> lapin::Result<()> {
+        let mut proven = self.proven.lock().await;
+        let walked = proven.1.elapsed().unwrap_or(Duration::MAX);
+        if proven.0.elapsed().max(walked) < self.fresh {
+            return Ok(());
+        }
+        let asked = now();
+        let options = QueueDeclareOptions {
+            passive: true,
+            ..QueueDeclareOptions::default()
+        };
+        self.channel
+            .queue_declare(self.queue.clone(), options, FieldTable::default())
+            .await?;
+        *proven = asked;
+        Ok(())
+    }
+}
+
+fn now() -> (Instant, SystemTime) {
+    (Instant::now(), SystemTime::now())
+}

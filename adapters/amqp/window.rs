@@ -1,0 +1,259 @@
+//! What a receiver has taken from its queue on one channel, and in which order it is worked on.
+//!
+//! Messages of one key are worked on one after the other, keys side by side. A key that fails holds
+//! up its own messages, and the others once the window (the prefetch) is full of those.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use lapin::Channel;
+use lapin::message::Delivery;
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::Instant;
+
+use crate::answer::{Answer, Ask};
+use crate::held::{Desk, Held};
+use crate::incoming::Reading;
+use crate::ledger::Released;
+use crate::memory::{Carried, Identity};
+use crate::shelf;
+
+/// The numbers of released messages begin here; those of others are delivery tags, which ascend from 1.
+const RELEASED: u64 = 1 << 63;
+
+/// How messages are told apart by key.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Order {
+    /// One after the other.
+    All,
+    /// By the route's `order_by`.
+    Keys,
+    /// Not at all.
+    None,
+}
+
+/// A key among which messages keep their order.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub(crate) enum Lane {
+    /// Of `order_by`; empty for messages without one.
+    Key(Arc<str>),
+    /// A message of its own.
+    Alone(u64),
+}
+
+/// The messages that are held on one channel.
+pub(crate) struct Window {
+    desk: Arc<Desk>,
+    reading: Reading,
+    order: Order,
+    app_id: Arc<str>,
+    /// Lanes with a message under way, and what waits behind it.
+    lanes: HashMap<Lane, VecDeque<Held>>,
+    tasks: JoinSet<(Lane, u64)>,
+    /// When each message that is held came, by delivery tag; tags ascend.
+    since: BTreeMap<u64, Instant>,
+    /// The same of released messages, each with the channel that holds it.
+    shelves: BTreeMap<u64, (Instant, Channel)>,
+    released: u64,
+}
+
+impl Window {
+    pub(crate) fn new(desk: Arc<Desk>, reading: Reading, order: Order, app_id: Arc<str>) -> Self {
+        Self {
+            desk,
+            reading,
+            order,
+            app_id,
+            lanes: HashMap::new(),
+            tasks: JoinSet::new(),
+            since: BTreeMap::new(),
+            shelves: BTreeMap::new(),
+            released: RELEASED,
+        }
+    }
+
+    /// When the message came that is held for the longest time.
+    pub(crate) fn oldest(&self) -> Option<Instant> {
+        let tag = self.since.first_key_value().map(|(_, since)| *since);
+        let released = self.shelves.first_key_value();
+        let released = released.map(|(_, (since, _))| *since);
+        tag.into_iter().chain(released).min()
+    }
+
+    /// Whether nothing is held.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.tasks.is_empty()
+    }
+
+    /// Takes a delivery in.
+    pub(crate) fn take(&mut self, delivery: Delivery) {
+        let tag = delivery.delivery_tag;
+        self.since.insert(tag, Instant::now());
+        let identity = Identity::of(&delivery);
+        let carried = match delivery.redelivered {
+            true => self.desk.memory.carried(identity),
+            false => None,
+        };
+        let carried = carried.unwrap_or_else(Carried::new);
+        let (lane, held) = self.open(delivery, identity, tag, carried);
+        if let Some(held) = self.unless_done(held) {
+            self.queue_up(lane, held);
+        }
+    }
+
+    /// Takes a released message in, before everything that has not been begun yet and behind those
+    /// that were released before.
+    pub(crate) fn release(&mut self, released: Released) {
+        self.released += 1;
+        let number = self.released;
+        self.shelves
+            .insert(number, (Instant::now(), released.channel));
+        let identity = Identity::of(&released.delivery);
+        // It may have been given back since: then more is known of it.
+        let carried = self.desk.memory.carried(identity);
+        let carried = carried.filter(|carried| carried.id == released.carried.id);
+        let carried = carried.unwrap_or(released.carried);
+        let (lane, mut held) = self.open(released.delivery, identity, number, carried);
+        held.released = true;
+        let _ = released.done.send(());
+        if held.has_id() && self.desk.door.seen(&identity.key()) {
+            self.finish_only(held, None);
+        } else {
+            self.queue_up(lane, held);
+        }
+    }
+
+    fn queue_up(&mut self, lane: Lane, held: Held) {
+        match self.lanes.get_mut(&lane) {
+            Some(waiting) if held.released => {
+                let before = waiting.iter().take_while(|held| held.released).count();
+                waiting.insert(before, held);
+            }
+            Some(waiting) => waiting.push_back(held),
+            None => {
+                self.lanes.insert(lane.clone(), VecDeque::new());
+                self.start(lane, held);
+            }
+        }
+    }
+
+    /// Waits until a message has ended, and goes on with the next of its lane. Nothing when none is
+    /// under way. The error is a defect of the bus: what is held can only be given back.
+    pub(crate) async fn ended(&mut self) -> Option<Result<(), JoinError>> {
+        let (lane, tag) = match self.tasks.join_next().await? {
+            Ok(ended) => ended,
+            Err(error) => return Some(Err(error)),
+        };
+        self.since.remove(&tag);
+        if !self.desk.give_back.is_cancelled()
+            && let Some((_, channel)) = self.shelves.remove(&tag)
+        {
+            tokio::spawn(async move { shelf::close(&channel).await });
+        }
+        match self.lanes.get_mut(&lane).and_then(VecDeque::pop_front) {
+            Some(next) if !self.desk.give_back.is_cancelled() => self.start(lane, next),
+            Some(next) => {
+                next.carry(&self.desk);
+                self.give_back_waiting(&lane);
+            }
+            None => {
+                self.lanes.remove(&lane);
+            }
+        }
+        Some(Ok(()))
+    }
+
+    /// Begins nothing more, and ends when what is under way has ended and what had been set aside
+    /// lies there again.
+    pub(crate) async fn give_back(&mut self) {
+        self.desk.give_back.cancel();
+        while let Some(ended) = self.ended().await {
+            if let Err(error) = ended {
+                tracing::error!(queue = %self.desk.queue, %error, "a message's work ended by a defect of the bus");
+            }
+        }
+        for (_, channel) in std::mem::take(&mut self.shelves).into_values() {
+            shelf::close(&channel).await;
+        }
+    }
+
+    fn give_back_waiting(&mut self, lane: &Lane) {
+        for held in self.lanes.remove(lane).into_iter().flatten() {
+            held.carry(&self.desk);
+        }
+    }
+
+    fn open(
+        &self,
+        mut delivery: Delivery,
+        identity: Identity,
+        number: u64,
+        carried: Carried,
+    ) -> (Lane, Held) {
+        let body = Bytes::from(std::mem::take(&mut delivery.data));
+        let message = self
+            .reading
+            .message(&delivery, body.clone(), &carried)
+            .map(|(message, cause)| (Arc::new(message), cause));
+        let key: Arc<str> = match (self.order, &message) {
+            (Order::Keys, Ok((message, _))) => self.desk.door.key(message).unwrap_or_default(),
+            _ => Arc::from(""),
+        };
+        let shown = match &message {
+            Ok((message, _)) => message.clone(),
+            Err(_) => Arc::new(shelf::as_it_came(&delivery, body.clone(), &carried)),
+        };
+        let ticket = self.desk.ledger.enter(shown, key.clone(), &carried);
+        let lane = match self.order {
+            Order::None => Lane::Alone(number),
+            Order::All | Order::Keys => Lane::Key(key),
+        };
+        let asks = self.desk.door.answers();
+        let held = Held {
+            number,
+            released: false,
+            ticket,
+            ask: Ask::of(&delivery.properties, &self.app_id).filter(|_| asks),
+            delivery,
+            body,
+            identity,
+            message,
+            carried,
+        };
+        (lane, held)
+    }
+
+    /// Acknowledges a message that was done before and could not be acknowledged then, by this
+    /// process or, where it is in the store, by an earlier one.
+    fn unless_done(&mut self, held: Held) -> Option<Held> {
+        if !held.delivery.redelivered {
+            return Some(held);
+        }
+        let answer = match self.desk.memory.was_done(held.identity) {
+            Some(answer) => answer,
+            None if held.has_id() && self.desk.door.seen(&held.identity.key()) => None,
+            None => return Some(held),
+        };
+        tracing::info!(route = %self.desk.door.route(), queue = %self.desk.queue, "a message that was done before came again and is acknowledged");
+        self.finish_only(held, answer);
+        None
+    }
+
+    /// Acknowledges a message without running it, when it was answered.
+    fn finish_only(&mut self, held: Held, answer: Option<Answer>) {
+        let (desk, number) = (self.desk.clone(), held.number);
+        self.tasks.spawn(async move {
+            desk.finish(&held, answer).await;
+            (Lane::Alone(number), number)
+        });
+    }
+
+    fn start(&mut self, lane: Lane, held: Held) {
+        let (desk, number) = (self.desk.clone(), held.number);
+        self.tasks.spawn(async move {
+            desk.hold(held).await;
+            (lane, number)
+        });
+    }
+}
