@@ -323,7 +323,10 @@ fn described(
             _ => continue,
         };
         let namespace = match resolved {
-            ResolveResult::Bound(namespace) => namespace.0,
+            ResolveResult::Bound(namespace) => [WSDL, SOAP_11, SOAP_12, XS]
+                .into_iter()
+                .find(|known| *known == namespace.0)
+                .unwrap_or_default(),
             _ => "",
         };
         let local = start.local_name().into_inner();
