@@ -156,8 +156,9 @@ impl LaneWorker for BrokerWorker {
                     at: report.at,
                 },
             };
+            // The broker is told next, and then nobody else knows it.
             self.store
-                .commit(Commit::of(change), Durability::Lazy)
+                .commit(Commit::of(change), Durability::Written)
                 .await
         })
     }

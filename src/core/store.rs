@@ -18,6 +18,9 @@ pub enum Durability {
     /// Until the commit survives a power loss (written and synced). Needed before anything is
     /// acknowledged or the next of a lane is tried.
     Synced,
+    /// Until it is written, so that it outlives a kill of the process; a power loss may take it.
+    /// On a full disk it is what a lazy one is.
+    Written,
     /// Not at all, unless the write buffer is full. It is written within milliseconds and so
     /// outlives a kill of the process soon after; a power loss may take it, later commits with it.
     /// On a full disk a lazy commit of journal records alone is dropped and counted, not refused.

@@ -45,6 +45,8 @@ struct Batch {
     frames: Vec<Frame>,
     waiters: Vec<(usize, oneshot::Sender<Answer>)>,
     wants_sync: bool,
+    /// Somebody waits until it is written.
+    wants_write: bool,
 }
 
 /// What the writer is doing, for those who may have to wake it.
@@ -240,7 +242,9 @@ impl Inner {
         let synced = durability == Durability::Synced;
         // Puts are visible when they are durable, so there is no point in leaving them unsynced.
         batch.wants_sync |= synced || !numbers.is_empty();
-        let waits = synced || batch.bytes.len() > self.options.write_buffer;
+        let written = durability == Durability::Written;
+        batch.wants_write |= written;
+        let waits = synced || written || batch.bytes.len() > self.options.write_buffer;
         let receiver = waits.then(|| {
             let (sender, receiver) = oneshot::channel();
             batch.waiters.push((batch.frames.len() - 1, sender));
@@ -249,7 +253,9 @@ impl Inner {
         let wake = match gate.writer {
             Writer::Busy => false,
             Writer::Filling => batch.waiters.len() >= gate.expected,
-            Writer::Gathering => batch.wants_sync || batch.bytes.len() > GATHERED,
+            Writer::Gathering => {
+                batch.wants_sync || batch.wants_write || batch.bytes.len() > GATHERED
+            }
             Writer::Asleep => true,
         };
         if wake {
@@ -351,7 +357,7 @@ impl Inner {
                     return None;
                 }
                 None
-            } else if ready || gate.batch.bytes.len() > GATHERED {
+            } else if ready || gate.batch.wants_write || gate.batch.bytes.len() > GATHERED {
                 break;
             } else {
                 let since = *gathered_since.get_or_insert_with(Instant::now);
@@ -420,7 +426,7 @@ impl Class {
         for change in &commit.changes {
             match change {
                 Change::Journal(_) => {}
-                Change::Payload(_) if durability == Durability::Lazy => {}
+                Change::Payload(_) if durability != Durability::Synced => {}
                 Change::Put { .. }
                 | Change::Payload(_)
                 | Change::Remember { .. }
@@ -436,7 +442,7 @@ impl Class {
             tells &= matches!(change, Change::Journal(_) | Change::Payload(_));
         }
         match durability {
-            Durability::Lazy if tells => Class::Droppable,
+            Durability::Lazy | Durability::Written if tells => Class::Droppable,
             _ if frees => Class::Essential,
             _ => Class::Refusable,
         }
@@ -617,6 +623,7 @@ impl LogWriter {
                 batch.bytes = Vec::new();
             }
             batch.wants_sync = false;
+            batch.wants_write = false;
             spare = batch;
         }
         if self.inner.refusal().is_some() && lock(&self.inner.gate).refuses.is_some() {

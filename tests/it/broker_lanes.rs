@@ -115,6 +115,17 @@ pub fn wait_for_lane(bus: &Bus<'_>, what: &str, like: impl Fn(&Value) -> bool) -
     panic!("waited in vain for {what}: {last}");
 }
 
+/// Starts a node and waits until its messages go to the broker before they are acknowledged.
+#[track_caller]
+pub fn start(installation: &Installation) -> Bus<'_> {
+    let bus = installation.start();
+    wait_for("the connection", || {
+        let status = get(bus.admin, "/api/v1/status").json();
+        (status["connections"][0]["state"] == "up").then_some(())
+    });
+    bus
+}
+
 /// Nothing waits, at the broker or in this node's store.
 #[track_caller]
 pub fn wait_until_empty(bus: &Bus<'_>) {
@@ -126,10 +137,16 @@ pub fn wait_until_empty(bus: &Bus<'_>) {
 /// The journal has an end for each message.
 #[track_caller]
 pub fn wait_until_journal_is_complete(bus: &Bus<'_>) {
-    wait_for("the journal to know the end of each message", || {
-        let pending = bus.json(&["messages", "--outcome", "pending"]);
-        pending.as_array().expect("a list").is_empty().then_some(())
-    });
+    let mut pending = Value::Null;
+    let deadline = std::time::Instant::now() + crate::support::PATIENCE;
+    while std::time::Instant::now() < deadline {
+        pending = bus.json(&["messages", "--outcome", "pending"]);
+        if pending.as_array().expect("a list").is_empty() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    panic!("the journal does not know the end of {pending}");
 }
 
 #[track_caller]

@@ -274,10 +274,14 @@ impl Partition {
         };
         let queue = &self.seat.queue;
         let others: Vec<MessageId> = session.head.into_iter().collect();
-        let kept = self
-            .states
-            .failed(&self.nodes.link, queue, state, &others)
-            .await;
+        let mut blocked = self.nodes.link.publishing.blocked();
+        let kept = tokio::select! {
+            kept = self.states.failed(&self.nodes.link, queue, state, &others) => kept,
+            // It is written with the next one; a head that could be delivered does not wait for it.
+            _ = blocked.wait_for(|blocked| *blocked) => {
+                Err(Failure::new("the broker takes no messages now"))
+            }
+        };
         if let Err(failure) = kept {
             tracing::warn!(%queue, error = %failure, "a failed attempt could not be noted at the broker");
         }
