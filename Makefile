@@ -2,6 +2,7 @@
 CARGO ?= cargo
 VENV := .venv
 RABBITMQ := /usr/lib/rabbitmq/bin/rabbitmq-server
+DOVECOT := /usr/lib/dovecot/pop3-login
 POLICY := /usr/sbin/policy-rc.d
 
 .PHONY: run build test check fmt tools docs bench clean
@@ -21,7 +22,7 @@ build:
 	$(CARGO) build --release --locked
 
 ## What the tests need beside Rust: Debian's and PyPI's packages.
-tools: $(VENV)/.ready $(RABBITMQ)
+tools: $(VENV)/.ready $(RABBITMQ) $(DOVECOT)
 
 $(VENV)/.ready: tests/requirements.txt
 	command -v python3 >/dev/null && python3 -m venv --help >/dev/null 2>&1 || (apt-get update -qq && apt-get install -y -qq python3 python3-venv)
@@ -29,16 +30,18 @@ $(VENV)/.ready: tests/requirements.txt
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r tests/requirements.txt
 	touch $@
 
-# The tests start brokers of their own from it. That no service is started, and one that runs is left
-# alone, says policy-rc.d, which is put there for the installation unless the machine has its own.
-$(RABBITMQ):
+# The tests start servers of their own from these. That no service is started, and one that runs is
+# left alone, says policy-rc.d, which is put there for the installation unless the machine has its own.
+$(RABBITMQ): PACKAGES := rabbitmq-server
+$(DOVECOT): PACKAGES := dovecot-imapd dovecot-pop3d
+$(RABBITMQ) $(DOVECOT):
 	apt-get update -qq
 	set -e; \
 	if [ ! -e $(POLICY) ]; then \
 	    trap 'rm -f $(POLICY)' EXIT; trap 'exit 1' HUP INT TERM; \
 	    printf '#!/bin/sh\nexit 101\n' >$(POLICY); chmod +x $(POLICY); \
 	fi; \
-	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends rabbitmq-server
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(PACKAGES)
 
 ## Every test, with real servers on free ports; nothing is left running.
 test: tools

@@ -59,6 +59,8 @@ fn kinds(kept: &Kept) -> Vec<Kind> {
         xbus_file::kind(),
         xbus_mail::kind(),
         xbus_mail::connection_kind(),
+        xbus_mail::imap_kind(),
+        xbus_mail::pop3_kind(),
         xbus_amqp::kind(kept.links.clone()),
         xbus_queue::kind(),
         xbus_schedule::kind(),

@@ -66,7 +66,7 @@ impl Attended {
             true => match self.count(&mut looks, &self.queue).await {
                 Ok(count) => Ok(count),
                 Err(Trouble::Missing) => Err(format!("there is no queue '{}'", self.queue)),
-                Err(Trouble::Other(why)) => Err(why),
+                Err(Trouble::Refused(why) | Trouble::Other(why)) => Err(why),
             },
             false => Ok(0),
         };
@@ -78,7 +78,8 @@ impl Attended {
         }
         match self.count(&mut looks, &self.parked).await {
             Ok(parked) => (waiting, parked),
-            Err(Trouble::Missing) => {
+            // Whoever may not look there may not have set anything aside.
+            Err(Trouble::Missing | Trouble::Refused(_)) => {
                 looks.absent = Some(Instant::now());
                 (waiting, 0)
             }
@@ -146,7 +147,7 @@ impl Attended {
                     .collect())
             }
             Err(Trouble::Missing) => Ok(Vec::new()),
-            Err(Trouble::Other(why)) => Err(failed(why)),
+            Err(Trouble::Refused(why) | Trouble::Other(why)) => Err(failed(why)),
         }
     }
 
@@ -190,7 +191,7 @@ impl Attended {
             match shelf::take(&self.link, &self.parked, id).await {
                 Ok(taken) => taken,
                 Err(Trouble::Missing) => None,
-                Err(Trouble::Other(why)) => return Err(failed(why)),
+                Err(Trouble::Refused(why) | Trouble::Other(why)) => return Err(failed(why)),
             }
         };
         let Some((parked, channel)) = taken else {
@@ -245,7 +246,10 @@ impl Attended {
     async fn act(&self, command: LaneCommand) -> Result<LaneDone, StoreError> {
         let name = self.ledger.name();
         let not_held = |id: Option<MessageId>| {
-            let what = id.map_or_else(|| String::from("no message"), |id| format!("no message {id}"));
+            let what = id.map_or_else(
+                || String::from("no message"),
+                |id| format!("no message {id}"),
+            );
             StoreError::NotFound(format!(
                 "this bus holds {what} at the head of queue '{name}'; another node may"
             ))
@@ -274,7 +278,7 @@ impl Attended {
                     Ok(false) | Err(Trouble::Missing) => Err(StoreError::NotFound(format!(
                         "message {id} is neither a head of queue '{name}' that this bus holds nor parked in it"
                     ))),
-                    Err(Trouble::Other(why)) => Err(failed(why)),
+                    Err(Trouble::Refused(why) | Trouble::Other(why)) => Err(failed(why)),
                 }
             }
         }

@@ -270,6 +270,7 @@ impl Desk {
             message: Message::clone(message),
             caller: None,
             seen_as,
+            seen_also: None,
             cause,
             replayed: false,
             attempts: held.carried.attempts,
@@ -486,12 +487,7 @@ impl Desk {
 
 /// The properties of a message that is set aside: its own, but for those by which the broker would
 /// drop it, refuse it or copy it elsewhere; and why it lies there.
-fn aside_properties(
-    held: &Held,
-    why: &Aside,
-    queue: &ShortString,
-    route: &str,
-) -> BasicProperties {
+fn aside_properties(held: &Held, why: &Aside, queue: &ShortString, route: &str) -> BasicProperties {
     let mut properties = BasicProperties::default();
     let original = &held.delivery.properties;
     macro_rules! keep {

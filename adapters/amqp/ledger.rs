@@ -187,7 +187,11 @@ impl Ledger {
     /// What is held, oldest first.
     pub(crate) fn held(&self) -> Vec<Queued> {
         let state = self.lock();
-        let mut held: Vec<Queued> = state.held.values().map(|line| line.queued.clone()).collect();
+        let mut held: Vec<Queued> = state
+            .held
+            .values()
+            .map(|line| line.queued.clone())
+            .collect();
         held.sort_by_key(|queued| (queued.since, queued.at.seq));
         held
     }

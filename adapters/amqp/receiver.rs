@@ -269,9 +269,12 @@ impl AmqpReceiver {
             tracing::warn!(route = %door.route(), queue = %self.source.queue, %why, retry_in = ?wait, "the queue cannot be read");
             door.fails("outage", &why);
             self.ledger.set_trouble(Some(&why));
+            // Without a connection that is what is waited for, and it has waits of its own.
+            let connected = self.link.receiving.is_up();
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(wait) => {}
+                _ = self.link.receiving.up(), if !connected => {}
             }
         }
     }

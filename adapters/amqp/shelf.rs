@@ -28,6 +28,8 @@ const CALL: Duration = Duration::from_secs(20);
 pub(crate) enum Trouble {
     /// There is no such queue.
     Missing,
+    /// The bus's user may not, in words.
+    Refused(String),
     /// In words.
     Other(String),
 }
@@ -260,6 +262,10 @@ async fn call<T>(
     match tokio::time::timeout(CALL, made).await {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) if code(&error) == Some(404) => Err(Trouble::Missing),
+        Ok(Err(error)) if code(&error) == Some(403) => Err(Trouble::Refused(format!(
+            "queue '{queue}': {}",
+            describe(&error)
+        ))),
         Ok(Err(error)) => Err(Trouble::Other(format!(
             "queue '{queue}': {}",
             describe(&error)

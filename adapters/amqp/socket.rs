@@ -84,6 +84,12 @@ impl Socket {
         }
     }
 
+    /// Whether it stands now.
+    pub(crate) fn is_up(&self) -> bool {
+        let up = self.up.borrow();
+        up.as_ref().is_some_and(|up| !up.lost.is_cancelled())
+    }
+
     /// How often a lost connection was made again.
     pub(crate) fn reconnects(&self) -> u64 {
         self.made.load(Ordering::Relaxed).saturating_sub(1)

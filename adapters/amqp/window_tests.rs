@@ -487,7 +487,10 @@ async fn what_is_held_is_shown_and_a_blocked_head_is_tried_when_asked_for() {
     let behind = held[1].message.id;
     assert_eq!(ledger.retry(Some(behind)), 0, "it is no head");
     assert_eq!(ledger.ask(behind, Wanted::Drop).err(), Some(Not::Head));
-    assert_eq!(ledger.ask(MessageId::new(), Wanted::Drop).err(), Some(Not::Here));
+    assert_eq!(
+        ledger.ask(MessageId::new(), Wanted::Drop).err(),
+        Some(Not::Here)
+    );
     let start = Instant::now();
     assert_eq!(ledger.retry(None), 1);
     until(|| (ledger.heads()[0].attempts == 2).then_some(())).await;
@@ -529,7 +532,11 @@ async fn a_head_is_set_aside_or_dropped_when_asked_for_and_the_next_goes_on() {
     assert_eq!(world.seen(), ["a0", "b0", "c0"]);
     let published = world.broker.published.lock().unwrap();
     assert_eq!(published.len(), 1);
-    let headers = published[0].properties.headers().clone().unwrap_or_default();
+    let headers = published[0]
+        .properties
+        .headers()
+        .clone()
+        .unwrap_or_default();
     let said = |name: &str| match &headers.inner()[name] {
         AMQPValue::LongString(text) => text.to_string(),
         other => panic!("{other:?}"),
@@ -539,5 +546,8 @@ async fn a_head_is_set_aside_or_dropped_when_asked_for_and_the_next_goes_on() {
     assert_eq!(said("x-xbus-id"), first.to_string());
     assert_eq!(said("x-xbus-attempts"), "1");
     // The step's incident is over.
-    assert_eq!(*world.route.cleared.lock().unwrap(), ["step", "step", "step"]);
+    assert_eq!(
+        *world.route.cleared.lock().unwrap(),
+        ["step", "step", "step"]
+    );
 }

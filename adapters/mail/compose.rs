@@ -24,6 +24,8 @@ pub(crate) struct Draft {
     pub(crate) headers: Vec<(String, String)>,
     /// With its angle brackets.
     pub(crate) message_id: String,
+    /// `Auto-Submitted` (RFC 3834 section 5).
+    pub(crate) automatic: &'static str,
 }
 
 /// An attachment.
@@ -63,7 +65,7 @@ impl Draft {
         let mut builder = lettre::Message::builder()
             .from(self.from)
             .message_id(Some(self.message_id))
-            .raw_header(header("Auto-Submitted", "auto-generated")?);
+            .raw_header(header("Auto-Submitted", self.automatic)?);
         let subject = one_line(&self.subject);
         if !subject.is_empty() {
             builder = builder.subject(subject);
@@ -159,6 +161,7 @@ pub(crate) fn draft() -> Draft {
         attachments: vec![],
         headers: vec![],
         message_id: message_id(MessageId::new(), "desk", "acme bus"),
+        automatic: "auto-generated",
     }
 }
 

@@ -1,19 +1,33 @@
-//! Mail by SMTP: a sender for routes, and [`Mailer`] for the bus's own failure mail.
+//! Mail: a receiver that takes it from a mailbox by IMAP or POP3, a sender by SMTP for routes, and
+//! [`Mailer`] for the bus's own failure mail.
 //!
-//! Absent on purpose: a queue (lanes and outbox keep what waits) and a mail server's work such as
+//! Absent on purpose: fetching anything that a mail names, a queue (lanes and outbox keep what waits) and a mail server's work such as
 //! looking up MX records: mail goes to the one relay that the connection names.
 
+mod account;
 mod address;
+mod answer;
 mod compose;
 mod connection;
+mod failed;
+mod imap;
+mod mailbox;
 mod mailer;
+mod mime;
+mod open;
+mod pop3;
+mod receiver;
 mod sender;
 #[cfg(test)]
 mod server;
+mod take;
 mod text;
+mod trouble;
+mod watch;
+mod wire;
 
 use xbus_core::Kind;
-use xbus_core::adapter::{ConnectionKind, SenderKind};
+use xbus_core::adapter::{ConnectionKind, ReceiverKind, SenderKind};
 
 pub use mailer::Mailer;
 
@@ -21,9 +35,16 @@ pub use mailer::Mailer;
 pub fn kind() -> Kind {
     Kind {
         name: "mail",
-        doc: "Sends the message by mail. What a message gives can name one address at a time and \
+        doc: "Takes mails from a mailbox, and sends the message by mail. A mail that was accepted is \
+              marked, moved or deleted, and never taken twice; one that fails for good goes to a \
+              folder of its own, with the reason. What a message gives can name one address at a time and \
               never adds a header or a recipient. A mail cannot be taken back.",
-        receiver: None,
+        receiver: Some(ReceiverKind {
+            fields: receiver::FIELDS,
+            example: "mail: { connection: inbox, done: { move: Archive }, attachments: each }",
+            answers: false,
+            build: Box::new(receiver::build),
+        }),
         sender: Some(SenderKind {
             fields: sender::FIELDS,
             example: "mail: { connection: relay, from: bus@acme.example, to: desk@acme.example, subject: 'Order {{ id }}' }",
@@ -45,6 +66,42 @@ pub fn connection_kind() -> Kind {
             fields: connection::FIELDS,
             example: "relay: { smtp: { host: mail.acme.example, port: 587, tls: starttls, user: bus, password: \"${SMTP_PASSWORD}\" } }",
             build: Box::new(connection::build),
+            lanes: None,
+            health: None,
+        }),
+    }
+}
+
+/// The word `imap` of `connections`.
+pub fn imap_kind() -> Kind {
+    Kind {
+        name: "imap",
+        doc: "A mailbox that is read by IMAP4rev1 (RFC 3501). Its folders are watched with IDLE where \
+              the server has it; MOVE and UIDPLUS are used where it has them.",
+        receiver: None,
+        sender: None,
+        connection: Some(ConnectionKind {
+            fields: account::IMAP_FIELDS,
+            example: "inbox: { imap: { host: mail.acme.example, tls: tls, user: orders, password: \"${IMAP_PASSWORD}\" } }",
+            build: Box::new(account::build_imap),
+            lanes: None,
+            health: None,
+        }),
+    }
+}
+
+/// The word `pop3` of `connections`.
+pub fn pop3_kind() -> Kind {
+    Kind {
+        name: "pop3",
+        doc: "A mailbox that is read by POP3 (RFC 1939). It has no folders and no marks: what was \
+              accepted is deleted.",
+        receiver: None,
+        sender: None,
+        connection: Some(ConnectionKind {
+            fields: account::POP3_FIELDS,
+            example: "inbox: { pop3: { host: mail.acme.example, tls: tls, user: orders, password: \"${POP3_PASSWORD}\" } }",
+            build: Box::new(account::build_pop3),
             lanes: None,
             health: None,
         }),

@@ -77,6 +77,7 @@ impl Mailer {
             attachments: Vec::new(),
             headers: headers.iter().map(owned).collect(),
             message_id: message_id(MessageId::new(), "alert", self.from.email.domain()),
+            automatic: "auto-generated",
         };
         let mail = draft
             .compose()

@@ -348,6 +348,7 @@ impl MailSender {
             attachments,
             headers: self.headers(message, context)?,
             message_id: message_id(message.id, &self.target, &self.bus),
+            automatic: "auto-generated",
         })
     }
 
@@ -390,7 +391,7 @@ fn escaped(text: &str) -> String {
 }
 
 /// The name under which the message's body is attached.
-fn file_name(message: &Message) -> String {
+pub(crate) fn file_name(message: &Message) -> String {
     if let Some(name) = message.headers.get("file.name") {
         return name.to_owned();
     }
@@ -404,7 +405,7 @@ fn file_name(message: &Message) -> String {
     format!("message.{extension}")
 }
 
-fn content_type(message: &Message, own_text: bool) -> String {
+pub(crate) fn content_type(message: &Message, own_text: bool) -> String {
     if own_text {
         return Format::Text.media_type().to_owned();
     }

@@ -114,6 +114,7 @@ impl Consumer for Reader {
                 message: self.receiver.unwrap(&head.message)?,
                 caller: None,
                 seen_as: None,
+                seen_also: None,
                 cause: head.cause,
                 replayed: false,
                 attempts: head.attempts,

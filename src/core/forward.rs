@@ -112,7 +112,13 @@ impl Forwarder {
     pub(crate) async fn run(self: Arc<Self>, stop: Stop) {
         let mut work = Work::default();
         while !stop.is_cancelled() {
-            match self.step(&mut work).await {
+            let step = tokio::select! {
+                biased;
+                step = self.step(&mut work) => step,
+                // What may have been sent is handed over once more after the next start.
+                () = self.gives_up(&stop) => break,
+            };
+            match step {
                 Step::Idle => {
                     tokio::select! {
                         () = self.wake.notified() => {}
@@ -137,6 +143,15 @@ impl Forwarder {
         };
         let _ = tokio::time::timeout(LAST, last).await;
         self.lock_waiting().take();
+    }
+
+    /// Resolves when the bus stops and the broker does not take anything.
+    async fn gives_up(&self, stop: &Stop) {
+        stop.cancelled().await;
+        let until = Instant::now() + LAST;
+        while self.broker.is_up() && Instant::now() < until {
+            tokio::time::sleep(LOOK).await;
+        }
     }
 
     /// Waits, but no longer than until a broker that was down is back.

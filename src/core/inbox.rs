@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tracing::Instrument;
 
 use crate::adapter::Reach;
@@ -28,6 +29,9 @@ pub struct Arrival {
     /// What the receiver would see again after a crash (a file's identity, a mail's UID). It is
     /// remembered in the commit that accepts the message, until [`Inbox::forget`].
     pub seen_as: Option<Arc<str>>,
+    /// A second name of the same, for when the first may change (a mail's Message-ID and content
+    /// beside its UID). Remembered and forgotten with it.
+    pub seen_also: Option<Arc<str>>,
     /// The message that this one comes from.
     pub cause: Option<MessageId>,
     /// Run once more on purpose: `once` does not hold it back.
@@ -42,6 +46,7 @@ impl From<Message> for Arrival {
             message,
             caller: None,
             seen_as: None,
+            seen_also: None,
             cause: None,
             replayed: false,
             attempts: 0,
@@ -109,6 +114,11 @@ impl Inbox {
         self.route.reply.is_some() || self.route.targets.is_empty()
     }
 
+    /// Whether the route says what its sender gets back (`reply`).
+    pub fn replies(&self) -> bool {
+        self.route.reply.is_some()
+    }
+
     /// Whether each message of the route ends in a commit that is synced, so that what is remembered
     /// with it costs no wait of its own.
     pub fn commits(&self) -> bool {
@@ -165,6 +175,52 @@ impl Inbox {
             .store()
             .commit(Commit::of(change), Durability::Lazy)
             .await
+    }
+
+    /// Writes a message into the journal as failed without running the route: its receiver cannot
+    /// make what the route takes of it. Opens an incident, as any rejection does.
+    pub async fn refuse(&self, message: Message, fault: &Fault) {
+        router::refuse(&self.bus, &self.route, message, fault).await;
+    }
+
+    /// Remembers, durably, that what is seen as `key` must not be taken again (it failed for good, or
+    /// is in doubt), and `why`. [`Inbox::release`] ends it.
+    pub async fn set_aside(&self, key: &str, why: &str) -> Result<(), StoreError> {
+        let change = Change::Value {
+            name: self.aside_name(key),
+            value: Some(Bytes::copy_from_slice(why.as_bytes())),
+        };
+        self.bus
+            .store()
+            .commit(Commit::of(change), Durability::Synced)
+            .await
+    }
+
+    /// The keys that are set aside, each with why.
+    pub fn asides(&self) -> Vec<(String, String)> {
+        let prefix = self.aside_name("");
+        let text = |value: &Bytes| String::from_utf8_lossy(value).into_owned();
+        let values = self.bus.store().values(&prefix);
+        values
+            .iter()
+            .filter_map(|(name, why)| Some((name.strip_prefix(&*prefix)?.to_owned(), text(why))))
+            .collect()
+    }
+
+    /// Forgets that `key` was set aside: it has left the place where it could be seen again.
+    pub async fn release(&self, key: &str) -> Result<(), StoreError> {
+        let change = Change::Value {
+            name: self.aside_name(key),
+            value: None,
+        };
+        self.bus
+            .store()
+            .commit(Commit::of(change), Durability::Lazy)
+            .await
+    }
+
+    fn aside_name(&self, key: &str) -> Arc<str> {
+        Arc::from(format!("aside/{}/{key}", self.route.name))
     }
 
     /// Tells the administrators that this receiver cannot do its work (`what` is a kind such as

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
 use crate::broker::{LaneCommand, LaneDone};
 use crate::bus::Bus;
-use crate::homes::{FRONT, front_of};
+use crate::homes::{AtBroker, FRONT, front_of};
 use crate::store::{
     Change, Commit, Durability, Outcome, Query, QueueStatus, Queued, Settlement, StoreError,
 };
@@ -31,15 +32,15 @@ pub trait ReceivedQueue: Send + Sync {
     fn status(&self) -> BoxFuture<'_, (QueueStatus, Option<String>)>;
 
     /// Messages, oldest first: those that the receiver holds, or those that are parked.
-    fn entries(
-        &self,
-        parked: bool,
-        limit: usize,
-    ) -> BoxFuture<'_, Result<Vec<Queued>, StoreError>>;
+    fn entries(&self, parked: bool, limit: usize)
+    -> BoxFuture<'_, Result<Vec<Queued>, StoreError>>;
 
     /// Does what an administrator asks, with the heads that this bus holds and with what is parked.
     fn command(&self, command: LaneCommand) -> BoxFuture<'_, Result<LaneDone, StoreError>>;
 }
+
+/// How long a broker is asked that is down.
+const LOOK: Duration = Duration::from_secs(3);
 
 /// A queue with where it lives.
 #[derive(Clone, Debug)]
@@ -183,7 +184,7 @@ impl Bus {
         };
         let in_store = status.depth;
         let mut trouble = None;
-        match at.broker.status(&at.lane).await {
+        match within(&at, at.broker.status(&at.lane)).await {
             Ok(there) => {
                 status.depth += there.depth;
                 status.parked += there.parked;
@@ -220,7 +221,11 @@ impl Bus {
         let queue = self.meant(queue);
         let mut entries = Vec::new();
         if let Some(at) = self.homes().at_broker(queue) {
-            entries = at.broker.entries(&at.lane, parked, limit).await?;
+            match within(&at, at.broker.entries(&at.lane, parked, limit)).await {
+                Ok(found) => entries = found,
+                // The queue's trouble tells it.
+                Err(error) => tracing::debug!(queue, %error, "messages at the broker are not seen"),
+            }
         }
         for place in [&*front_of(queue), queue] {
             let rest = limit.saturating_sub(entries.len());
@@ -245,7 +250,7 @@ impl Bus {
             return Ok(None);
         }
         let queue = self.meant(queue);
-        if let Some(entry) = self.store().entry(&*self.place_of(queue, Some(id))?, id)? {
+        if let Some(entry) = self.store().entry(&self.place_of(queue, Some(id))?, id)? {
             return Ok(Some(entry));
         }
         let Some(at) = self.homes().at_broker(queue) else {
@@ -415,6 +420,23 @@ impl Bus {
         let entry = self.store().entry(queue, id)?;
         Ok(entry.filter(|entry| entry.parked.is_some()))
     }
+}
+
+/// Waits for the broker, but not long for one that is down.
+async fn within<T>(
+    at: &AtBroker,
+    asked: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    if at.broker.is_up() {
+        return asked.await;
+    }
+    let asked = tokio::time::timeout(LOOK, asked).await;
+    asked.unwrap_or_else(|_| {
+        Err(StoreError::Failed(format!(
+            "connection '{}' is down; the messages at the broker are not seen",
+            at.broker.name()
+        )))
+    })
 }
 
 fn empty(name: &Arc<str>) -> QueueStatus {

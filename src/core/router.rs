@@ -90,24 +90,11 @@ async fn admit(
         Some(gate) => Some(gate.enter().await?),
         None => None,
     };
-    let received = Arc::new(arrival.message);
-    let mut journey = Journey {
-        bus,
-        route,
-        context: Context::new(route.name.clone(), received.clone()),
-        keys: Vec::new(),
-        entries: Vec::new(),
-        begun: false,
-        done: Vec::new(),
-        remember: Vec::new(),
-        in_doubt: false,
-        journalled: false,
-        cause: arrival.cause,
-        attempts: arrival.attempts,
-        waits,
-        started,
-    };
-    if let Some(key) = arrival.seen_as {
+    let mut journey = Journey::new(bus, route, arrival.message, started);
+    journey.cause = arrival.cause;
+    journey.attempts = arrival.attempts;
+    journey.waits = waits;
+    for key in arrival.seen_as.into_iter().chain(arrival.seen_also) {
         journey.remember.push(Change::Remember {
             scope: seen_scope(&route.name),
             key,
@@ -122,7 +109,34 @@ async fn admit(
     result
 }
 
+/// Journals a message that failed before it could set out, and tells whom it concerns.
+pub(crate) async fn refuse(bus: &Arc<Bus>, route: &Arc<Route>, message: Message, fault: &Fault) {
+    route.stats.received.add();
+    route.stats.failed.add();
+    let mut journey = Journey::new(bus, route, message, Instant::now());
+    journey.failed(fault).await;
+}
+
 impl<'a> Journey<'a> {
+    fn new(bus: &'a Arc<Bus>, route: &'a Arc<Route>, message: Message, started: Instant) -> Self {
+        Self {
+            bus,
+            route,
+            context: Context::new(route.name.clone(), Arc::new(message)),
+            keys: Vec::new(),
+            entries: Vec::new(),
+            begun: false,
+            done: Vec::new(),
+            remember: Vec::new(),
+            in_doubt: false,
+            journalled: false,
+            cause: None,
+            attempts: 0,
+            waits: false,
+            started,
+        }
+    }
+
     pub(crate) fn id(&self) -> MessageId {
         self.context.received.id
     }

@@ -441,3 +441,58 @@ fn two_buses_share_a_queue_and_one_that_freezes_is_taken_over() {
     }
     assert_eq!((client.depth("shared"), client.depth("ordered")), (0, 0));
 }
+
+/// With `order_by` a key that fails holds back its own messages only, over lost connections too.
+#[test]
+fn keys_run_side_by_side_and_each_in_order_over_lost_connections() {
+    let vhost = Rabbit::shared().vhost();
+    let keys = ["bad", "good", "fine"];
+    let send = |from: usize, to: usize| {
+        let client = Client::connect(&vhost.url());
+        let each = (from..to).flat_map(|number| {
+            keys.map(|key| Message::new(format!("{key} {number}")).header("key", key))
+        });
+        client.send_all("in", each);
+    };
+    let destination = Destination::with(|got| match got.text().starts_with("bad") {
+        true => Answer::Status(503, "text/plain", Vec::new()),
+        false => Answer::ok(),
+    });
+    let of = |key: &str| -> Vec<String> {
+        let texts = destination.texts();
+        let own = texts.iter().filter_map(|text| text.strip_prefix(key));
+        own.map(|number| number.trim().to_owned()).collect()
+    };
+    let installation = installation(&vhost.url());
+    installation.route(
+        "r",
+        &to_http(
+            &format!("queue: in, declare: true, order_by: 'header(\"key\")', {FAST}"),
+            &destination,
+        ),
+    );
+    let bus = installation.start();
+    wait_for_reader(&Client::connect(&vhost.url()), "in");
+    for round in 0..5 {
+        send(round * 2, round * 2 + 2);
+        wait_for("the other keys", || {
+            let all = ["good", "fine"].map(|key| of(key).len() >= round * 2 + 2);
+            all.iter().all(|done| *done).then_some(())
+        });
+        assert!(of("bad").iter().all(|number| number == "0"));
+        vhost.close_connections();
+    }
+    let tried = of("bad").len();
+    wait_for("the bad key to be tried again", || {
+        (of("bad").len() > tried).then_some(())
+    });
+    destination.now(|_| Answer::ok());
+    wait_for("the last message", || {
+        (of("bad").last().map(String::as_str) == Some("9")).then_some(())
+    });
+    for key in keys {
+        repeats(&of(key), 10);
+    }
+    assert_eq!(bus.stop().code(), Some(0));
+    assert_eq!(Client::connect(&vhost.url()).depth("in"), 0);
+}

@@ -7,6 +7,7 @@ mod support;
 
 mod amqp;
 mod amqp_outages;
+mod amqp_queues;
 mod amqp_sending;
 mod broker_lanes;
 mod broker_lanes_moved;
@@ -23,6 +24,7 @@ mod hostile;
 mod journal;
 mod lanes;
 mod mail;
+mod mailbox;
 mod rabbit_harness;
 mod regressions;
 mod rollback;

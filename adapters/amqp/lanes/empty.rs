@@ -25,6 +25,8 @@ use crate::link::Link;
 const BATCH: usize = 200;
 /// The broker sends what it has; when nothing came for so long, it is asked whether that was all.
 const QUIET: Duration = Duration::from_millis(300);
+/// The broker goes on counting a consumer for a moment that has just left.
+const LEAVING: Duration = Duration::from_secs(8);
 
 /// Makes a batch durable elsewhere.
 pub(super) type Keep<'a> =
@@ -46,15 +48,19 @@ pub(super) async fn run(
     keep: Keep<'_>,
 ) -> Result<usize, StoreError> {
     let queues = names::partitions(lane);
+    let until = Instant::now() + LEAVING;
     for queue in &queues {
-        if count(link, queue)
+        while count(link, queue)
             .await?
             .is_some_and(|(_, users)| users > 0)
         {
-            return Err(StoreError::NotFound(format!(
-                "queue '{queue}' is being worked off; stop all nodes that work on the lane, then try \
-                 again"
-            )));
+            if Instant::now() > until {
+                return Err(StoreError::NotFound(format!(
+                    "queue '{queue}' is being worked off; stop all nodes that work on the lane, then \
+                     try again"
+                )));
+            }
+            tokio::time::sleep(QUIET).await;
         }
     }
     let mut taken = 0;

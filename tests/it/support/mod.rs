@@ -4,6 +4,7 @@
 pub mod amqp;
 pub mod bus;
 pub mod destination;
+pub mod dovecot;
 pub mod http;
 pub mod rabbit;
 
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 
 pub use bus::{Bus, Installation};
 pub use destination::{Answer, Destination};
+pub use dovecot::Dovecot;
 pub use http::{Response, get, post, request};
 
 /// The longest that a test waits for a condition.

@@ -1,0 +1,685 @@
+//! What a mail becomes: one message, or one for each attachment. CPU only.
+//!
+//! Absent: trust. A mail's headers name nothing but headers of its own prefix, and what only another
+//! program can read (encryption, TNEF) is refused with words that help.
+
+use std::borrow::Cow;
+
+use mail_parser::{Addr, HeaderValue};
+use xbus_charset::Charset;
+use xbus_core::{Code, Fault, Format, Headers, Message};
+
+use crate::mime::{self, Fields, Leaf, encrypted, one_line};
+
+/// Most headers of a mail that become headers of its message.
+const HEADERS_MOST: usize = 100;
+/// What everybody asks for comes first, and what says whether a mail may be answered, so that it is
+/// there whatever the limits leave out.
+const FIRST: &[&str] = &[
+    "from",
+    "to",
+    "subject",
+    "date",
+    "message-id",
+    "reply-to",
+    "return-path",
+    "auto-submitted",
+    "precedence",
+    "list-id",
+    "list-post",
+    "list-unsubscribe",
+    "x-auto-response-suppress",
+    "references",
+];
+/// Most bytes of them.
+const HEADERS_SIZE: usize = 64 * 1024;
+
+/// What becomes of attachments.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Attachments {
+    /// Each is a message.
+    Each,
+    /// They are left out.
+    Ignore,
+}
+
+/// How mails become messages.
+#[derive(Clone, Debug)]
+pub(crate) struct Reading {
+    pub(crate) attachments: Attachments,
+    pub(crate) prefer_html: bool,
+    pub(crate) format: Option<Format>,
+    pub(crate) charset: Option<String>,
+}
+
+/// What a mail is refused with: a message of its headers, for the journal, and why.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    pub(crate) message: Box<Message>,
+    pub(crate) fault: Box<Fault>,
+}
+
+/// The messages of a mail, in its order. Never none.
+pub(crate) fn messages(mail: &[u8], reading: &Reading) -> Result<Vec<Message>, Refused> {
+    let (headers, made) = match Fields::read(mail) {
+        Ok((fields, body)) => (headers(&fields), mime::leaves(mail, fields, body).map(Some)),
+        Err(fault) => (Headers::new(), Err(fault)),
+    };
+    let made = made.and_then(|leaves| {
+        let leaves = leaves.unwrap_or_default();
+        refuse_unreadable(&leaves, reading)?;
+        make(&leaves, &headers, reading)
+    });
+    made.map_err(|fault| refused(headers, fault))
+}
+
+/// A message of headers alone, with why there is no more of it.
+pub(crate) fn refused(headers: Headers, fault: Fault) -> Refused {
+    let mut message = Message::new("");
+    message.headers = headers;
+    Refused {
+        message: Box::new(message),
+        fault: Box::new(fault),
+    }
+}
+
+/// The message headers of a mail's fields.
+pub(crate) fn headers(fields: &Fields<'_>) -> Headers {
+    let mut headers = Headers::new();
+    let mut size = 0;
+    let others = fields.iter().filter(|field| {
+        !FIRST
+            .iter()
+            .any(|name| field.name.eq_ignore_ascii_case(name))
+    });
+    for field in FIRST
+        .iter()
+        .filter_map(|name| fields.get(name))
+        .chain(others)
+    {
+        let name = format!("mail.{}", field.name.to_ascii_lowercase());
+        let own = matches!(name.as_str(), "mail.from-address" | "mail.attachment");
+        if own || headers.get(&name).is_some() {
+            continue;
+        }
+        let value = match field.name.to_ascii_lowercase().as_str() {
+            "from" | "to" | "cc" | "reply-to" | "sender" => addresses(field),
+            "date" => date(field),
+            _ => field.text(),
+        };
+        size += name.len() + value.len();
+        if headers.len() >= HEADERS_MOST || size > HEADERS_SIZE {
+            break;
+        }
+        headers.append(&name, &value);
+    }
+    if let Some(address) = fields.get("from").and_then(first_address) {
+        headers.append("mail.from-address", &address);
+    }
+    headers
+}
+
+/// The bare address of the first that a field names.
+pub(crate) fn first_address(field: mime::Field<'_>) -> Option<String> {
+    let HeaderValue::Address(addresses) = field.parsed(|stream| stream.parse_address()) else {
+        return None;
+    };
+    let address = addresses.iter().find_map(Addr::address).map(one_line)?;
+    (!address.is_empty()).then_some(address)
+}
+
+/// `Name <address>, …` (RFC 5322): written anew, so that no decoded name looks like an address.
+fn addresses(field: mime::Field<'_>) -> String {
+    let HeaderValue::Address(addresses) = field.parsed(|stream| stream.parse_address()) else {
+        return field.text();
+    };
+    let written = |one: &Addr<'_>| {
+        let address = one.address().map(one_line).unwrap_or_default();
+        let name = one.name().map(one_line).unwrap_or_default();
+        let special = |c: char| "()<>[]:;@\\,\"".contains(c);
+        match (name.as_str(), address.as_str()) {
+            ("", address) => address.to_owned(),
+            (name, "") => name.to_owned(),
+            (name, address) if name.contains(special) => {
+                let name = name.replace('\\', "\\\\").replace('"', "\\\"");
+                format!("\"{name}\" <{address}>")
+            }
+            (name, address) => format!("{name} <{address}>"),
+        }
+    };
+    let all: Vec<String> = addresses
+        .iter()
+        .map(written)
+        .filter(|one| !one.is_empty())
+        .collect();
+    all.join(", ")
+}
+
+/// RFC 3339 where the date can be read, else as it came.
+fn date(field: mime::Field<'_>) -> String {
+    match field.parsed(|stream| stream.parse_date()) {
+        HeaderValue::DateTime(date) if date.is_valid() => date.to_rfc3339(),
+        _ => field.text(),
+    }
+}
+
+fn refuse_unreadable(leaves: &[Leaf<'_>], reading: &Reading) -> Result<(), Fault> {
+    for leaf in leaves {
+        let name = leaf.name.as_deref().unwrap_or_default();
+        match leaf.kind.word.as_str() {
+            "application/pkcs7-mime" | "application/x-pkcs7-mime" => {
+                return Err(match leaf.kind.parameter("smime-type") {
+                    Some("signed-data") => Fault::new(
+                        Code::Unsupported,
+                        "the mail is wrapped in its signature (S/MIME, opaque); ask the sender to \
+                         sign in clear text (multipart/signed)",
+                    ),
+                    _ => encrypted("S/MIME"),
+                });
+            }
+            "application/ms-tnef" | "application/vnd.ms-tnef" => tnef(leaves, reading)?,
+            _ if name.eq_ignore_ascii_case("winmail.dat") => tnef(leaves, reading)?,
+            "message/partial" => {
+                return Err(Fault::new(
+                    Code::Unsupported,
+                    "the mail is one fragment of a larger one (message/partial); ask the sender to \
+                     send it whole",
+                ));
+            }
+            "message/external-body" => {
+                return Err(Fault::new(
+                    Code::Unsupported,
+                    "a part of the mail lies elsewhere (message/external-body), and the bus fetches \
+                     nothing that a mail names; ask the sender to attach it",
+                ));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Where only the text is asked for and there is one, the rest does not matter.
+fn tnef(leaves: &[Leaf<'_>], reading: &Reading) -> Result<(), Fault> {
+    if reading.attachments == Attachments::Ignore && leaves.iter().any(is_text) {
+        return Ok(());
+    }
+    Err(Fault::new(
+        Code::Unsupported,
+        "the mail is in Outlook's own format (TNEF, winmail.dat), which hides its attachments; ask \
+         the sender to send as HTML or plain text, or have Exchange convert mail that goes outside",
+    ))
+}
+
+fn make(leaves: &[Leaf<'_>], headers: &Headers, reading: &Reading) -> Result<Vec<Message>, Fault> {
+    if reading.attachments == Attachments::Each {
+        let attached: Vec<&Leaf<'_>> = leaves.iter().filter(|leaf| is_attachment(leaf)).collect();
+        if !attached.is_empty() {
+            return attached
+                .iter()
+                .enumerate()
+                .map(|(number, leaf)| attachment(leaf, number + 1, headers, reading))
+                .collect();
+        }
+    }
+    Ok(vec![text(leaves, headers, reading)?])
+}
+
+/// Whether it is a text that people read in the mail itself.
+fn is_text(leaf: &Leaf<'_>) -> bool {
+    matches!(leaf.kind.word.as_str(), "text/plain" | "text/html")
+        && leaf.disposition != "attachment"
+        && leaf.name.is_none()
+}
+
+/// Neither a text of the mail, nor one of its forms, nor a picture in it.
+fn is_attachment(leaf: &Leaf<'_>) -> bool {
+    let form = leaf.place.alternative
+        && leaf.name.is_none()
+        && matches!(
+            leaf.kind.word.as_str(),
+            "text/enriched" | "text/richtext" | "text/x-amp-html" | "text/watch-html"
+        );
+    let shown = leaf.place.related && leaf.content_id.is_some();
+    !is_text(leaf) && !form && (!shown || leaf.disposition == "attachment")
+}
+
+/// The message of the mail's text.
+fn text(leaves: &[Leaf<'_>], headers: &Headers, reading: &Reading) -> Result<Message, Fault> {
+    let of = |word: &str| -> Vec<&Leaf<'_>> {
+        let wanted = |leaf: &&Leaf<'_>| is_text(leaf) && leaf.kind.word == word;
+        leaves.iter().filter(wanted).collect()
+    };
+    let (mut plain, html) = (of("text/plain"), of("text/html"));
+    if !html.is_empty() {
+        plain.retain(|leaf| !leaf.is_blank());
+    }
+    let (chosen, content_type) = match (reading.prefer_html, plain.is_empty(), html.is_empty()) {
+        (true, _, false) | (false, true, false) => (&html[..1], "text/html; charset=utf-8"),
+        (_, false, _) => (&plain[..], "text/plain; charset=utf-8"),
+        // A mail that is nothing but a document.
+        (_, true, true) => match leaves {
+            [leaf] if leaf.name.is_none() && leaf.disposition != "attachment" => {
+                return attachment(leaf, 1, headers, reading);
+            }
+            _ => (&plain[..], "text/plain; charset=utf-8"),
+        },
+    };
+    let mut text = String::new();
+    for leaf in chosen {
+        let bytes = leaf.decoded()?;
+        let more = characters(&bytes, leaf.kind.parameter("charset"))?;
+        if !text.is_empty() && !text.ends_with('\n') {
+            text.push_str("\r\n");
+        }
+        text.push_str(&more);
+    }
+    if text.trim_start().starts_with("-----BEGIN PGP MESSAGE-----") {
+        return Err(encrypted("OpenPGP"));
+    }
+    let mut message = Message::new(text);
+    message.headers = headers.clone();
+    message.headers.set("content-type", content_type);
+    message.format = reading.format;
+    Ok(message)
+}
+
+/// A text's characters. What says ASCII or nothing is often something else (RFC 2045 section 5.2):
+/// then UTF-8 where it is that, else the Windows charset that mail programs used.
+fn characters<'a>(bytes: &'a [u8], label: Option<&str>) -> Result<Cow<'a, str>, Fault> {
+    let label = label.map(str::trim).filter(|label| !label.is_empty());
+    let vague = label.is_none_or(|label| {
+        ["us-ascii", "ascii", "unknown-8bit", "x-unknown"]
+            .iter()
+            .any(|known| known.eq_ignore_ascii_case(label))
+    });
+    if vague {
+        if let Ok(text) = std::str::from_utf8(bytes) {
+            return Ok(Cow::Borrowed(text));
+        }
+        if let Ok(text) = Charset::by_label("windows-1252").and_then(|c| c.decode(bytes)) {
+            return Ok(text);
+        }
+        return Ok(String::from_utf8_lossy(bytes));
+    }
+    let label = label.unwrap_or_default();
+    let charset = Charset::by_label(label).map_err(|_| {
+        Fault::new(
+            Code::Unsupported,
+            format!(
+                "the mail's text is in a charset that nobody knows: '{}'",
+                one_line(label)
+            ),
+        )
+    })?;
+    charset.decode(bytes).map_err(|error| {
+        Fault::new(
+            Code::Client,
+            format!("the mail's text is not in the charset that it names: {error}"),
+        )
+    })
+}
+
+/// The message of an attachment: its bytes as they are.
+fn attachment(
+    leaf: &Leaf<'_>,
+    number: usize,
+    headers: &Headers,
+    reading: &Reading,
+) -> Result<Message, Fault> {
+    let mut message = Message::new(leaf.decoded()?.into_owned());
+    message.headers = headers.clone();
+    let charset = reading
+        .charset
+        .as_deref()
+        .or_else(|| leaf.kind.parameter("charset"))
+        .map(one_line)
+        .filter(|charset| {
+            charset
+                .bytes()
+                .all(|c| c.is_ascii_alphanumeric() || b"-_:.".contains(&c))
+        });
+    let content_type = match charset {
+        Some(charset) if !charset.is_empty() => format!("{}; charset={charset}", leaf.kind.word),
+        _ => leaf.kind.word.clone(),
+    };
+    message
+        .headers
+        .set("content-type", &one_line(&content_type));
+    let name = match &leaf.name {
+        Some(name) => name.clone(),
+        None if leaf.kind.word == "message/rfc822" => format!("attachment-{number}.eml"),
+        None => format!("attachment-{number}"),
+    };
+    message.headers.set("mail.attachment", &name);
+    message.format = reading.format.or_else(|| format(&leaf.kind.word, &name));
+    Ok(message)
+}
+
+/// The format by the file's name, where the type says little.
+fn format(word: &str, name: &str) -> Option<Format> {
+    if Format::from_media_type(word).is_some_and(|format| format != Format::Text) {
+        return None;
+    }
+    let (_, extension) = name.rsplit_once('.')?;
+    match extension.to_ascii_lowercase().as_str() {
+        "xml" => Some(Format::Xml),
+        "json" => Some(Format::Json),
+        "csv" => Some(Format::Csv),
+        "txt" => Some(Format::Text),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EACH: Reading = Reading {
+        attachments: Attachments::Each,
+        prefer_html: false,
+        format: None,
+        charset: None,
+    };
+    const IGNORE: Reading = Reading {
+        attachments: Attachments::Ignore,
+        ..EACH
+    };
+
+    fn one(mail: &str, reading: &Reading) -> Message {
+        let mut all = messages(mail.as_bytes(), reading).unwrap();
+        assert_eq!(all.len(), 1, "{mail}");
+        all.remove(0)
+    }
+
+    fn body(message: &Message) -> String {
+        String::from_utf8_lossy(message.body.bytes()).into_owned()
+    }
+
+    fn reason(mail: &str, reading: &Reading) -> String {
+        messages(mail.as_bytes(), reading).unwrap_err().fault.reason
+    }
+
+    const BOTH: &str = "Content-Type: multipart/alternative; boundary=x\n\n--x\n\nplain\n--x\nContent-Type: text/html\n\n<p>html</p>\n--x\nContent-Type: text/enriched\n\nrich\n--x--\n";
+
+    #[test]
+    fn headers_are_decoded_and_stay_in_their_place() {
+        let mail = "From: =?utf-8?Q?M=C3=BCller=2C_=3Cx=40y=3E?= <m@acme.example>\nTo: a@b.example, \"C, D\" <c@d.example>\nSubject: =?iso-8859-1?Q?Gr=FC=DFe?=\n =?utf-8?B?IHRhZw0KQmNjOiBldmls?=\nDate: Mon, 22 Mar 1993 09:41:09 -0800\nMessage-ID: <1@acme.example>\nX-Order: 7\nx-order: 8\nAttachment: forged.xml\nFrom-Address: forged@acme.example\n\nhi";
+        let message = one(mail, &EACH);
+        let header = |name: &str| message.headers.get(name).unwrap_or("-").to_owned();
+        assert_eq!(header("mail.from"), "\"Müller, <x@y>\" <m@acme.example>");
+        assert_eq!(header("mail.from-address"), "m@acme.example");
+        assert_eq!(header("mail.to"), "a@b.example, \"C, D\" <c@d.example>");
+        assert_eq!(header("mail.subject"), "Grüße tag  Bcc: evil");
+        assert_eq!(header("mail.date"), "1993-03-22T09:41:09-08:00");
+        assert_eq!(header("mail.message-id"), "<1@acme.example>");
+        assert_eq!(header("mail.x-order"), "7");
+        assert_eq!(header("mail.attachment"), "-");
+        assert!(
+            message
+                .headers
+                .iter()
+                .all(|(name, _)| name.starts_with("mail.") || name == "content-type")
+        );
+        assert_eq!(body(&message), "hi");
+    }
+
+    #[test]
+    fn the_text_is_plain_unless_html_is_preferred() {
+        assert_eq!(body(&one(BOTH, &EACH)), "plain");
+        let html = Reading {
+            prefer_html: true,
+            ..EACH
+        };
+        let message = one(BOTH, &html);
+        assert_eq!(body(&message), "<p>html</p>");
+        assert_eq!(message.content_type(), Some("text/html; charset=utf-8"));
+        assert_eq!(body(&one("Subject: x\n\nonly plain", &html)), "only plain");
+        let only = "Content-Type: text/html; charset=iso-8859-1\nContent-Transfer-Encoding: quoted-printable\n\n<p>=E4</p>";
+        assert_eq!(body(&one(only, &EACH)), "<p>ä</p>");
+    }
+
+    #[test]
+    fn each_attachment_is_a_message_and_pictures_in_the_text_are_none() {
+        let mail = format!(
+            "Subject: order\nContent-Type: multipart/mixed; boundary=m\n\n--m\n{BOTH}--m\nContent-Type: multipart/related; boundary=r\n\n--r\nContent-Type: text/html\n\nx\n--r\nContent-Type: image/png\nContent-ID: <logo>\n\npng\n--r--\n--m\nContent-Type: application/octet-stream; name=order.xml\nContent-Transfer-Encoding: base64\n\nPGEvPg==\n--m\nContent-Type: text/plain; charset=windows-1252\nContent-Disposition: attachment\n\nnote\n--m\nContent-Type: message/rfc822\n\nSubject: within\n\nx\n--m--\n"
+        );
+        let all = messages(mail.as_bytes(), &EACH).unwrap();
+        let told: Vec<_> = all
+            .iter()
+            .map(|one| {
+                (
+                    one.headers.get("mail.attachment").unwrap(),
+                    one.content_type().unwrap(),
+                    body(one),
+                )
+            })
+            .collect();
+        assert_eq!(
+            told[0],
+            (
+                "order.xml",
+                "application/octet-stream",
+                String::from("<a/>")
+            )
+        );
+        assert_eq!(
+            told[1],
+            (
+                "attachment-2",
+                "text/plain; charset=windows-1252",
+                String::from("note")
+            )
+        );
+        assert_eq!(told[2].0, "attachment-3.eml");
+        assert_eq!(told.len(), 3);
+        assert_eq!(all[0].format(), Some(Format::Xml));
+        assert!(
+            all.iter()
+                .all(|one| one.headers.get("mail.subject") == Some("order"))
+        );
+        assert_eq!(body(&one(&mail, &IGNORE)), "plain");
+    }
+
+    #[test]
+    fn a_mail_that_is_a_document_is_its_body() {
+        let mail = "Content-Type: application/xml\n\n<a/>";
+        for reading in [&EACH, &IGNORE] {
+            let message = one(mail, reading);
+            assert_eq!(
+                (body(&message).as_str(), message.format()),
+                ("<a/>", Some(Format::Xml))
+            );
+        }
+    }
+
+    #[test]
+    fn an_empty_plain_text_gives_way_and_an_ignored_attachment_is_no_text() {
+        let mail = "Content-Type: multipart/alternative; boundary=x\n\n--x\n\n \n--x\nContent-Type: text/html\n\n<p>x</p>\n--x--\n";
+        assert_eq!(body(&one(mail, &EACH)), "<p>x</p>");
+        let mail = "Content-Type: image/png; name=a.png\n\npng";
+        assert_eq!(body(&one(mail, &IGNORE)), "");
+        assert_eq!(body(&one(mail, &EACH)), "png");
+    }
+
+    #[test]
+    fn charsets_are_believed_when_they_are_right() {
+        let text = |charset: &str, bytes: &[u8]| {
+            let mut mail = format!("Content-Type: text/plain{charset}\n\n").into_bytes();
+            mail.extend_from_slice(bytes);
+            messages(&mail, &EACH)
+                .map(|all| body(&all[0]))
+                .map_err(|r| r.fault.reason)
+        };
+        assert_eq!(text("; charset=iso-8859-15", b"\xa4").unwrap(), "€");
+        assert_eq!(text("; charset=us-ascii", b"\x80").unwrap(), "€");
+        assert_eq!(text("", "ä".as_bytes()).unwrap(), "ä");
+        assert!(
+            text("; charset=utf-8", b"\xe4 x")
+                .unwrap_err()
+                .contains("charset")
+        );
+        assert!(
+            text("; charset=klingon-7", b"x")
+                .unwrap_err()
+                .contains("klingon-7")
+        );
+    }
+
+    #[test]
+    fn what_only_others_can_read_is_refused_with_what_to_do() {
+        for (mail, word) in [
+            (
+                "Content-Type: multipart/encrypted; boundary=x\n\n--x\n\n--x--\n",
+                "OpenPGP",
+            ),
+            (
+                "Content-Type: application/pkcs7-mime; smime-type=enveloped-data\n\nx",
+                "S/MIME",
+            ),
+            (
+                "Content-Type: application/pkcs7-mime; smime-type=signed-data\n\nx",
+                "clear text",
+            ),
+            (
+                "Content-Type: application/ms-tnef; name=winmail.dat\n\nx",
+                "TNEF",
+            ),
+            (
+                "Content-Type: application/octet-stream; name=WINMAIL.DAT\n\nx",
+                "TNEF",
+            ),
+            ("Content-Type: message/partial\n\nx", "fragment"),
+            ("Content-Type: message/external-body\n\nx", "attach it"),
+            ("Subject: x\n\n-----BEGIN PGP MESSAGE-----\nx", "OpenPGP"),
+        ] {
+            let said = reason(mail, &EACH);
+            assert!(said.contains(word), "{mail}: {said}");
+        }
+        let mail = "Content-Type: multipart/mixed; boundary=x\n\n--x\n\ntext\n--x\nContent-Type: application/ms-tnef\n\nx\n--x--\n";
+        assert_eq!(body(&one(mail, &IGNORE)), "text");
+        assert!(reason(mail, &EACH).contains("winmail.dat"));
+    }
+
+    #[test]
+    fn a_signature_is_no_attachment() {
+        let mail = "Content-Type: multipart/signed; boundary=x\n\n--x\n\ntext\n--x\nContent-Type: application/pgp-signature; name=signature.asc\n\nsig\n--x--\n";
+        assert_eq!(body(&one(mail, &EACH)), "text");
+    }
+
+    /// Numbers that look random and are the same each time (xorshift).
+    struct Dice(u64);
+
+    impl Dice {
+        fn roll(&mut self, sides: usize) -> usize {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            (self.0 % sides as u64) as usize
+        }
+    }
+
+    #[test]
+    fn torture_is_read_or_refused_with_a_reason() {
+        const PIECES: &[&str] = &[
+            "\n",
+            "\r\n",
+            "\n\n",
+            ":",
+            " ",
+            "\t",
+            "--",
+            "--x",
+            "--x--",
+            "=",
+            "=?utf-8?Q?=E4?=",
+            "=?klingon?B?////?=",
+            "Subject: ",
+            "From: ",
+            "From: <",
+            "a@b, \"",
+            "(((",
+            "To: group: a@b;",
+            "Date: 99 Foo 20001 99:99:99 +9999",
+            "Content-Type: ",
+            "multipart/mixed; boundary=x",
+            "multipart/alternative; boundary=\"x\"",
+            "multipart/signed; boundary=x--",
+            "multipart/related; boundary*0=x; boundary*1=",
+            "message/rfc822",
+            "text/plain; charset=utf-7",
+            "text/html; charset=\"gb18030\"",
+            "; name*=utf-8''%ff%zz",
+            "Content-Transfer-Encoding: ",
+            "base64",
+            "quoted-printable",
+            "x-uuencode",
+            "begin 600 x\n",
+            "AAAA",
+            "====",
+            "\u{feff}",
+            "\0",
+            "\u{1f600}",
+            "Content-Disposition: attachment; filename=",
+            "Content-ID: <>",
+        ];
+        let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
+        let (mut read, mut refused) = (0, 0);
+        for _ in 0..4000 {
+            let mut mail = Vec::new();
+            for _ in 0..dice.roll(60) {
+                mail.extend_from_slice(PIECES[dice.roll(PIECES.len())].as_bytes());
+                if dice.roll(12) == 0 {
+                    mail.push(dice.roll(256) as u8);
+                }
+            }
+            let reading = Reading {
+                prefer_html: dice.roll(2) == 0,
+                ..if dice.roll(2) == 0 { EACH } else { IGNORE }
+            };
+            match messages(&mail, &reading) {
+                Ok(all) => {
+                    assert!(!all.is_empty());
+                    for (name, value) in all.iter().flat_map(|one| one.headers.iter()) {
+                        let shown = String::from_utf8_lossy(&mail);
+                        assert!(!value.contains(char::is_control), "{name} in {shown:?}");
+                    }
+                    read += 1;
+                }
+                Err(why) => {
+                    assert!(!why.fault.reason.is_empty());
+                    refused += 1;
+                }
+            }
+        }
+        assert!(read > 500 && refused > 50, "{read} read, {refused} refused");
+    }
+
+    #[test]
+    fn large_oddities_are_read_in_good_time() {
+        let started = std::time::Instant::now();
+        let mega = |text: &str| text.repeat((4 << 20) / text.len());
+        for mail in [
+            mega("Content-Type: message/rfc822\n\n"),
+            mega("Content-Type: multipart/mixed; boundary=x\n\n--x\n"),
+            format!("Subject: {}", mega("=?utf-8?Q?=E4?= ")),
+            format!("From: {}\n\nx", "(\"<,".repeat(60_000)),
+            format!("Content-Type: {}\n\nx", "a*0=x; ".repeat(30_000)),
+            mega("x: y\n"),
+            mega("\n"),
+            mega("--x\n"),
+            format!(
+                "Content-Type: multipart/mixed; boundary=x\n\n{}",
+                mega("--y\n")
+            ),
+            format!(
+                "Content-Transfer-Encoding: quoted-printable\n\n{}",
+                mega("=")
+            ),
+            format!("Content-Transfer-Encoding: base64\n\n{}", mega("=A")),
+        ] {
+            let _ = messages(mail.as_bytes(), &EACH);
+        }
+        assert!(started.elapsed().as_secs() < 60, "{:?}", started.elapsed());
+    }
+}
