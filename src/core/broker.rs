@@ -175,7 +175,7 @@ pub trait LaneBroker: Send + Sync {
     ) -> BoxFuture<'a, Result<LaneDone, StoreError>>;
 
     /// Takes everything that waits out of the lane, in order: `keep` makes a batch durable elsewhere,
-    /// and only then it leaves the broker. Parked messages come with their reason, last. No node may
+    /// and only then it leaves the broker. Parked messages come with their reason, first. No node may
     /// work the lane off meanwhile. Gives how many were taken.
     fn empty<'a>(
         &'a self,

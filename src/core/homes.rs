@@ -265,8 +265,14 @@ impl Bus {
 
     /// Sets to work on a lane at a broker.
     async fn enter(self: &Arc<Self>, lane: LaneName, broker: Arc<dyn LaneBroker>) {
-        // Deliveries out of the store that are under way belong to the time before.
-        while self.lanes().is_delivering(&lane.queue) {
+        // Deliveries out of the store that are under way belong to the time before; no other begins.
+        let why = "it is being handed over to the broker";
+        self.homes()
+            .held()
+            .entry(lane.queue.clone())
+            .or_insert_with(|| why.to_owned());
+        let front = front_of(&lane.queue);
+        while self.lanes().is_delivering(&lane.queue) || self.lanes().is_delivering(&front) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         let plan = self.plan();
@@ -379,6 +385,7 @@ impl Bus {
         let moved = self.bring_home(&queue, known).await?;
         self.find_homes().await;
         self.work_off_lanes();
+        self.lanes().resume(&front_of(&queue));
         self.lanes().resume(&queue);
         if wanted.is_some() {
             return self.carried_over(&queue).await.map(|more| more.max(moved));

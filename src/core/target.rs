@@ -58,9 +58,14 @@ impl TargetConsumer {
 
     /// Whether others have to go first, or elsewhere.
     fn must_wait(&self, bus: &Bus) -> bool {
-        self.place == Place::Store
-            && (bus.homes().elsewhere(&self.queue)
-                || !bus.store().lanes(&front_of(&self.queue)).is_empty())
+        match self.place {
+            Place::Store => {
+                bus.homes().elsewhere(&self.queue)
+                    || !bus.store().lanes(&front_of(&self.queue)).is_empty()
+            }
+            Place::Front => bus.homes().elsewhere(&self.queue),
+            Place::Broker => false,
+        }
     }
 
     /// The route and target that the queue belongs to now.

@@ -29,6 +29,9 @@ const IDLE: Duration = Duration::from_secs(30);
 struct Session {
     nodes: Arc<Nodes>,
     channel: Channel,
+    /// To speak on, of the connection that publishes: a broker that is short of memory stops
+    /// reading from a connection that publishes, and lanes are to be worked off all the same.
+    speaking: Channel,
     queue: ShortString,
 }
 
@@ -117,9 +120,16 @@ impl Session {
             channel.basic_consume(queue.clone(), "".into(), options, FieldTable::default()),
         )
         .await?;
+        let up = nodes
+            .link
+            .publishing
+            .up_until(Instant::now() + CALL)
+            .await?;
+        let speaking = call("opening a channel", up.connection.create_channel()).await?;
         let session = Self {
             nodes: nodes.clone(),
             channel,
+            speaking,
             queue,
         };
         Ok((session, consumer))
@@ -156,6 +166,7 @@ impl Session {
                     self.hello().await?;
                     let over = self.nodes.is_idle() && used.elapsed() > IDLE;
                     if over && self.nodes.end_control(out) {
+                        close(&self.speaking).await;
                         close(&self.channel).await;
                         return Ok(());
                     }
@@ -224,6 +235,9 @@ impl Session {
 
     /// Neither kept nor confirmed: what is lost is said again, or asked again.
     async fn send(&self, queue: Option<&str>, said: &Said) -> Result<(), Failure> {
+        if *self.nodes.link.publishing.blocked().borrow() {
+            return Ok(());
+        }
         let (exchange, key) = match queue {
             Some(queue) => ("", queue),
             None => (CONTROL, ""),
@@ -235,7 +249,7 @@ impl Session {
             .with_expiration("60000".into());
         call(
             "speaking to the other nodes",
-            self.channel.basic_publish(
+            self.speaking.basic_publish(
                 exchange.into(),
                 short(key)?,
                 BasicPublishOptions::default(),

@@ -41,7 +41,7 @@ struct Batch<'a> {
     taken: usize,
 }
 
-/// Takes a lane out: for each partition what is in front and what waits, then all that is parked.
+/// Takes a lane out: all that is parked, then for each partition what is in front and what waits.
 pub(super) async fn run(
     link: &Arc<Link>,
     lane: &LaneName,
@@ -64,14 +64,15 @@ pub(super) async fn run(
         }
     }
     let mut taken = 0;
+    // First, so that what is released later stands before what waits now.
+    for queue in &queues {
+        taken += got(link, lane, &names::parked(queue), None, keep).await?;
+    }
     for queue in &queues {
         let mut states = States::default();
         states.read(link, queue).await?;
         taken += got(link, lane, &names::front(queue), Some(&states), keep).await?;
         taken += consumed(link, lane, queue, &states, keep).await?;
-    }
-    for queue in &queues {
-        taken += got(link, lane, &names::parked(queue), None, keep).await?;
     }
     Ok(taken)
 }
