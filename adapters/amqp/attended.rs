@@ -115,10 +115,7 @@ impl Attended {
             ConnectionPhase::Connecting | ConnectionPhase::Down
         ) && connection.error.is_some()
         {
-            return (
-                status,
-                trouble.or_else(|| Some(self.link.receiving.why_not())),
-            );
+            return (status, Some(self.link.receiving.why_not()));
         }
         match timeout(LOOK, self.counts(trouble.is_none())).await {
             Ok((waiting, parked)) => {
@@ -160,7 +157,17 @@ impl Attended {
         }
         let _looks = self.looks.lock().await;
         for id in ids {
-            match shelf::take(&self.link, &self.parked, id).await {
+            // It was given back just now, and may not lie there yet.
+            let until = Instant::now() + LOOK;
+            let taken = loop {
+                match shelf::take(&self.link, &self.parked, id).await {
+                    Ok(None) if Instant::now() < until => {
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
+                    taken => break taken,
+                }
+            };
+            match taken {
                 Ok(Some((parked, channel))) => found.push(Released {
                     delivery: parked.delivery,
                     channel,
