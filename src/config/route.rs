@@ -191,6 +191,7 @@ impl InRoute<'_> {
             receiver: received.made,
             answers: received.answers,
             reads: received.queue.as_ref().map(|(queue, ..)| queue.clone()),
+            checks: received.checks,
             when: self.optional(args, "when")?,
             once: self.once(args)?,
             keys: self.keys(args)?,

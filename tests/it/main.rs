@@ -28,4 +28,5 @@ mod mailbox;
 mod rabbit_harness;
 mod regressions;
 mod rollback;
+mod soap;
 mod store;
