@@ -7,6 +7,7 @@ mod support;
 
 mod amqp;
 mod amqp_outages;
+mod amqp_queues;
 mod amqp_sending;
 mod broker_lanes;
 mod broker_lanes_moved;
