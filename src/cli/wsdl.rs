@@ -66,7 +66,7 @@ fn execute(args: &Args) -> Result<(), Failure> {
     };
     let stem = slug(&Path::new(main).with_extension("").to_string_lossy());
     let files = files(folder, &wsdl, &stem, &main.to_string_lossy())?;
-    for (path, _) in &files {
+    for path in files.keys() {
         let path = args.out.join(path);
         if path.exists() {
             return Err(
