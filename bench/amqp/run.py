@@ -251,7 +251,9 @@ def wait_for_quiet(most, limit):
             return
 
 def table(clean, thrown):
-    foreign = [r["foreign"] for rounds in clean.values() for found in rounds for r in found.values()]
+    foreign = [r["foreign"] for case, rounds in clean.items() if case.what != "trips" for found in rounds for r in found.values()]
+    if not foreign:
+        return print(f"no clean round, {thrown} thrown away: the machine is too busy to measure on")
     print(f"{thrown} rounds thrown away; foreign CPU median {statistics.median(foreign):.1%}, most {max(foreign):.1%}")
     print("| case | side | rounds | msg/s | of bare (least to most) | p50 / p99 ms | own CPU µs/msg | broker's | resident MiB |\n"
           "|---|---|---|---|---|---|---|---|---|")
