@@ -333,5 +333,5 @@ fn done(id: MessageId, heads: usize) -> LaneDone {
 }
 
 fn failed(why: String) -> StoreError {
-    StoreError::Failed(format!("the broker does not answer as it should: {why}"))
+    StoreError::Broker(format!("the broker does not answer as it should: {why}"))
 }

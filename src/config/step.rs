@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use xbus_core::adapter::Reach;
 use xbus_core::flow::Breaker;
-use xbus_core::plan::{Retry, Step, Target};
+use xbus_core::plan::{BrokerHome, Retry, Step, Target};
 use xbus_core::problem::Place;
 use xbus_core::spec::{self, Args, Build, Field, Key, Node, Raw};
 use xbus_core::stats::StepStats;
@@ -65,6 +65,8 @@ pub(crate) struct Made {
     pub(crate) compensated: bool,
     /// The queue of an async target.
     pub(crate) queue: Option<(Arc<str>, Place)>,
+    /// The broker that keeps it.
+    pub(crate) home: Option<BrokerHome>,
     /// The embedded queue that it writes to, where that is no matter of the message.
     pub(crate) puts: Option<(String, Place)>,
     /// Nothing when something is wrong or not known.
@@ -142,6 +144,7 @@ impl<'a> InRoute<'a> {
             Role::Undo => None,
             _ => args.text("when"),
         };
+        let home = lane.as_ref().and_then(|lane| lane.home.clone());
         let queue = lane.as_ref().map(|lane| {
             let place = node
                 .get("async")
@@ -179,6 +182,7 @@ impl<'a> InRoute<'a> {
                 .flatten()
                 .filter(|_| queue.is_none()),
             queue,
+            home,
             target,
         })
     }

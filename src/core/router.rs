@@ -338,6 +338,10 @@ impl<'a> Journey<'a> {
             let from = message.as_ref().unwrap_or(&self.context.received);
             headers.set(name, &value.render(from, &self.context)?);
         }
+        if plan.is_some() {
+            let incidents = self.bus.incidents();
+            incidents.succeeded(&self.route.name, "reply");
+        }
         Ok(Reply {
             id: self.id(),
             status,
