@@ -11,6 +11,7 @@ mod amqp_queues;
 mod amqp_sending;
 mod broker_lanes;
 mod broker_lanes_moved;
+mod broker_lanes_names;
 mod broker_lanes_nodes;
 mod broker_lanes_outages;
 mod command;
