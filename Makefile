@@ -55,10 +55,12 @@ check:
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	$(CARGO) test --workspace --lib --bins --locked --quiet
 
-## The programs behind docs/decisions: stores and shapes of the runtime, side by side (wrk, Python 3).
-bench:
+## The programs behind docs/decisions: stores and shapes of the runtime, side by side (wrk, Python 3); then the bus
+## with RabbitMQ beside bare programs.
+bench: build $(RABBITMQ)
 	cd bench/stores && $(CARGO) run --release --locked
 	cd bench/runtime && $(CARGO) build --release --locked && python3 run.py
+	cd bench/amqp && $(CARGO) build --release --locked && python3 run.py
 
 ## The reference page, from the tables that the bus itself reads.
 docs:

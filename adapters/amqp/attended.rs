@@ -66,7 +66,7 @@ impl Attended {
             true => match self.count(&mut looks, &self.queue).await {
                 Ok(count) => Ok(count),
                 Err(Trouble::Missing) => Err(format!("there is no queue '{}'", self.queue)),
-                Err(Trouble::Other(why)) => Err(why),
+                Err(Trouble::Refused(why) | Trouble::Other(why)) => Err(why),
             },
             false => Ok(0),
         };
@@ -78,7 +78,8 @@ impl Attended {
         }
         match self.count(&mut looks, &self.parked).await {
             Ok(parked) => (waiting, parked),
-            Err(Trouble::Missing) => {
+            // Whoever may not look there may not have set anything aside.
+            Err(Trouble::Missing | Trouble::Refused(_)) => {
                 looks.absent = Some(Instant::now());
                 (waiting, 0)
             }
@@ -114,10 +115,7 @@ impl Attended {
             ConnectionPhase::Connecting | ConnectionPhase::Down
         ) && connection.error.is_some()
         {
-            return (
-                status,
-                trouble.or_else(|| Some(self.link.receiving.why_not())),
-            );
+            return (status, Some(self.link.receiving.why_not()));
         }
         match timeout(LOOK, self.counts(trouble.is_none())).await {
             Ok((waiting, parked)) => {
@@ -146,7 +144,7 @@ impl Attended {
                     .collect())
             }
             Err(Trouble::Missing) => Ok(Vec::new()),
-            Err(Trouble::Other(why)) => Err(failed(why)),
+            Err(Trouble::Refused(why) | Trouble::Other(why)) => Err(failed(why)),
         }
     }
 
@@ -159,7 +157,17 @@ impl Attended {
         }
         let _looks = self.looks.lock().await;
         for id in ids {
-            match shelf::take(&self.link, &self.parked, id).await {
+            // It was given back just now, and may not lie there yet.
+            let until = Instant::now() + LOOK;
+            let taken = loop {
+                match shelf::take(&self.link, &self.parked, id).await {
+                    Ok(None) if Instant::now() < until => {
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
+                    taken => break taken,
+                }
+            };
+            match taken {
                 Ok(Some((parked, channel))) => found.push(Released {
                     delivery: parked.delivery,
                     channel,
@@ -190,7 +198,7 @@ impl Attended {
             match shelf::take(&self.link, &self.parked, id).await {
                 Ok(taken) => taken,
                 Err(Trouble::Missing) => None,
-                Err(Trouble::Other(why)) => return Err(failed(why)),
+                Err(Trouble::Refused(why) | Trouble::Other(why)) => return Err(failed(why)),
             }
         };
         let Some((parked, channel)) = taken else {
@@ -277,7 +285,7 @@ impl Attended {
                     Ok(false) | Err(Trouble::Missing) => Err(StoreError::NotFound(format!(
                         "message {id} is neither a head of queue '{name}' that this bus holds nor parked in it"
                     ))),
-                    Err(Trouble::Other(why)) => Err(failed(why)),
+                    Err(Trouble::Refused(why) | Trouble::Other(why)) => Err(failed(why)),
                 }
             }
         }
@@ -325,5 +333,5 @@ fn done(id: MessageId, heads: usize) -> LaneDone {
 }
 
 fn failed(why: String) -> StoreError {
-    StoreError::Failed(format!("the broker does not answer as it should: {why}"))
+    StoreError::Broker(format!("the broker does not answer as it should: {why}"))
 }

@@ -85,6 +85,14 @@ impl LaneBroker for Broker {
         self.link.name()
     }
 
+    fn can_keep(&self, lane: &LaneName) -> Result<(), String> {
+        names::usable(lane)
+    }
+
+    fn queues_of(&self, lane: &LaneName) -> Vec<Arc<str>> {
+        names::all(lane)
+    }
+
     fn is_up(&self) -> bool {
         self.link.is_up()
     }

@@ -23,11 +23,18 @@ use crate::properties::{self, Envelope, short};
 /// How long one call to the broker may take.
 const CALL: Duration = Duration::from_secs(20);
 
+/// A broker that has closed a channel gives back what it held a moment later: how long that is waited
+/// for, and how often it is looked.
+const BACK: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(10);
+
 /// Why the broker did not do what was asked.
 #[derive(Debug)]
 pub(crate) enum Trouble {
     /// There is no such queue.
     Missing,
+    /// The bus's user may not, in words.
+    Refused(String),
     /// In words.
     Other(String),
 }
@@ -144,7 +151,7 @@ pub(crate) async fn list(
             None => break,
         }
     }
-    close(&channel).await;
+    give_back(link, channel, queue, found.len()).await?;
     Ok(found)
 }
 
@@ -158,10 +165,11 @@ pub(crate) async fn take(
     // Its place first. Others may take messages out meanwhile.
     for _ in 0..3 {
         let channel = open(link).await?;
-        let (mut place, mut before) = (None, 0_usize);
+        let (mut place, mut before, mut all) = (None, 0_usize, 0_usize);
         let mut copies = Vec::new();
         while let Some(delivery) = next(&channel, queue).await? {
             let parked = Parked::read(delivery);
+            all += 1;
             match place {
                 None if parked.carried.id == id => place = Some(before),
                 None => before += 1,
@@ -172,7 +180,7 @@ pub(crate) async fn take(
             }
         }
         remove(&channel, queue, &copies).await?;
-        close(&channel).await;
+        give_back(link, channel, queue, all - copies.len()).await?;
         let Some(place) = place else {
             return Ok(None);
         };
@@ -181,7 +189,7 @@ pub(crate) async fn take(
             next(&others, queue).await?;
         }
         let taken = next(&own, queue).await?.map(Parked::read);
-        close(&others).await;
+        give_back(link, others, queue, place).await?;
         match taken {
             Some(parked) if parked.carried.id == id => return Ok(Some((parked, own))),
             _ => close(&own).await,
@@ -199,15 +207,16 @@ pub(crate) async fn drop_parked(
     id: MessageId,
 ) -> Result<bool, Trouble> {
     let channel = open(link).await?;
-    let mut ackers = Vec::new();
+    let (mut ackers, mut all) = (Vec::new(), 0_usize);
     while let Some(delivery) = next(&channel, queue).await? {
         let parked = Parked::read(delivery);
+        all += 1;
         if parked.carried.id == id && (parked.ours || ackers.is_empty()) {
             ackers.push(parked.delivery.acker);
         }
     }
     remove(&channel, queue, &ackers).await?;
-    close(&channel).await;
+    give_back(link, channel, queue, all - ackers.len()).await?;
     Ok(!ackers.is_empty())
 }
 
@@ -236,6 +245,27 @@ pub(crate) async fn close(channel: &Channel) {
     }
 }
 
+/// Closes a channel that holds so many messages of a queue, and waits until they lie there again: the
+/// next who looks would not find them.
+async fn give_back(
+    link: &Arc<Link>,
+    channel: Channel,
+    queue: &ShortString,
+    held: usize,
+) -> Result<(), Trouble> {
+    close(&channel).await;
+    if held == 0 {
+        return Ok(());
+    }
+    let look = open(link).await?;
+    let until = Instant::now() + BACK;
+    while count(&look, queue).await? < held as u64 && Instant::now() < until {
+        tokio::time::sleep(LOOK).await;
+    }
+    close(&look).await;
+    Ok(())
+}
+
 async fn next(channel: &Channel, queue: &ShortString) -> Result<Option<Delivery>, Trouble> {
     let got = channel.basic_get(queue.clone(), BasicGetOptions::default());
     let got = call(queue, got).await?;
@@ -260,6 +290,10 @@ async fn call<T>(
     match tokio::time::timeout(CALL, made).await {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) if code(&error) == Some(404) => Err(Trouble::Missing),
+        Ok(Err(error)) if code(&error) == Some(403) => Err(Trouble::Refused(format!(
+            "queue '{queue}': {}",
+            describe(&error)
+        ))),
         Ok(Err(error)) => Err(Trouble::Other(format!(
             "queue '{queue}': {}",
             describe(&error)

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use http::Method;
 use tokio_util::task::TaskTracker;
-use xbus_core::{Arrival, Fault, Format, Inbox, Reply};
+use xbus_core::{Arrival, Checks, Fault, Format, Inbox, Reply};
 
 use crate::auth::Auth;
 use crate::soap::{Name, Version};
 use crate::table::Pattern;
+use crate::wsdl::Wsdl;
 
 /// What a route says of its receiver.
 pub(crate) struct Config {
@@ -27,6 +28,10 @@ pub(crate) struct Config {
     pub(crate) format: Option<Format>,
     pub(crate) charset: Option<String>,
     pub(crate) wellformed: bool,
+    /// The description that is served, and that tells operations apart.
+    pub(crate) wsdl: Option<Arc<Wsdl>>,
+    /// What the description says of messages, where that is asked for.
+    pub(crate) checks: Checks,
 }
 
 /// `soap:`.

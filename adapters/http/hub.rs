@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use xbus_core::adapter::OpenError;
 
+use crate::contract::Descriptions;
 use crate::door::Door;
 use crate::guard::{Guard, Watch, Watched};
 use crate::serve;
@@ -38,6 +39,8 @@ pub struct Hub {
     limits: Limits,
     bound: Mutex<Vec<Bound>>,
     connections: Arc<Connections>,
+    /// Descriptions in use, so that routes that share one share it.
+    pub(crate) descriptions: Descriptions,
     accepting: CancellationToken,
     tasks: TaskTracker,
 }
@@ -106,6 +109,7 @@ impl Hub {
             limits: settings.limits,
             bound: Mutex::new(Vec::new()),
             connections: Arc::default(),
+            descriptions: Descriptions::default(),
             accepting: CancellationToken::new(),
             tasks: TaskTracker::new(),
         })

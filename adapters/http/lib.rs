@@ -2,15 +2,18 @@
 //! connections to its destinations.
 //!
 //! [`Hub`] owns the listeners; [`kind`] is what routes see. Absent: HTTP/2 and 3, web sockets,
-//! proxies, WSDL, WS-Security, attachments.
+//! proxies, WS-Security, attachments.
 
 mod auth;
 mod body;
 mod call;
+mod contract;
+mod describe;
 mod door;
 mod guard;
 mod heads;
 mod hub;
+pub mod outline;
 mod pool;
 mod receiver;
 mod reply;
@@ -24,6 +27,7 @@ mod tls;
 mod url;
 mod wellformed;
 mod wrap;
+pub mod wsdl;
 mod xml;
 
 #[cfg(test)]
@@ -42,6 +46,7 @@ pub use settings::{
     LIMIT_FIELDS, LISTENER_FIELDS, Limits, ListenerSettings, ListenerTls, Network, Settings,
     limits, listener, settings,
 };
+pub use soap::{Name, Version};
 
 /// HTTP as routes see it. Its receivers attach to the listeners of `hub`.
 pub fn kind(hub: Arc<Hub>) -> Kind {

@@ -1,20 +1,23 @@
 //! The receiving side: what a route says under `receive: http`, and a door made of it.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use http::Method;
 use xbus_charset::Charset;
 use xbus_core::adapter::{OpenError, ReceiverKind};
-use xbus_core::problem::suggest;
+use xbus_core::problem::{Place, suggest};
 use xbus_core::spec::{Args, Field, Type};
-use xbus_core::{Format, Inbox, Receiver, Stop};
+use xbus_core::{Checks, Format, Inbox, Receiver, Rules, Stop};
 
 use crate::auth::{AUTH_FIELDS, Auth};
+use crate::contract::{Contract, Way};
 use crate::door::{Config, Door, Entry, SoapConfig};
 use crate::hub::Hub;
 use crate::soap::{Name, Version};
 use crate::table::Pattern;
+use crate::wsdl::Wsdl;
 
 pub(crate) static FIELDS: &[Field] = &[
     Field::new(
@@ -36,6 +39,16 @@ pub(crate) static FIELDS: &[Field] = &[
             Type::Object(SOAP_FIELDS),
         ]),
         "Takes SOAP envelopes of this version. The body is the whole envelope, byte for byte; acknowledgements, replies and faults are envelopes of the caller's version.",
+    ),
+    Field::new(
+        "wsdl",
+        Type::Asset,
+        "A WSDL 1.1 in `transforms/`, served at `?wsdl` with what it imports; addresses are those that the caller used. Messages are told apart by its operations: a SOAP action that contradicts the Body is a fault, a one-way operation is answered with 202 and no body.",
+    ),
+    Field::new(
+        "validate",
+        Type::Choice(&["request", "response", "both"]),
+        "What is held against the types of the WSDL: what comes in, what goes back, or both. A request that breaks a rule is a fault of its sender that names line, element and rule.",
     ),
     Field::new(
         "element",
@@ -162,6 +175,7 @@ pub(crate) fn build(hub: &Hub, args: Args<'_>) -> Option<Config> {
     let methods = methods(args);
     let soap = args.has("soap").then(|| soap(args));
     let element = name(args, "element", args.text("element"));
+    let (wsdl, checks) = description(hub, args)?;
     let config = Config {
         pattern: pattern?,
         methods: methods?,
@@ -176,8 +190,67 @@ pub(crate) fn build(hub: &Hub, args: Args<'_>) -> Option<Config> {
             .and_then(|name| Format::from_name(&name)),
         charset,
         wellformed: args.boolean("wellformed"),
+        wsdl,
+        checks,
     };
     listener_known.then_some(config)
+}
+
+/// The WSDL, and what messages are held against.
+fn description(hub: &Hub, args: Args<'_>) -> Option<(Option<Arc<Wsdl>>, Checks)> {
+    let validate = args.text("validate");
+    let Some(file) = args.text("wsdl") else {
+        if validate.is_some() {
+            let message = "'validate' holds messages against a WSDL, and none is named".to_owned();
+            let help = "add wsdl: FILE, or use schema: FILE";
+            bad(args, "validate", message, help);
+            return None;
+        }
+        return Some((None, Checks::default()));
+    };
+    if !args.has("soap") {
+        let message = "a WSDL describes SOAP, which this receiver does not take".to_owned();
+        bad(args, "wsdl", message, "add soap: any");
+        return None;
+    }
+    let folder = args.build.root.join("transforms");
+    let found = hub
+        .descriptions
+        .find(&folder, Path::new(&file), validate.is_some());
+    for finding in found.findings {
+        let place = Place {
+            file: Path::new("transforms").join(&finding.file).into(),
+            line: finding.line,
+            column: finding.column,
+        };
+        let problems = args.build.problems;
+        match finding.error {
+            true => problems.error(&place, "bad-schema", finding.message, finding.help),
+            false => problems.warning(&place, "schema-gap", finding.message, finding.help),
+        }
+    }
+    let wsdl = found.wsdl?;
+    let Some(validate) = validate else {
+        return Some((Some(wsdl), Checks::default()));
+    };
+    let schema = found.schema?;
+    let rules = |way| {
+        let contract = Contract {
+            wsdl: wsdl.clone(),
+            schema: schema.clone(),
+            way,
+        };
+        Some(Arc::new(contract) as Arc<dyn Rules>)
+    };
+    let checks = Checks {
+        request: (validate != "response")
+            .then(|| rules(Way::Request))
+            .flatten(),
+        response: (validate != "request")
+            .then(|| rules(Way::Response))
+            .flatten(),
+    };
+    Some((Some(wsdl), checks))
 }
 
 fn methods(args: Args<'_>) -> Option<Vec<Method>> {
@@ -254,6 +327,10 @@ struct HttpReceiver {
 impl Receiver for HttpReceiver {
     fn claim(&self) -> Option<String> {
         Some(self.config.claim())
+    }
+
+    fn checks(&self) -> Checks {
+        self.config.checks.clone()
     }
 
     fn open(

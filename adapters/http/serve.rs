@@ -17,7 +17,8 @@ use crate::hub::Connection;
 use crate::shape::{self, Answer, Refusal, Shape, SoapCode};
 use crate::soap::{self, Envelope, NotSoap, Version};
 use crate::table::{Doors, is_encoded};
-use crate::{heads, reply, wellformed, xml};
+use crate::wsdl::{Operation, Wsdl};
+use crate::{describe, heads, reply, wellformed, xml};
 
 /// Documents above this size are checked away from the threads that serve connections.
 const CHECK_ASIDE: usize = 256 * 1024;
@@ -34,11 +35,18 @@ pub(crate) async fn answer(connection: &Arc<Connection>, request: Request<Incomi
             "the request says its length in more than one way",
         )
         .close())
+    } else if let Some(described) = describe::answer(connection, &head, id, &mut shape) {
+        return described.unwrap_or_else(|refusal| shape::fault(shape, id, &refusal));
     } else {
         take(connection, head, body, id, &mut shape).await
     };
     let answer = match result {
-        Ok((door, reply)) => match reply::answer(shape, &door.config, &reply) {
+        Ok(Taken {
+            reply,
+            one_way: true,
+            ..
+        }) => shape::nothing(reply.id),
+        Ok(Taken { door, reply, .. }) => match reply::answer(shape, &door.config, &reply) {
             Ok(answer) => answer,
             Err(refusal) => shape::fault(shape, reply.id, &refusal),
         },
@@ -50,6 +58,14 @@ pub(crate) async fn answer(connection: &Arc<Connection>, request: Request<Incomi
     answer
 }
 
+/// A message that a route has taken.
+struct Taken {
+    door: Arc<Door>,
+    reply: Reply,
+    /// Its operation has no output: there is nothing to answer.
+    one_way: bool,
+}
+
 /// Takes a request in and runs its route.
 async fn take(
     connection: &Arc<Connection>,
@@ -57,7 +73,7 @@ async fn take(
     body: Incoming,
     id: MessageId,
     shape: &mut Shape,
-) -> Result<(Arc<Door>, Reply), Refusal> {
+) -> Result<Taken, Refusal> {
     check_head(connection, &head)?;
     let doors = doors(connection, &head, shape)?;
     let first = &doors[0];
@@ -80,12 +96,12 @@ async fn take(
         _ => choose(connection, open, &head, body, shape).await?,
     };
     let (door, caller, body) = chosen;
-    hand_in(connection, door, caller, head, body, id, shape).await
+    hand_in(connection, door, caller, head, body, id).await
 }
 
 /// What is wrong with a head whatever its route: the host (RFC 9112 section 3.2), the transfer
 /// coding (section 6.1), and the encoding and number of what stands in the target.
-fn check_head(connection: &Connection, head: &Parts) -> Result<(), Refusal> {
+pub(crate) fn check_head(connection: &Connection, head: &Parts) -> Result<(), Refusal> {
     let wrong = |reason: &str| Err(unread(Refusal::new(Code::Client, reason), head));
     let mut hosts = head.headers.get_all(header::HOST).iter();
     match (hosts.next(), hosts.next()) {
@@ -123,7 +139,7 @@ fn check_head(connection: &Connection, head: &Parts) -> Result<(), Refusal> {
 }
 
 /// Whether the characters are those of a host and port (RFC 3986 section 3.2.2).
-fn is_host(value: &[u8]) -> bool {
+pub(crate) fn is_host(value: &[u8]) -> bool {
     value
         .iter()
         .all(|byte| byte.is_ascii_alphanumeric() || b"-._~:[]%!$&'()*+,;=".contains(byte))
@@ -190,7 +206,7 @@ fn doors(connection: &Connection, head: &Parts, shape: &mut Shape) -> Result<Doo
 }
 
 /// A refusal before the body was read: unless there is none, the connection ends with it.
-fn unread(refusal: Refusal, head: &Parts) -> Refusal {
+pub(crate) fn unread(refusal: Refusal, head: &Parts) -> Refusal {
     let empty = !head.headers.contains_key(header::TRANSFER_ENCODING)
         && head
             .headers
@@ -199,7 +215,7 @@ fn unread(refusal: Refusal, head: &Parts) -> Refusal {
     if empty { refusal } else { refusal.close() }
 }
 
-fn caller(
+pub(crate) fn caller(
     connection: &Connection,
     head: &Parts,
     config: &Config,
@@ -236,7 +252,7 @@ async fn enter(
     body: Incoming,
     id: MessageId,
     shape: &mut Shape,
-) -> Result<(Arc<Door>, Reply), Refusal> {
+) -> Result<Taken, Refusal> {
     check_type(&door.config, &head)?;
     let body = read(connection, &head, body, door.config.max_body).await?;
     let seen = match &door.config.soap {
@@ -245,7 +261,7 @@ async fn enter(
             &head,
             &body,
             shape,
-            door.config.element.is_some(),
+            door.config.element.is_some() || door.config.wsdl.is_some(),
         )?),
         None => None,
     };
@@ -258,7 +274,7 @@ async fn enter(
             return Err(no_element());
         }
     }
-    hand_in(connection, door, caller, head, (body, seen), id, shape).await
+    hand_in(connection, door, caller, head, (body, seen), id).await
 }
 
 fn no_element() -> Refusal {
@@ -490,8 +506,11 @@ async fn hand_in(
     head: Parts,
     (body, seen): (Bytes, Option<Envelope>),
     id: MessageId,
-    _shape: &mut Shape,
-) -> Result<(Arc<Door>, Reply), Refusal> {
+) -> Result<Taken, Refusal> {
+    let one_way = match (&door.config.wsdl, &seen) {
+        (Some(wsdl), Some(seen)) => operation(wsdl, &head, seen)?,
+        _ => false,
+    };
     let _working = door.requests.token();
     if door.config.wellformed {
         check_wellformed(connection, &head, &body).await?;
@@ -515,9 +534,61 @@ async fn hand_in(
     arrival.caller = caller;
     let result = door.deliver(arrival).await;
     match result {
-        Ok(reply) => Ok((door, reply)),
+        Ok(reply) => Ok(Taken {
+            door,
+            reply,
+            one_way,
+        }),
         Err(fault) => Err(fault.into()),
     }
+}
+
+/// Finds the operation by the Body's first element, and gives whether it is one-way. A SOAP action
+/// that the description gives to another operation, or not to this one, is a fault.
+fn operation(wsdl: &Wsdl, head: &Parts, seen: &Envelope) -> Result<bool, Refusal> {
+    let fitting = wsdl.by_element(seen.element.as_ref());
+    if let Some(action) = soap_action(head, seen.version) {
+        let declared = |operation: &Operation| {
+            operation
+                .action
+                .as_deref()
+                .filter(|action| !action.is_empty())
+                == Some(action)
+        };
+        let open = |operation: &Operation| operation.action.as_deref().is_none_or(str::is_empty);
+        let others = wsdl.operations.iter().any(declared);
+        let known = fitting.clone().next().is_some();
+        let contradicts = match known {
+            true => !fitting.clone().any(declared) && (others || !fitting.clone().any(open)),
+            false => others,
+        };
+        if contradicts {
+            let reason = "the SOAP action does not belong to the operation of the Body";
+            return Err(Refusal::new(Code::Client, reason));
+        }
+    }
+    let known = fitting.clone().next().is_some();
+    Ok(known && fitting.clone().all(|operation| operation.output.is_none()))
+}
+
+/// What a request says of its intent: SOAPAction (SOAP 1.1 section 6.1.1), or `action` of the content
+/// type (SOAP 1.2 part 2 section 6.5.2). An empty one says nothing.
+fn soap_action(head: &Parts, version: Option<Version>) -> Option<&str> {
+    let text = |name: &str| head.headers.get(name)?.to_str().ok();
+    let action = match version {
+        Some(Version::V12) => {
+            let given =
+                text("content-type").and_then(|given| xbus_charset::parameter(given, "action"));
+            given.or_else(|| text("soapaction"))
+        }
+        _ => text("soapaction"),
+    }?;
+    let action = action.trim();
+    let action = action
+        .strip_prefix('"')
+        .and_then(|action| action.strip_suffix('"'))
+        .unwrap_or(action);
+    (!action.is_empty()).then_some(action)
 }
 
 async fn check_wellformed(

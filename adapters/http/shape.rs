@@ -272,6 +272,14 @@ pub(crate) fn acknowledgement(shape: Shape, id: MessageId, status: Status) -> An
     answer(code, content_type(shape), body.into(), id)
 }
 
+/// The answer to a one-way operation: accepted, and no envelope (WS-I Basic Profile 1.1 R2714).
+pub(crate) fn nothing(id: MessageId) -> Answer {
+    let mut answer = Response::new(Full::new(Bytes::new()));
+    *answer.status_mut() = StatusCode::ACCEPTED;
+    set_id(&mut answer, id);
+    answer
+}
+
 /// The status of an acknowledgement outside of SOAP.
 pub(crate) fn ack_status(status: Status) -> StatusCode {
     match status {

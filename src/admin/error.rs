@@ -52,7 +52,9 @@ impl ApiError {
         match error {
             StoreError::NotFound(_) => StatusCode::NOT_FOUND,
             StoreError::Full(_) => StatusCode::INSUFFICIENT_STORAGE,
-            StoreError::Failed(_) | StoreError::Locked(_) => StatusCode::SERVICE_UNAVAILABLE,
+            StoreError::Failed(_) | StoreError::Locked(_) | StoreError::Broker(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             StoreError::Corrupt(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }

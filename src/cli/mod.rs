@@ -11,6 +11,7 @@ mod queues;
 mod run;
 mod schema;
 mod send;
+mod wsdl;
 
 use std::process::ExitCode;
 
@@ -44,6 +45,8 @@ enum Command {
     Queues(queues::Args),
     /// Find messages, show one, replay one, decide one that is in doubt
     Messages(messages::Args),
+    /// Write a route and a mapping for each operation of a WSDL
+    Wsdl(wsdl::Args),
     /// Print the JSON Schema of route files or xbus.yaml, or the reference page
     Schema(schema::Args),
 }
@@ -58,6 +61,7 @@ impl Cli {
             Command::Send(args) => asking(send::run(args)),
             Command::Queues(args) => asking(queues::run(args)),
             Command::Messages(args) => asking(messages::run(args)),
+            Command::Wsdl(args) => wsdl::run(&args),
             Command::Schema(args) => schema::run(&args),
         }
     }

@@ -144,7 +144,10 @@ fn listing(queues: &Value, common: &Common, now: Timestamp, width: Option<usize>
             cell(&queue["state"]),
             age(&head["since"], now),
             cell(&head["attempts"]),
-            first_line(&head["last_error"]),
+            first_line(match &head["last_error"] {
+                Value::Null => &queue["trouble"],
+                error => error,
+            }),
         ]);
     }
     if table.is_empty() {
@@ -197,6 +200,7 @@ fn detail(queue: &Value, common: &Common, now: Timestamp, width: Option<usize>) 
             ("parked", cell(&queue["parked"])),
             ("next try", when(&head["next_try"], now)),
             ("last error", cell_lines(&head["last_error"])),
+            ("trouble", cell_lines(&queue["trouble"])),
         ],
         width,
     );

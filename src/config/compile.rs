@@ -2,19 +2,22 @@
 //! with it. What it gives is shared: compiled texts keep no state between messages.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use xbus_core::transform::{CompileError, Scope, Source};
-use xbus_core::{Compiler, Expression, Format, Transform};
+use xbus_core::transform::{CompileError, SchemaProblem, Scope, Source};
+use xbus_core::{Compiler, Expression, Format, Rules, Transform};
 
 /// Remembers what another compiler gave.
 pub(crate) struct Memo<'a> {
     inner: &'a dyn Compiler,
     expressions: Store<String, dyn Expression>,
     transforms: Store<SourceKey, dyn Transform>,
+    schemas: Mutex<HashMap<PathBuf, Schema>>,
 }
 
+/// The rules of a schema, and what is to be said of it.
+type Schema = (Option<Arc<dyn Rules>>, Vec<SchemaProblem>);
 type Store<K, T> = Mutex<HashMap<(BTreeMap<String, String>, K), Result<Arc<T>, CompileError>>>;
 
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -29,6 +32,7 @@ impl<'a> Memo<'a> {
             inner,
             expressions: Mutex::default(),
             transforms: Mutex::default(),
+            schemas: Mutex::default(),
         }
     }
 }
@@ -66,5 +70,14 @@ impl Compiler for Memo<'_> {
         remembered(&self.expressions, scope, text.to_owned(), || {
             self.inner.expression(text, scope)
         })
+    }
+
+    fn schema(&self, file: &Path) -> Schema {
+        self.schemas
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(file.to_owned())
+            .or_insert_with(|| self.inner.schema(file))
+            .clone()
     }
 }

@@ -174,7 +174,8 @@ impl Installation {
             .iter()
             .filter_map(|(path, node)| shop.route(path, node.as_ref()?))
             .collect();
-        rules::across(&drafts, &self.problems);
+        let (healths, brokers) = seen_as(kinds, &connections);
+        rules::across(&drafts, &brokers, &self.problems);
         if self.routes.is_empty() && self.root.is_dir() {
             self.problems.warning(
                 &Place::file(Path::new("routes")),
@@ -190,7 +191,7 @@ impl Installation {
                 .is_some_and(|tree| self.files.has_unknown(tree));
         let plan = (complete && !self.problems.has_errors()).then(|| {
             let mut plan = route::plan(drafts, &self.bus);
-            (plan.connections, plan.brokers) = seen_as(kinds, &connections);
+            (plan.connections, plan.brokers) = (healths, brokers);
             plan
         });
         let mut problems = self.problems.into_sorted();
@@ -207,11 +208,11 @@ impl Installation {
 /// The connections by name, as something of which the core knows what to do with it.
 type By<T> = BTreeMap<Arc<str>, Arc<T>>;
 
+/// The connections that can keep lanes, by name.
+pub(crate) type Brokers = By<dyn LaneBroker>;
+
 /// The connections that tell how they are doing, and those that can keep lanes.
-fn seen_as(
-    kinds: &[Kind],
-    connections: &Connections,
-) -> (By<dyn ConnectionHealth>, By<dyn LaneBroker>) {
+fn seen_as(kinds: &[Kind], connections: &Connections) -> (By<dyn ConnectionHealth>, Brokers) {
     let (mut healths, mut brokers) = (BTreeMap::new(), BTreeMap::new());
     for (name, (kind, connection)) in connections {
         let kind = kinds.iter().find(|known| known.name == *kind);

@@ -5,15 +5,26 @@ use std::sync::Arc;
 use xbus_core::plan::{LanePolicy, QueueReader};
 use xbus_core::problem::Place;
 use xbus_core::spec::{Args, Field, Key, Node, Raw, Role};
-use xbus_core::{Expression, Receiver};
+use xbus_core::{Checks, Expression, Receiver};
 
 use crate::adapter::Side;
 use crate::lane::policy;
 use crate::step::{InRoute, constant_name};
-use crate::tables::LANE;
+use crate::tables::{LANE, RECEIVE};
 
 /// How many messages a receiver works on at once that keeps no order.
 const SIDE_BY_SIDE: usize = 8;
+
+/// What may stand beside the adapter.
+pub(crate) static BESIDE: &[Field] = &{
+    let mut fields = [RECEIVE[0]; LANE.len() + RECEIVE.len()];
+    let mut at = 0;
+    while at < LANE.len() {
+        fields[at] = LANE[at];
+        at += 1;
+    }
+    fields
+};
 
 /// A receiver as far as it could be made.
 #[derive(Default)]
@@ -27,6 +38,7 @@ pub(crate) struct Received {
     pub(crate) lane: LanePolicy,
     /// Key of messages that keep their order, where they do not come from an embedded queue.
     pub(crate) order_by: Option<Arc<dyn Expression>>,
+    pub(crate) checks: Checks,
 }
 
 impl InRoute<'_> {
@@ -36,7 +48,7 @@ impl InRoute<'_> {
         if self.checker.files.is_unknown(node) {
             return received;
         }
-        let (found, mut good) = self.adapter(node, LANE, Side::Receiver, "'receive'");
+        let (found, mut good) = self.adapter(node, BESIDE, Side::Receiver, "'receive'");
         let Some((kind, key, value)) = found else {
             return received;
         };
@@ -46,9 +58,9 @@ impl InRoute<'_> {
         received.answers = receiver.answers;
         let what = format!("'{}'", kind.name);
         let tables: &[&'static [Field]] = match receiver.answers {
-            true => &[receiver.fields],
-            // The keys of the queue may stand in the adapter's own map.
-            false => &[receiver.fields, LANE],
+            // These may stand in the adapter's own map too.
+            true => &[receiver.fields, RECEIVE],
+            false => &[receiver.fields, RECEIVE, LANE],
         };
         good &= self.checker.fields(value, tables, &what);
         if receiver.answers {
@@ -62,6 +74,13 @@ impl InRoute<'_> {
             let build = self.build(step, Role::Other, self.shop.bus.timeout, problems);
             (receiver.build)(Args::new(Some(value), receiver.fields, &build))
         });
+        let own = received.made.as_ref().map(|made| made.checks());
+        received.checks = own.unwrap_or_default();
+        for node in [node.get("schema"), value.get("schema")] {
+            let Checks { request, response } = self.checks(node);
+            received.checks.request = request.or(received.checks.request);
+            received.checks.response = response.or(received.checks.response);
+        }
         if receiver.answers {
             received.claim = claim(received.made.as_ref(), key);
             return received;

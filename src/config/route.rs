@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use xbus_core::plan::{Once, Plan, QueueReader, ReplyPlan, Route};
+use xbus_core::plan::{BrokerHome, Once, Plan, QueueReader, ReplyPlan, Route};
 use xbus_core::problem::Place;
 use xbus_core::spec::{self, Args, Node, Raw};
 use xbus_core::stats::RouteStats;
@@ -38,12 +38,21 @@ pub(crate) struct Draft {
     pub(crate) enabled: bool,
     pub(crate) claim: Option<(String, Place)>,
     pub(crate) reads: Option<(Arc<str>, Place, QueueReader)>,
-    /// Queues of async targets: queue, place, target.
-    pub(crate) lanes: Vec<(Arc<str>, Place, Arc<str>)>,
+    /// Queues of async targets.
+    pub(crate) lanes: Vec<DraftLane>,
     /// Embedded queues that it writes to.
     pub(crate) puts: Vec<(String, Place)>,
     /// Nothing when something is wrong or not known.
     pub(crate) route: Option<Route>,
+}
+
+/// The queue of an async target.
+pub(crate) struct DraftLane {
+    pub(crate) queue: Arc<str>,
+    pub(crate) place: Place,
+    pub(crate) target: Arc<str>,
+    /// The broker that keeps it.
+    pub(crate) home: Option<BrokerHome>,
 }
 
 /// Makes the plan of complete drafts.
@@ -160,7 +169,12 @@ impl InRoute<'_> {
             lanes: made()
                 .filter_map(|made| {
                     let (queue, place) = made.queue.clone()?;
-                    Some((queue, place, made.name.clone()))
+                    Some(DraftLane {
+                        queue,
+                        place,
+                        target: made.name.clone(),
+                        home: made.home.clone(),
+                    })
                 })
                 .collect(),
             puts: made().filter_map(|made| made.puts.clone()).collect(),
@@ -191,6 +205,7 @@ impl InRoute<'_> {
             receiver: received.made,
             answers: received.answers,
             reads: received.queue.as_ref().map(|(queue, ..)| queue.clone()),
+            checks: received.checks,
             when: self.optional(args, "when")?,
             once: self.once(args)?,
             keys: self.keys(args)?,

@@ -5,10 +5,12 @@ use std::sync::Arc;
 
 use xbus_core::Problems;
 use xbus_core::adapter::Reach;
+use xbus_core::broker::LaneName;
 use xbus_core::problem::{Place, suggest};
 use xbus_core::spec::Node;
 
-use crate::route::Draft;
+use crate::Brokers;
+use crate::route::{Draft, DraftLane};
 use crate::step::Made;
 
 /// Longest name of a route or step, in characters.
@@ -218,7 +220,7 @@ fn comparison(text: &str) -> Option<(&str, &str, &str)> {
 }
 
 /// Rules between routes.
-pub(crate) fn across(drafts: &[Draft], problems: &Problems) {
+pub(crate) fn across(drafts: &[Draft], brokers: &Brokers, problems: &Problems) {
     let mut names: HashMap<&str, &Place> = HashMap::new();
     let mut claims: HashMap<&str, (&str, &Place)> = HashMap::new();
     for draft in drafts {
@@ -251,7 +253,68 @@ pub(crate) fn across(drafts: &[Draft], problems: &Problems) {
             }
         }
     }
+    at_brokers(drafts, brokers, &claims, problems);
     queues(drafts, problems);
+}
+
+/// What a lane keeps at a broker is its own: no receiver reads there, and no other lane's queues have
+/// such a name.
+fn at_brokers<'a>(
+    drafts: &'a [Draft],
+    brokers: &Brokers,
+    claims: &HashMap<&str, (&'a str, &'a Place)>,
+    problems: &Problems,
+) {
+    let mut taken: HashMap<String, (String, &Place)> = claims
+        .iter()
+        .map(|(claim, (route, place))| {
+            let reader = format!("the receiver of the route '{route}'");
+            ((*claim).to_owned(), (reader, *place))
+        })
+        .collect();
+    for draft in drafts.iter().filter(|draft| draft.enabled) {
+        for DraftLane {
+            queue,
+            place,
+            target,
+            home,
+        } in &draft.lanes
+        {
+            let Some((home, broker)) = home
+                .as_ref()
+                .and_then(|home| Some((home, brokers.get(&home.connection)?)))
+            else {
+                continue;
+            };
+            let lane = LaneName {
+                queue: queue.clone(),
+                partitions: home.partitions,
+            };
+            if let Err(why) = broker.can_keep(&lane) {
+                let help = "name another one with 'queue' under 'async'";
+                problems.error(place, "bad-name", why, help);
+                continue;
+            }
+            let reader = format!("the async target '{}.{target}'", draft.name);
+            for name in broker.queues_of(&lane) {
+                let claim = format!("queue {name} of connection {}", home.connection);
+                match taken.get(&claim) {
+                    Some((other, first)) => {
+                        problems.error(
+                            place,
+                            "two-readers",
+                            format!("{reader} needs the {claim}, which {other} has"),
+                            format!("name another queue; the other one is at {first}"),
+                        );
+                        break;
+                    }
+                    None => {
+                        taken.insert(claim, (reader.clone(), place));
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// A queue has one reader: an async target or a receiver.
@@ -265,11 +328,11 @@ fn queues(drafts: &[Draft], problems: &Problems) {
                 format!("the receiver of the route '{}'", draft.name),
             )
         });
-        let lanes = draft.lanes.iter().map(|(queue, place, target)| {
+        let lanes = draft.lanes.iter().map(|lane| {
             (
-                queue,
-                place,
-                format!("the async target '{}.{target}'", draft.name),
+                &lane.queue,
+                &lane.place,
+                format!("the async target '{}.{}'", draft.name, lane.target),
             )
         });
         for (queue, place, reader) in reads.chain(lanes) {

@@ -7,7 +7,8 @@ use serde_json::{Map, Value, json};
 use xbus_core::Kind;
 use xbus_core::spec::{Field, Type};
 
-use crate::tables::{BUS, INVOKE, LANE, ROUTE, TARGET, UNDO};
+use crate::receive::BESIDE;
+use crate::tables::{BUS, INVOKE, LANE, RECEIVE, ROUTE, TARGET, UNDO};
 use crate::words::expected;
 
 const DRAFT: &str = "https://json-schema.org/draft/2020-12/schema";
@@ -38,6 +39,7 @@ pub fn schema_of_route(kinds: &[Kind]) -> Value {
         .filter_map(|kind| {
             let receiver = kind.receiver.as_ref()?;
             let mut own = object(receiver.fields);
+            merge(&mut own, RECEIVE);
             if !receiver.answers {
                 merge(&mut own, LANE);
             }
@@ -46,7 +48,7 @@ pub fn schema_of_route(kinds: &[Kind]) -> Value {
         .collect();
     head(&mut schema, "An xbus route");
     schema["$defs"] = json!({
-        "receive": one_of(LANE, receivers),
+        "receive": one_of(BESIDE, receivers),
         "invoke": one_of(INVOKE, answering),
         "target": one_of(TARGET, senders.clone()),
         "undo": one_of(UNDO, senders),
@@ -245,8 +247,8 @@ pub fn reference(kinds: &[Kind], extra: &'static [Field]) -> String {
         if let Some(receiver) = &kind.receiver {
             section(&mut out, 3, &format!("`{}` receives", kind.name), kind.doc);
             match receiver.answers {
-                true => table(&mut out, &[receiver.fields]),
-                false => table(&mut out, &[receiver.fields, LANE]),
+                true => table(&mut out, &[receiver.fields, RECEIVE]),
+                false => table(&mut out, &[receiver.fields, RECEIVE, LANE]),
             }
             example(&mut out, receiver.example);
         }

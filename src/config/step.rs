@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use xbus_core::adapter::Reach;
 use xbus_core::flow::Breaker;
-use xbus_core::plan::{Retry, Step, Target};
+use xbus_core::plan::{BrokerHome, Retry, Step, Target};
 use xbus_core::problem::Place;
 use xbus_core::spec::{self, Args, Build, Field, Key, Node, Raw};
 use xbus_core::stats::StepStats;
 use xbus_core::transform::{Scope, Source};
-use xbus_core::{Expression, Kind, Problems, Sender, Transform};
+use xbus_core::{Checks, Expression, Kind, Problems, Sender, Transform};
 
 use crate::adapter::Side;
 use crate::check::Checker;
@@ -65,6 +65,8 @@ pub(crate) struct Made {
     pub(crate) compensated: bool,
     /// The queue of an async target.
     pub(crate) queue: Option<(Arc<str>, Place)>,
+    /// The broker that keeps it.
+    pub(crate) home: Option<BrokerHome>,
     /// The embedded queue that it writes to, where that is no matter of the message.
     pub(crate) puts: Option<(String, Place)>,
     /// Nothing when something is wrong or not known.
@@ -142,6 +144,7 @@ impl<'a> InRoute<'a> {
             Role::Undo => None,
             _ => args.text("when"),
         };
+        let home = lane.as_ref().and_then(|lane| lane.home.clone());
         let queue = lane.as_ref().map(|lane| {
             let place = node
                 .get("async")
@@ -179,6 +182,7 @@ impl<'a> InRoute<'a> {
                 .flatten()
                 .filter(|_| queue.is_none()),
             queue,
+            home,
             target,
         })
     }
@@ -268,6 +272,7 @@ impl<'a> InRoute<'a> {
         compensate: Option<Option<Box<Step>>>,
     ) -> Option<Step> {
         let transforms = self.transforms(args.node("transform"))?;
+        let checks = self.checks(args.node("schema"));
         let compensate = match compensate {
             Some(made) => Some(made?),
             None => None,
@@ -291,6 +296,7 @@ impl<'a> InRoute<'a> {
         Some(Step {
             name: name.clone(),
             transforms,
+            checks,
             when,
             sender,
             timeout,
@@ -307,6 +313,45 @@ impl<'a> InRoute<'a> {
             compensate,
             stats: Arc::new(StepStats::default()),
         })
+    }
+
+    /// The schemas under `schema`; what is wrong with them is reported.
+    pub(crate) fn checks(&self, node: Option<&Node>) -> Checks {
+        let one = |node: &Node| {
+            let file = node.text()?;
+            let (rules, problems) = self.checker.compiler.schema(Path::new(file));
+            for problem in problems {
+                let place = Place {
+                    file: Path::new("transforms").join(&problem.file).into(),
+                    line: problem.line,
+                    column: problem.column,
+                };
+                match problem.error {
+                    true => {
+                        self.problems
+                            .error(&place, "bad-schema", problem.message, problem.help);
+                    }
+                    false => {
+                        self.problems
+                            .warning(&place, "schema-gap", problem.message, problem.help);
+                    }
+                }
+            }
+            rules
+        };
+        let Some(node) = node.filter(|node| !self.checker.files.is_unknown(node)) else {
+            return Checks::default();
+        };
+        match &node.raw {
+            Raw::Scalar(_) => Checks {
+                request: one(node),
+                response: None,
+            },
+            _ => Checks {
+                request: node.get("request").and_then(one),
+                response: node.get("response").and_then(one),
+            },
+        }
     }
 
     /// An expression that may be left out; the outer nothing means that it does not compile.

@@ -73,6 +73,46 @@ pub static LANE: &[Field] = &[
     ),
 ];
 
+const REQUEST_SCHEMA: Field = Field::new(
+    "request",
+    Type::Asset,
+    "What comes in: of a receiver the message, of a step the request that was made.",
+);
+
+/// `schema` of a receiver or of a step of `invoke`, when both ways are checked.
+pub const SCHEMAS: &[Field] = &[
+    REQUEST_SCHEMA,
+    Field::new(
+        "response",
+        Type::Asset,
+        "What goes back: of a receiver the reply, of a step the response.",
+    ),
+];
+
+/// `schema` of a target or a compensation.
+pub const REQUEST_SCHEMAS: &[Field] = &[REQUEST_SCHEMA];
+
+/// Keys of a receiver, beside one adapter's or among them.
+pub static RECEIVE: &[Field] = &[Field::new(
+    "schema",
+    Type::Either(&[Type::Asset, Type::Object(SCHEMAS)]),
+    "An XML Schema in `transforms/` that messages are held against before anything runs; as a map, \
+     replies too. What breaks a rule is a `client` fault that names line, element and rule.",
+)];
+
+const SCHEMA: Field = Field::new(
+    "schema",
+    Type::Either(&[Type::Asset, Type::Object(SCHEMAS)]),
+    "An XML Schema in `transforms/` that the request is held against; as a map, the response too. A \
+     response that breaks a rule is a `destination` fault.",
+);
+
+const TARGET_SCHEMA: Field = Field::new(
+    "schema",
+    Type::Either(&[Type::Asset, Type::Object(REQUEST_SCHEMAS)]),
+    "An XML Schema in `transforms/` that the request is held against.",
+);
+
 /// The kinds of connections that can keep queues.
 pub(crate) const BROKERS: &[&str] = &["amqp"];
 
@@ -178,6 +218,7 @@ const QUEUE_FOR: Field = Field::new(
 pub static INVOKE: &[Field] = &[
     NAME,
     TRANSFORM,
+    SCHEMA,
     WHEN,
     TIMEOUT,
     STEP_RETRY,
@@ -199,6 +240,7 @@ const COMPENSATE: Field = Field::new(
 pub static TARGET: &[Field] = &[
     NAME,
     TRANSFORM,
+    TARGET_SCHEMA,
     WHEN,
     Field::new(
         "otherwise",
@@ -224,6 +266,7 @@ pub static TARGET: &[Field] = &[
 pub static UNDO: &[Field] = &[
     NAME,
     TRANSFORM,
+    TARGET_SCHEMA,
     TIMEOUT,
     STEP_RETRY,
     STEP_BREAKER,

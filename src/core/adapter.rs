@@ -15,7 +15,7 @@ use crate::inbox::Inbox;
 use crate::queues::ReceivedQueue;
 use crate::secrets;
 use crate::spec::{Args, Connection, Field};
-use crate::transform::Context;
+use crate::transform::{Checks, Context};
 use crate::{Code, Fault, Message, MessageId, Timestamp};
 
 /// Says when to stop; cloned freely.
@@ -33,6 +33,11 @@ pub trait Receiver: Send + Sync {
     /// receivers that have none. The same receiver gives the same queue each time.
     fn queue(&self) -> Option<Arc<dyn ReceivedQueue>> {
         None
+    }
+
+    /// What its messages and the replies to them are held against.
+    fn checks(&self) -> Checks {
+        Checks::default()
     }
 
     /// Opens the door: returns once messages are taken, or with why it cannot. The future that it

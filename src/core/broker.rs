@@ -138,6 +138,12 @@ pub trait LaneBroker: Send + Sync {
     /// The connection's name in xbus.yaml.
     fn name(&self) -> &str;
 
+    /// Whether it can keep a lane of that name, or why not.
+    fn can_keep(&self, lane: &LaneName) -> Result<(), String>;
+
+    /// Every queue that the lane has or may come to have at the broker.
+    fn queues_of(&self, lane: &LaneName) -> Vec<Arc<str>>;
+
     /// Whether it takes messages now, as far as is known: connected, and not blocked.
     fn is_up(&self) -> bool;
 

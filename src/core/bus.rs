@@ -308,7 +308,19 @@ impl Bus {
     }
 
     /// A queue that holds messages and that nobody works off is kept, and told of.
-    fn report_orphans(&self) {
+    fn report_orphans(self: &Arc<Self>) {
+        self.report_orphans_at_brokers();
+        for route in self.plan().routes.values().filter(|route| route.enabled) {
+            for lane in route
+                .all_targets()
+                .filter_map(|target| target.lane.as_ref())
+            {
+                // What was told while its target was away is over.
+                if lane.home.is_some() && self.homes.why_held(&lane.queue).is_none() {
+                    self.incidents.succeeded(&lane.queue, "queue");
+                }
+            }
+        }
         for queue in self.store.queues() {
             if self.homes.why_held(&queue.name).is_some() {
                 continue;

@@ -14,7 +14,7 @@ use crate::bus::Bus;
 use crate::forward::Handover;
 use crate::plan::{Route, Step, Target};
 use crate::protocol::{How, Planned, Record};
-use crate::request::{self, holds, transform};
+use crate::request::{self, holds};
 use crate::router::{Compensable, Journey, cannot_keep};
 use crate::store::{Change, Commit, Durability, Outcome};
 use crate::transform::{Context, Value};
@@ -708,7 +708,7 @@ fn make<'a>(
     context: &Context,
 ) -> Result<Made<'a>, Fault> {
     let step = &target.step;
-    let message = transform(&step.transforms, base, context)?;
+    let message = request::make(step, base, context)?;
     let how = match &target.lane {
         Some(lane) => {
             let key = match &lane.order_by {
@@ -840,7 +840,7 @@ pub(crate) async fn compensate(
     };
     let mut context = context.clone();
     context.response = Some(done.response.clone());
-    let made = transform(&step.transforms, &done.request, &context)?;
+    let made = request::make(step, &done.request, &context)?;
     match step.sender.make(made.clone(), &context)? {
         Request::Call(call) => request::send(bus, route, step, &made, &*call)
             .await

@@ -27,6 +27,8 @@ use crate::{MessageId, Stop};
 const HOME: &str = "lane-home/";
 /// Under this the store keeps what tells it from all others.
 const ORIGIN: &str = "store-id";
+/// How long a broker is asked about a lane that nobody works off.
+const ASK: Duration = Duration::from_secs(20);
 /// How long a move to a broker waits for what is queued to be handed over.
 const CARRY: Duration = Duration::from_secs(600);
 
@@ -225,6 +227,47 @@ impl Bus {
         Ok(())
     }
 
+    /// Lanes at brokers whose target no route has now, with what their brokers know of them.
+    pub(crate) fn orphans(&self) -> Vec<(LaneName, Arc<dyn LaneBroker>)> {
+        let plan = self.plan();
+        let known = self.store().values(HOME).into_iter();
+        known
+            .filter_map(|(name, value)| {
+                let queue: Arc<str> = Arc::from(name.strip_prefix(HOME)?);
+                let home = Known::decode(&value)?.home;
+                let broker = plan.brokers.get(&home.connection)?.clone();
+                let lane = LaneName {
+                    queue,
+                    partitions: home.partitions,
+                };
+                plan.lane(&lane.queue).is_none().then_some((lane, broker))
+            })
+            .collect()
+    }
+
+    /// Tells of lanes at brokers that hold messages and that nobody works off, in the background.
+    pub(crate) fn report_orphans_at_brokers(self: &Arc<Self>) {
+        let bus = self.clone();
+        self.tasks().spawn(async move {
+            for (lane, broker) in bus.orphans() {
+                let asked = tokio::time::timeout(ASK, broker.status(&lane)).await;
+                let Ok(Ok(status)) = asked else { continue };
+                if status.depth + status.parked == 0 {
+                    continue;
+                }
+                bus.incidents().note_queue(status);
+                bus.incidents().failed(
+                    &lane.queue,
+                    "queue",
+                    "no-consumer",
+                    "no route takes the messages of this queue any more; they are kept at the broker",
+                    None,
+                    Some(&lane.queue),
+                );
+            }
+        });
+    }
+
     fn known_home(&self, queue: &str) -> Option<Known> {
         let name = format!("{HOME}{queue}");
         let values = self.store().values(&name);
@@ -406,7 +449,7 @@ impl Bus {
         let until = Instant::now() + CARRY;
         while depth() > 0 {
             if Instant::now() > until {
-                return Err(StoreError::Failed(format!(
+                return Err(StoreError::Broker(format!(
                     "{} messages of '{queue}' still wait in the store; the broker takes them as soon as it can",
                     depth()
                 )));

@@ -43,4 +43,4 @@ pub use plan::Plan;
 pub use problem::{Problem, Problems};
 pub use store::Store;
 pub use time::Timestamp;
-pub use transform::{Compiler, Context, Expression, Transform};
+pub use transform::{Checks, Compiler, Context, Expression, Rules, Transform};

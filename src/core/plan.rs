@@ -9,7 +9,7 @@ use crate::adapter::{ConnectionHealth, Receiver, Sender};
 use crate::broker::LaneBroker;
 use crate::flow::{Breaker, Gate, Pace};
 use crate::stats::{RouteStats, StepStats};
-use crate::transform::{Expression, Transform};
+use crate::transform::{Checks, Expression, Transform};
 
 /// Everything that runs.
 #[derive(Default)]
@@ -73,6 +73,8 @@ pub struct Route {
     pub answers: bool,
     /// The embedded queue that it receives from.
     pub reads: Option<Arc<str>>,
+    /// What the received message and the reply are held against.
+    pub checks: Checks,
     /// A message for which this is false is filtered.
     pub when: Option<Arc<dyn Expression>>,
     /// Idempotent receiver.
@@ -149,6 +151,8 @@ pub struct Step {
     pub name: Arc<str>,
     /// Run in order, they make the request.
     pub transforms: Vec<Arc<dyn Transform>>,
+    /// What the request and the response are held against.
+    pub checks: Checks,
     /// The step is skipped when this is false.
     pub when: Option<Arc<dyn Expression>>,
     /// Sends the request.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
-use crate::broker::{LaneCommand, LaneDone};
+use crate::broker::{LaneBroker, LaneCommand, LaneDone, LaneName};
 use crate::bus::Bus;
 use crate::homes::{AtBroker, FRONT, front_of};
 use crate::store::{
@@ -73,6 +73,31 @@ impl QueueView {
     }
 }
 
+impl QueueView {
+    /// A lane at a broker whose target no route has now.
+    async fn orphan(mut status: QueueStatus, lane: &LaneName, broker: &dyn LaneBroker) -> Self {
+        let in_store = status.depth;
+        let mut trouble = None;
+        match tokio::time::timeout(LOOK, broker.status(lane)).await {
+            Ok(Ok(there)) => {
+                status.depth += there.depth;
+                status.parked += there.parked;
+                status.head = there.head.or(status.head);
+            }
+            Ok(Err(error)) => trouble = Some(error.to_string()),
+            Err(_) => trouble = Some("the broker does not answer".to_owned()),
+        }
+        Self {
+            status,
+            connection: Some(Arc::from(broker.name())),
+            in_store,
+            trouble,
+            attended: false,
+            route: None,
+        }
+    }
+}
+
 impl Bus {
     /// The queues outside the store that routes receive from, with the routes.
     fn received(&self) -> Vec<(Arc<str>, Arc<dyn ReceivedQueue>)> {
@@ -130,6 +155,11 @@ impl Bus {
         for name in of_targets.chain(plan.readers.keys()) {
             found.entry(name.clone()).or_insert_with(|| empty(name));
         }
+        for (lane, _) in self.orphans() {
+            found
+                .entry(lane.queue.clone())
+                .or_insert_with(|| empty(&lane.queue));
+        }
         found.retain(|name, _| self.meant(name) == &**name);
         let views = found.into_values().map(|status| self.view(status));
         let received = self.received().into_iter();
@@ -154,7 +184,8 @@ impl Bus {
         let plan = self.plan();
         let known = || {
             let lane = plan.lane(name).is_some() || plan.readers.contains_key(name);
-            lane.then(|| empty(&Arc::from(name)))
+            let orphan = || self.orphans().iter().any(|(lane, _)| &*lane.queue == name);
+            (lane || orphan()).then(|| empty(&Arc::from(name)))
         };
         Some(self.view(held.or_else(known)?).await)
     }
@@ -173,6 +204,10 @@ impl Bus {
         }
         let held = self.homes().why_held(&status.name);
         let Some(at) = self.homes().at_broker(&status.name) else {
+            let mut orphans = self.orphans().into_iter();
+            if let Some((lane, broker)) = orphans.find(|(lane, _)| lane.queue == status.name) {
+                return QueueView::orphan(status, &lane, &*broker).await;
+            }
             return QueueView {
                 attended: held.is_none() && self.is_attended(&status.name),
                 status,
@@ -432,7 +467,7 @@ async fn within<T>(
     }
     let asked = tokio::time::timeout(LOOK, asked).await;
     asked.unwrap_or_else(|_| {
-        Err(StoreError::Failed(format!(
+        Err(StoreError::Broker(format!(
             "connection '{}' is down; the messages at the broker are not seen",
             at.broker.name()
         )))

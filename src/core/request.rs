@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use crate::adapter::{Call, Class, SendError};
 use crate::bus::Bus;
 use crate::plan::{Route, Step};
-use crate::transform::{Context, Expression, Transform, Value};
+use crate::transform::{Context, Expression, Rules, Transform, Value};
 use crate::{Code, Fault, Message};
 
 /// Above this size a transformation gives other tasks of its thread a chance to move away.
@@ -20,14 +20,21 @@ pub(crate) fn transform(
     message: &Arc<Message>,
     context: &Context,
 ) -> Result<Arc<Message>, Fault> {
-    let run = || {
+    if transforms.is_empty() {
+        return Ok(message.clone());
+    }
+    aside(message, || {
         let mut message = message.clone();
         for transform in transforms {
             message = Arc::new(transform.apply(&message, context)?);
         }
         Ok(message)
-    };
-    let long = !transforms.is_empty() && message.body.bytes().len() > LONG_BODY;
+    })
+}
+
+/// Runs what takes long with a long body where other tasks do not wait for it.
+fn aside<T>(message: &Message, run: impl FnOnce() -> T) -> T {
+    let long = message.body.bytes().len() > LONG_BODY;
     let many_threads = || {
         tokio::runtime::Handle::try_current().is_ok_and(|runtime| {
             runtime.runtime_flavor() == tokio::runtime::RuntimeFlavor::MultiThread
@@ -38,6 +45,61 @@ pub(crate) fn transform(
     } else {
         run()
     }
+}
+
+/// Whose fault it is when a message breaks a rule.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// It came in.
+    Received,
+    /// A destination answered it.
+    Response,
+    /// The route made it.
+    Made,
+}
+
+/// Holds a message against rules, where there are any.
+pub(crate) fn check(
+    rules: Option<&Arc<dyn Rules>>,
+    message: &Message,
+    origin: Origin,
+) -> Result<(), Fault> {
+    let Some(rules) = rules else { return Ok(()) };
+    aside(message, || rules.check(message)).map_err(|why| match origin {
+        Origin::Received => Fault::new(
+            Code::Client,
+            format!("the message is not as its schema says: {why}"),
+        ),
+        Origin::Response => Fault::new(Code::Destination, "the response is not as its schema says")
+            .detail(format!("the response is not as its schema says: {why}")),
+        Origin::Made => Fault::new(
+            Code::Transform,
+            "what the route made is not as its schema says",
+        )
+        .detail(format!(
+            "what the route made is not as its schema says: {why}"
+        )),
+    })
+}
+
+/// Makes the request of a step: runs its transformations, and holds the result against its schema.
+pub(crate) fn make(
+    step: &Step,
+    message: &Arc<Message>,
+    context: &Context,
+) -> Result<Arc<Message>, Fault> {
+    let made = transform(&step.transforms, message, context)?;
+    if step.checks.request.is_some() {
+        let origin = if !step.transforms.is_empty() {
+            Origin::Made
+        } else if Arc::ptr_eq(message, &context.received) {
+            Origin::Received
+        } else {
+            Origin::Response
+        };
+        check(step.checks.request.as_ref(), &made, origin)?;
+    }
+    Ok(made)
 }
 
 /// Evaluates a condition.

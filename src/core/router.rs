@@ -14,7 +14,7 @@ use crate::inbox::seen_scope;
 use crate::once::{self, Turn};
 use crate::plan::{Payloads, ReplyPlan, Route, Step};
 use crate::protocol::Record;
-use crate::request::{self, holds, transform};
+use crate::request::{self, Origin, holds, transform};
 use crate::store::{
     Change, Commit, Durability, JournalEntry, JournalFault, Outcome, StoreError, TargetEntry,
 };
@@ -175,6 +175,11 @@ impl<'a> Journey<'a> {
 
     async fn travel(&mut self) -> Result<Reply, Fault> {
         let received = self.context.received.clone();
+        request::check(
+            self.route.checks.request.as_ref(),
+            &received,
+            Origin::Received,
+        )?;
         for (name, key) in &self.route.keys {
             match key.evaluate(&received, &self.context)? {
                 Value::Unit => {}
@@ -229,8 +234,8 @@ impl<'a> Journey<'a> {
         step: &'a Step,
         message: &Arc<Message>,
     ) -> Result<Arc<Message>, Fault> {
-        let made = transform(&step.transforms, message, &self.context)
-            .map_err(|fault| fault.at(&step.name))?;
+        let made =
+            request::make(step, message, &self.context).map_err(|fault| fault.at(&step.name))?;
         let request = step
             .sender
             .make(made.clone(), &self.context)
@@ -248,7 +253,10 @@ impl<'a> Journey<'a> {
         if step.compensate.is_some() {
             self.note_compensable(step, made, &result).await;
         }
-        Ok(Arc::new(result?))
+        let response = result?;
+        request::check(step.checks.response.as_ref(), &response, Origin::Response)
+            .map_err(|fault| fault.at(&step.name))?;
+        Ok(Arc::new(response))
     }
 
     /// Ends what cannot go on: undoes what was done, and says in what state that leaves it.
@@ -266,7 +274,15 @@ impl<'a> Journey<'a> {
         let message = match &self.route.reply {
             Some(plan) => Some(self.make_reply(plan, last)?),
             None if self.route.steps.is_empty() => None,
-            None => Some(last.clone()),
+            None => {
+                let rules = self.route.checks.response.as_ref();
+                let origin = match Arc::ptr_eq(last, &self.context.received) {
+                    true => Origin::Received,
+                    false => Origin::Response,
+                };
+                request::check(rules, last, origin)?;
+                Some(last.clone())
+            }
         };
         self.reply(Status::Delivered, message)
     }
@@ -302,6 +318,8 @@ impl<'a> Journey<'a> {
                 .headers
                 .set("content-type", content_type);
         }
+        request::check(self.route.checks.response.as_ref(), &message, Origin::Made)
+            .map_err(|fault| fault.at(&step))?;
         Ok(message)
     }
 
@@ -319,6 +337,10 @@ impl<'a> Journey<'a> {
         for (name, value) in plan.map_or(&[][..], |plan| &plan.headers) {
             let from = message.as_ref().unwrap_or(&self.context.received);
             headers.set(name, &value.render(from, &self.context)?);
+        }
+        if plan.is_some() {
+            let incidents = self.bus.incidents();
+            incidents.succeeded(&self.route.name, "reply");
         }
         Ok(Reply {
             id: self.id(),

@@ -323,6 +323,8 @@ pub enum StoreError {
     Corrupt(String),
     /// No such queue, entry or message, or it is not in the state asked for.
     NotFound(String),
+    /// The broker that keeps the queue cannot be asked, or did not do what it was asked.
+    Broker(String),
 }
 
 impl fmt::Display for StoreError {
@@ -332,7 +334,7 @@ impl fmt::Display for StoreError {
             StoreError::Failed(text) => write!(f, "the store failed: {text}"),
             StoreError::Locked(text) => write!(f, "the store is in use: {text}"),
             StoreError::Corrupt(text) => write!(f, "the store is damaged: {text}"),
-            StoreError::NotFound(text) => f.write_str(text),
+            StoreError::NotFound(text) | StoreError::Broker(text) => f.write_str(text),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What the core asks of transformations. The languages themselves live in xbus-transform.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::{Fault, Message};
@@ -76,6 +76,39 @@ pub trait Expression: Send + Sync {
     fn evaluate(&self, message: &Arc<Message>, context: &Context) -> Result<Value, Fault>;
 }
 
+/// Says whether messages are as was agreed: by a schema, or by the description of a service. Uses the
+/// CPU only, within limits.
+pub trait Rules: Send + Sync {
+    /// The error says where the message breaks which rule (line, element, rule), without its values.
+    fn check(&self, message: &Message) -> Result<(), String>;
+}
+
+/// What is held against rules before it goes on.
+#[derive(Clone, Default)]
+pub struct Checks {
+    /// What comes in: of a route the received message, of a step the request that was made.
+    pub request: Option<Arc<dyn Rules>>,
+    /// What goes back: of a route the reply, of a step the response.
+    pub response: Option<Arc<dyn Rules>>,
+}
+
+/// What is to be said of a schema, in the file that it is about.
+#[derive(Clone, Debug)]
+pub struct SchemaProblem {
+    /// Whether it cannot be used; else it is a warning.
+    pub error: bool,
+    /// The file, below `transforms/`.
+    pub file: PathBuf,
+    /// 1-based line.
+    pub line: usize,
+    /// 1-based column, in characters.
+    pub column: usize,
+    /// What is wrong.
+    pub message: String,
+    /// How to mend it.
+    pub help: String,
+}
+
 /// Why a script or expression does not compile, placed within its own text.
 #[derive(Clone, Debug)]
 pub struct CompileError {
@@ -120,4 +153,18 @@ pub trait Compiler: Send + Sync {
 
     /// An expression.
     fn expression(&self, text: &str, scope: &Scope) -> Result<Arc<dyn Expression>, CompileError>;
+
+    /// An XML Schema, or the schemas of a WSDL, by its path below `transforms/`. The rules are there
+    /// when no problem is an error.
+    fn schema(&self, file: &Path) -> (Option<Arc<dyn Rules>>, Vec<SchemaProblem>) {
+        let problem = SchemaProblem {
+            error: true,
+            file: file.to_owned(),
+            line: 1,
+            column: 1,
+            message: "schemas cannot be read here".into(),
+            help: String::new(),
+        };
+        (None, vec![problem])
+    }
 }

@@ -13,14 +13,15 @@ mod script;
 mod settings;
 mod table;
 mod time;
-mod xml;
 mod xpath;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use xbus_core::transform::{CompileError, Scope, Source};
-use xbus_core::{Compiler, Expression, Transform};
+use xbus_xml as xml;
+
+use xbus_core::transform::{CompileError, SchemaProblem, Scope, Source};
+use xbus_core::{Compiler, Expression, Message, Rules, Transform};
 
 pub use limits::Limits;
 pub use settings::{LIMIT_FIELDS, limits};
@@ -86,6 +87,32 @@ impl Compiler for Engine {
 
     fn expression(&self, text: &str, scope: &Scope) -> Result<Arc<dyn Expression>, CompileError> {
         self.scripts.expression(text, &scope.namespaces)
+    }
+
+    fn schema(&self, file: &Path) -> (Option<Arc<dyn Rules>>, Vec<SchemaProblem>) {
+        let (schema, findings) = xbus_xml::schema::Schema::load(&self.folder, file);
+        let problems = findings
+            .into_iter()
+            .map(|finding| SchemaProblem {
+                error: finding.error,
+                file: finding.file,
+                line: finding.line,
+                column: finding.column,
+                message: finding.message,
+                help: finding.help,
+            })
+            .collect();
+        let rules = schema.map(|schema| Arc::new(WholeDocument(schema)) as Arc<dyn Rules>);
+        (rules, problems)
+    }
+}
+
+/// The root element of a message is one that a schema declares, and as it says.
+struct WholeDocument(xbus_xml::schema::Schema);
+
+impl Rules for WholeDocument {
+    fn check(&self, message: &Message) -> Result<(), String> {
+        self.0.check_message(message)
     }
 }
 

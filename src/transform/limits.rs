@@ -55,3 +55,13 @@ impl Default for Limits {
         }
     }
 }
+
+impl From<&Limits> for xbus_xml::XmlLimits {
+    fn from(limits: &Limits) -> Self {
+        Self {
+            depth: limits.xml_depth,
+            attributes: limits.xml_attributes,
+            nodes: limits.xml_nodes,
+        }
+    }
+}

@@ -7,9 +7,11 @@ mod support;
 
 mod amqp;
 mod amqp_outages;
+mod amqp_queues;
 mod amqp_sending;
 mod broker_lanes;
 mod broker_lanes_moved;
+mod broker_lanes_names;
 mod broker_lanes_nodes;
 mod broker_lanes_outages;
 mod command;
@@ -27,4 +29,5 @@ mod mailbox;
 mod rabbit_harness;
 mod regressions;
 mod rollback;
+mod soap;
 mod store;

@@ -92,7 +92,7 @@ impl From<SendError> for Failure {
 
 impl From<Failure> for StoreError {
     fn from(failure: Failure) -> Self {
-        StoreError::Failed(format!(
+        StoreError::Broker(format!(
             "the broker does not answer as it should: {failure}"
         ))
     }

@@ -36,6 +36,35 @@ pub(super) fn partition(lane: &LaneName, index: u32) -> Arc<str> {
     }
 }
 
+/// Whether a lane can have this name at a broker.
+pub(super) fn usable(lane: &LaneName) -> Result<(), String> {
+    let longest = all(lane).iter().map(|name| name.len()).max().unwrap_or(0);
+    if lane.queue.starts_with("amq.") || lane.queue.starts_with("xbus.") {
+        return Err(format!(
+            "'{}' cannot be the name of a queue at a broker: 'amq.' and 'xbus.' are reserved",
+            lane.queue
+        ));
+    }
+    if longest > 255 {
+        return Err(format!(
+            "the name '{}' is too long for a queue at a broker and those beside it",
+            lane.queue
+        ));
+    }
+    Ok(())
+}
+
+/// Every queue that a lane has or may come to have.
+pub(super) fn all(lane: &LaneName) -> Vec<Arc<str>> {
+    partitions(lane)
+        .into_iter()
+        .flat_map(|queue| {
+            let beside = [front(&queue), parked(&queue), state(&queue)];
+            std::iter::once(queue).chain(beside)
+        })
+        .collect()
+}
+
 /// All partitions' queues, in order.
 pub(super) fn partitions(lane: &LaneName) -> Vec<Arc<str>> {
     (0..lane.partitions.max(1))

@@ -84,6 +84,7 @@ fn step(name: &str, says: &Destination) -> Step {
         gate: None,
         pace: None,
         compensate: None,
+        checks: Default::default(),
         stats: Arc::default(),
     }
 }
@@ -110,6 +111,7 @@ fn route(name: &str) -> Route {
         lane: LanePolicy::default(),
         order_by: None,
         enabled: true,
+        checks: Default::default(),
         stats: Arc::default(),
     }
 }

@@ -2,7 +2,6 @@
 //!
 //! A script runs from start to end on one thread, so the current call lives in a thread-local.
 
-use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -132,15 +131,8 @@ impl Call {
     }
 
     pub(crate) fn xml(&self, message: &Message) -> Result<Arc<Document>, ScriptError> {
-        cache(message)
-            .xml
-            .get_or_init(|| {
-                let text = xbus_charset::text(message, true)?;
-                Document::parse(&text, &self.shared.xml_limits)
-                    .map(Arc::new)
-                    .map_err(|error| error.to_string())
-            })
-            .clone()
+        crate::xml::cache::of(message)
+            .document(message, &self.shared.xml_limits)
             .map_err(|what| self.unreadable(message, &what))
     }
 
@@ -200,7 +192,7 @@ impl Call {
 
     /// The document, if something has parsed it already.
     pub(crate) fn parsed_xml(&self, message: &Message) -> Option<Arc<Document>> {
-        cache(message).xml.get()?.as_ref().ok().cloned()
+        crate::xml::cache::of(message).parsed().cloned()
     }
 
     /// The format by which `body` is read.
@@ -287,7 +279,9 @@ impl Call {
         plain: &Plain,
     ) -> Option<Result<Option<String>, ScriptError>> {
         let cache = cache(message);
-        if cache.xml.get().is_some() || cache.streamed.fetch_add(1, Ordering::Relaxed) >= STREAMED {
+        if crate::xml::cache::of(message).is_tried()
+            || cache.streamed.fetch_add(1, Ordering::Relaxed) >= STREAMED
+        {
             return None;
         }
         let bytes = message.body.bytes();
@@ -336,21 +330,14 @@ pub(crate) struct JsonTree {
 pub(crate) struct Cache {
     streamed: AtomicU8,
     text: OnceLock<Result<ImmutableString, String>>,
-    xml: OnceLock<Result<Arc<Document>, String>>,
     json: OnceLock<Result<Json, String>>,
     csv: OnceLock<Result<Arc<Table>, String>>,
     tree: OnceLock<Arc<JsonTree>>,
 }
 
-/// The cache that lies with the body; a fresh one should something else lie there.
+/// The part of what lies with the body that is the scripts' own.
 fn cache(message: &Message) -> Arc<Cache> {
-    message
-        .body
-        .parsed()
-        .get_or_init(|| Arc::new(Cache::default()) as Arc<dyn Any + Send + Sync>)
-        .clone()
-        .downcast()
-        .unwrap_or_default()
+    crate::xml::cache::of(message).other()
 }
 
 impl Call {

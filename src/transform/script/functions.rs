@@ -289,7 +289,7 @@ fn write_json(value: Dynamic) -> R<Dynamic> {
 }
 
 fn build(name: &str, attributes: Option<Map>, content: Dynamic) -> R<Node> {
-    use crate::xml::build::Content;
+    use crate::xml::element::Content;
 
     // Lists within lists are what `map` makes of several parts: they are flattened.
     fn pieces(value: &Dynamic, out: &mut Vec<Content>, depth: usize) -> Result<(), ScriptError> {

@@ -1,43 +1,49 @@
-//! XML 1.0 with namespaces: a strict reader on top of quick-xml, a compact tree, and a writer.
+//! xbus-xml: XML 1.0 with namespaces (a strict reader on top of quick-xml, a compact tree, and a
+//! writer), and checks against an XML Schema.
 //!
 //! Absent on purpose: DTDs. A document with one is refused, so that there are no entities to expand
 //! and no files to fetch. Nothing here recurses on the depth of a document.
 
-pub(crate) mod build;
-pub(crate) mod reader;
+pub mod cache;
+pub mod element;
+pub mod reader;
+pub mod schema;
 #[cfg(test)]
 mod tests;
-pub(crate) mod tree;
-pub(crate) mod write;
+pub mod tree;
+pub mod write;
 
-pub(crate) use build::Element;
-pub(crate) use tree::{Document, NodeRef};
+pub use element::Element;
+pub use tree::{Document, NodeRef};
 
 /// The namespace that the prefix `xml` always stands for.
-pub(crate) const XML_NAMESPACE: &str = "http://www.w3.org/XML/1998/namespace";
+pub const XML_NAMESPACE: &str = "http://www.w3.org/XML/1998/namespace";
 /// The namespace of namespace declarations; nothing else may use it.
-pub(crate) const XMLNS_NAMESPACE: &str = "http://www.w3.org/2000/xmlns/";
+pub const XMLNS_NAMESPACE: &str = "http://www.w3.org/2000/xmlns/";
 
 /// What a document may have.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct XmlLimits {
-    pub(crate) depth: usize,
-    pub(crate) attributes: usize,
-    pub(crate) nodes: usize,
+pub struct XmlLimits {
+    /// Elements inside one another.
+    pub depth: usize,
+    /// Attributes of one element, namespace declarations included.
+    pub attributes: usize,
+    /// Nodes and attributes of the whole document.
+    pub nodes: usize,
 }
 
-impl From<&crate::Limits> for XmlLimits {
-    fn from(limits: &crate::Limits) -> Self {
+impl Default for XmlLimits {
+    fn default() -> Self {
         Self {
-            depth: limits.xml_depth,
-            attributes: limits.xml_attributes,
-            nodes: limits.xml_nodes,
+            depth: 256,
+            attributes: 1_000,
+            nodes: 2_000_000,
         }
     }
 }
 
 /// Whether `c` may begin a name (XML 1.0 fifth edition, production 4; no colon).
-pub(crate) fn is_name_start(c: char) -> bool {
+pub fn is_name_start(c: char) -> bool {
     matches!(c, 'A'..='Z' | 'a'..='z' | '_'
         | '\u{C0}'..='\u{D6}' | '\u{D8}'..='\u{F6}' | '\u{F8}'..='\u{2FF}'
         | '\u{370}'..='\u{37D}' | '\u{37F}'..='\u{1FFF}' | '\u{200C}'..='\u{200D}'
@@ -46,14 +52,14 @@ pub(crate) fn is_name_start(c: char) -> bool {
 }
 
 /// Whether `c` may stand within a name (production 4a; no colon).
-pub(crate) fn is_name_char(c: char) -> bool {
+pub fn is_name_char(c: char) -> bool {
     is_name_start(c)
         || matches!(c, '-' | '.' | '0'..='9' | '\u{B7}'
             | '\u{300}'..='\u{36F}' | '\u{203F}'..='\u{2040}')
 }
 
 /// Whether `text` is a name without a colon (Namespaces in XML 1.0, production 4).
-pub(crate) fn is_ncname(text: &str) -> bool {
+pub fn is_ncname(text: &str) -> bool {
     let bytes = text.as_bytes();
     match bytes.first() {
         None => false,
@@ -72,12 +78,12 @@ pub(crate) fn is_ncname(text: &str) -> bool {
 }
 
 /// Whether `c` may stand in a document at all (production 2).
-pub(crate) fn is_xml_char(c: char) -> bool {
+pub fn is_xml_char(c: char) -> bool {
     matches!(c, '\t' | '\n' | '\r' | ' '..='\u{D7FF}' | '\u{E000}'..='\u{FFFD}' | '\u{10000}'..)
 }
 
 /// Prefix and local part of a qualified name, when it is one.
-pub(crate) fn split_name(name: &str) -> Option<(&str, &str)> {
+pub fn split_name(name: &str) -> Option<(&str, &str)> {
     match name.split_once(':') {
         None => is_ncname(name).then_some(("", name)),
         Some((prefix, local)) => (is_ncname(prefix) && is_ncname(local)).then_some((prefix, local)),

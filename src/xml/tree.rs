@@ -11,11 +11,16 @@ use super::{XML_NAMESPACE, XmlLimits};
 
 /// What a node is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Kind {
+pub enum Kind {
+    /// The document itself.
     Root,
+    /// An element.
     Element,
+    /// Characters, CDATA sections among them.
     Text,
+    /// A comment.
     Comment,
+    /// A processing instruction.
     Instruction,
 }
 
@@ -54,7 +59,7 @@ struct Declaration {
 }
 
 /// A parsed document.
-pub(crate) struct Document {
+pub struct Document {
     nodes: Vec<Node>,
     attrs: Vec<Attr>,
     names: Vec<Name>,
@@ -65,41 +70,48 @@ pub(crate) struct Document {
 
 /// One node or attribute of a document. The order is document order.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub(crate) struct Id {
-    pub(crate) node: u32,
+pub struct Id {
+    /// The number of the node.
+    pub node: u32,
     /// 0 for the node itself, else one more than the attribute's number.
-    pub(crate) attr: u32,
+    pub attr: u32,
 }
 
 impl Id {
-    pub(crate) const ROOT: Id = Id { node: 0, attr: 0 };
+    /// The document itself.
+    pub const ROOT: Id = Id { node: 0, attr: 0 };
 
-    pub(crate) fn node(node: u32) -> Self {
+    /// The node of that number.
+    pub fn node(node: u32) -> Self {
         Id { node, attr: 0 }
     }
 }
 
 /// A handle on a node that keeps its document alive; cheap to clone.
 #[derive(Clone)]
-pub(crate) struct NodeRef {
-    pub(crate) document: Arc<Document>,
-    pub(crate) id: Id,
+pub struct NodeRef {
+    /// The document.
+    pub document: Arc<Document>,
+    /// The node in it.
+    pub id: Id,
 }
 
 impl NodeRef {
-    pub(crate) fn root(document: Arc<Document>) -> Self {
+    /// The document as a node.
+    pub fn root(document: Arc<Document>) -> Self {
         Self {
             document,
             id: Id::ROOT,
         }
     }
 
-    pub(crate) fn string_value(&self) -> String {
+    /// String value as XPath 1.0 section 5 defines it.
+    pub fn string_value(&self) -> String {
         self.document.string_value(self.id)
     }
 
     /// The element itself; of a document its root element.
-    pub(crate) fn element(&self) -> Option<u32> {
+    pub fn element(&self) -> Option<u32> {
         match self.document.kind(self.id) {
             Some(Kind::Root) => self.document.root_element(),
             Some(Kind::Element) => Some(self.id.node),
@@ -110,7 +122,7 @@ impl NodeRef {
 
 impl Document {
     /// Parses a text that is a whole document.
-    pub(crate) fn parse(text: &str, limits: &XmlLimits) -> Result<Self, XmlError> {
+    pub fn parse(text: &str, limits: &XmlLimits) -> Result<Self, XmlError> {
         if text.len() > u32::MAX as usize / 2 {
             return Err(XmlError {
                 message: "the document is larger than 2 GiB".into(),
@@ -140,20 +152,23 @@ impl Document {
     }
 
     /// What kind of node it is; nothing for attributes.
-    pub(crate) fn kind(&self, id: Id) -> Option<Kind> {
+    pub fn kind(&self, id: Id) -> Option<Kind> {
         (id.attr == 0).then(|| self.nodes[id.node as usize].kind)
     }
 
-    pub(crate) fn root_element(&self) -> Option<u32> {
+    /// The number of the root element.
+    pub fn root_element(&self) -> Option<u32> {
         self.children(0)
             .find(|n| self.nodes[*n as usize].kind == Kind::Element)
     }
 
-    pub(crate) fn node_kind(&self, node: u32) -> Kind {
+    /// What kind of node it is.
+    pub fn node_kind(&self, node: u32) -> Kind {
         self.nodes[node as usize].kind
     }
 
-    pub(crate) fn parent(&self, id: Id) -> Option<Id> {
+    /// The node above; of an attribute its element.
+    pub fn parent(&self, id: Id) -> Option<Id> {
         if id.attr > 0 {
             Some(Id::node(id.node))
         } else if id.node == 0 {
@@ -164,11 +179,12 @@ impl Document {
     }
 
     /// One past the last descendant of a node.
-    pub(crate) fn end(&self, node: u32) -> u32 {
+    pub fn end(&self, node: u32) -> u32 {
         self.nodes[node as usize].end
     }
 
-    pub(crate) fn children(&self, node: u32) -> impl Iterator<Item = u32> {
+    /// The numbers of the nodes directly beneath.
+    pub fn children(&self, node: u32) -> impl Iterator<Item = u32> {
         let end = self.end(node);
         let mut next = node + 1;
         std::iter::from_fn(move || {
@@ -180,13 +196,14 @@ impl Document {
         })
     }
 
-    pub(crate) fn next_sibling(&self, node: u32) -> Option<u32> {
+    /// The number of the node after it, with the same parent.
+    pub fn next_sibling(&self, node: u32) -> Option<u32> {
         let this = &self.nodes[node as usize];
         (node > 0 && this.end < self.nodes[this.parent as usize].end).then_some(this.end)
     }
 
     /// The attributes of a node, as their numbers.
-    pub(crate) fn attributes(&self, node: u32) -> std::ops::Range<u32> {
+    pub fn attributes(&self, node: u32) -> std::ops::Range<u32> {
         let node = &self.nodes[node as usize];
         if node.kind == Kind::Element {
             node.from..node.to
@@ -206,27 +223,29 @@ impl Document {
     }
 
     /// Name as written, prefix included; empty where there is none.
-    pub(crate) fn name(&self, id: Id) -> &str {
+    pub fn name(&self, id: Id) -> &str {
         self.name_of(id)
             .map_or("", |n| &self.buffer[n.from as usize..n.to as usize])
     }
 
-    pub(crate) fn local_name(&self, id: Id) -> &str {
+    /// Name without prefix; empty where there is none.
+    pub fn local_name(&self, id: Id) -> &str {
         self.name_of(id)
             .map_or("", |n| &self.buffer[n.local as usize..n.to as usize])
     }
 
-    pub(crate) fn namespace(&self, id: Id) -> &str {
+    /// Namespace; empty where there is none.
+    pub fn namespace(&self, id: Id) -> &str {
         self.name_of(id).map_or("", |n| &self.uris[n.uri as usize])
     }
 
     /// Number that all names with the same namespace and local part share.
-    pub(crate) fn expanded(&self, id: Id) -> Option<u32> {
+    pub fn expanded(&self, id: Id) -> Option<u32> {
         self.name_of(id).map(|n| n.expanded)
     }
 
     /// The number of a name, where it occurs in the document.
-    pub(crate) fn find_name(&self, uri: &str, local: &str) -> Option<u32> {
+    pub fn find_name(&self, uri: &str, local: &str) -> Option<u32> {
         self.names
             .iter()
             .find(|n| {
@@ -238,7 +257,7 @@ impl Document {
     }
 
     /// Characters of a text, comment, instruction or attribute; nothing for elements.
-    pub(crate) fn characters(&self, id: Id) -> Option<&str> {
+    pub fn characters(&self, id: Id) -> Option<&str> {
         let (from, to) = if id.attr > 0 {
             let attr = &self.attrs[id.attr as usize - 1];
             (attr.from, attr.to)
@@ -253,7 +272,7 @@ impl Document {
     }
 
     /// String value as XPath 1.0 section 5 defines it.
-    pub(crate) fn string_value(&self, id: Id) -> String {
+    pub fn string_value(&self, id: Id) -> String {
         if let Some(text) = self.characters(id) {
             return text.to_owned();
         }
@@ -267,7 +286,7 @@ impl Document {
     }
 
     /// The value of an attribute by local name and namespace.
-    pub(crate) fn attribute(&self, node: u32, uri: &str, local: &str) -> Option<&str> {
+    pub fn attribute(&self, node: u32, uri: &str, local: &str) -> Option<&str> {
         self.attributes(node)
             .map(|at| Id { node, attr: at + 1 })
             .find(|id| self.local_name(*id) == local && self.namespace(*id) == uri)
@@ -275,7 +294,7 @@ impl Document {
     }
 
     /// The declarations that a start tag carries: prefix and namespace.
-    pub(crate) fn declarations(&self, node: u32) -> impl Iterator<Item = (&str, &str)> {
+    pub fn declarations(&self, node: u32) -> impl Iterator<Item = (&str, &str)> {
         let start = self.declarations.partition_point(|d| d.node < node);
         self.declarations[start..]
             .iter()
@@ -289,7 +308,7 @@ impl Document {
     }
 
     /// The namespace that a prefix stands for at an element.
-    pub(crate) fn resolve(&self, node: u32, prefix: &str) -> Option<&str> {
+    pub fn resolve(&self, node: u32, prefix: &str) -> Option<&str> {
         let mut node = node;
         loop {
             if let Some((_, uri)) = self.declarations(node).find(|(p, _)| *p == prefix) {

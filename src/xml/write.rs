@@ -5,12 +5,12 @@
 
 use std::collections::BTreeMap;
 
-use super::build::{Content, Element};
+use super::element::{Content, Element};
 use super::tree::{Document, Id, Kind};
 use super::{NodeRef, XML_NAMESPACE, split_name};
 
 /// Writes XML into a text of bounded size.
-pub(crate) struct Writer<'n> {
+pub struct Writer<'n> {
     out: String,
     limit: usize,
     /// Declarations in force at the place of writing, innermost last.
@@ -20,7 +20,8 @@ pub(crate) struct Writer<'n> {
 }
 
 impl<'n> Writer<'n> {
-    pub(crate) fn new(limit: usize, namespaces: &'n BTreeMap<String, String>) -> Self {
+    /// A writer of at most `limit` bytes.
+    pub fn new(limit: usize, namespaces: &'n BTreeMap<String, String>) -> Self {
         Self {
             out: String::new(),
             limit,
@@ -30,13 +31,14 @@ impl<'n> Writer<'n> {
     }
 
     /// Writes `<?xml …?>`.
-    pub(crate) fn declaration(&mut self, charset: &str) {
+    pub fn declaration(&mut self, charset: &str) {
         self.out.push_str("<?xml version=\"1.0\" encoding=\"");
         self.out.push_str(charset);
         self.out.push_str("\"?>\n");
     }
 
-    pub(crate) fn finish(self) -> String {
+    /// What was written.
+    pub fn finish(self) -> String {
         self.out
     }
 
@@ -77,7 +79,7 @@ impl<'n> Writer<'n> {
     }
 
     /// Writes a built element.
-    pub(crate) fn element(&mut self, element: &Element) -> Result<(), String> {
+    pub fn element(&mut self, element: &Element) -> Result<(), String> {
         let mark = self.scope.len();
         self.out.push('<');
         self.out.push_str(&element.name);
@@ -140,7 +142,7 @@ impl<'n> Writer<'n> {
     }
 
     /// Writes a node of a document with what is in it; of an attribute its value as text.
-    pub(crate) fn node(&mut self, node: &NodeRef) -> Result<(), String> {
+    pub fn node(&mut self, node: &NodeRef) -> Result<(), String> {
         let document = &*node.document;
         if node.id.attr > 0 {
             escape(
@@ -292,7 +294,7 @@ fn uses(document: &Document, node: u32, prefix: &str) -> bool {
 }
 
 /// Appends `text` with the characters escaped that markup would take.
-pub(crate) fn escape(out: &mut String, text: &str, attribute: bool) {
+pub fn escape(out: &mut String, text: &str, attribute: bool) {
     let mut rest = text;
     let special = |c: char| {
         matches!(c, '<' | '>' | '&' | '\r') || attribute && matches!(c, '"' | '\t' | '\n')

@@ -5,7 +5,7 @@ use super::tree::{Document, NodeRef};
 use super::write::Writer;
 
 fn limits() -> XmlLimits {
-    (&crate::Limits::default()).into()
+    XmlLimits::default()
 }
 
 fn refused(text: &str) -> String {

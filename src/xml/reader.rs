@@ -17,10 +17,13 @@ const MAX_DECLARATIONS: usize = 256;
 
 /// Why a text is not an XML document that the bus takes.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct XmlError {
-    pub(crate) message: String,
-    pub(crate) line: usize,
-    pub(crate) column: usize,
+pub struct XmlError {
+    /// What is wrong.
+    pub message: String,
+    /// 1-based line.
+    pub line: usize,
+    /// 1-based column in characters.
+    pub column: usize,
 }
 
 impl std::fmt::Display for XmlError {
@@ -34,42 +37,52 @@ impl std::fmt::Display for XmlError {
 }
 
 /// One attribute of a start tag that is not a namespace declaration.
-pub(crate) struct Attribute<'a> {
+pub struct Attribute<'a> {
     /// Name as written.
-    pub(crate) name: &'a str,
-    pub(crate) local: &'a str,
+    pub name: &'a str,
+    /// Name without prefix.
+    pub local: &'a str,
     /// Number of its namespace; 0 is none.
-    pub(crate) uri: u32,
-    pub(crate) value: Cow<'a, str>,
+    pub uri: u32,
+    /// Value, references resolved and white space normalised.
+    pub value: Cow<'a, str>,
 }
 
 /// A start tag with its names resolved.
-pub(crate) struct Start<'r, 'a> {
+pub struct Start<'r, 'a> {
+    /// The byte at which the tag begins.
+    pub at: usize,
     /// Name as written.
-    pub(crate) name: &'a str,
-    pub(crate) local: &'a str,
+    pub name: &'a str,
+    /// Name without prefix.
+    pub local: &'a str,
     /// Number of its namespace; 0 is none.
-    pub(crate) uri: u32,
-    pub(crate) attributes: &'r [Attribute<'a>],
+    pub uri: u32,
+    /// Its attributes, namespace declarations aside.
+    pub attributes: &'r [Attribute<'a>],
     /// Prefixes (empty: the default) with namespace numbers that this tag declares.
-    pub(crate) declarations: &'r [(&'a str, u32)],
+    pub declarations: &'r [(&'a str, u32)],
     /// Every namespace by its number.
-    pub(crate) uris: &'r [Cow<'a, str>],
+    pub uris: &'r [Cow<'a, str>],
 }
 
 /// What takes the events. Breaking ends the reading early; what follows is not checked.
-pub(crate) trait Sink<'a> {
+pub trait Sink<'a> {
+    /// A start tag, or an empty one, which an end follows.
     fn start(&mut self, tag: &Start<'_, 'a>) -> ControlFlow<()>;
+    /// The end of the innermost open element.
     fn end(&mut self) -> ControlFlow<()>;
     /// A piece of text, line ends normalised; a node's text may come in several pieces.
     fn text(&mut self, text: &str) -> ControlFlow<()>;
+    /// A comment.
     fn comment(&mut self, text: &str) -> ControlFlow<()>;
+    /// A processing instruction.
     fn instruction(&mut self, target: &'a str, data: &str) -> ControlFlow<()>;
 }
 
 /// How the reading ended.
 #[derive(Debug, PartialEq, Clone, Copy)]
-pub(crate) enum End {
+pub enum End {
     /// At the end of a well-formed document.
     Document,
     /// Because the sink had enough.
@@ -77,7 +90,7 @@ pub(crate) enum End {
 }
 
 /// Reads `text` into `sink`.
-pub(crate) fn read<'a>(
+pub fn read<'a>(
     text: &'a str,
     limits: &XmlLimits,
     sink: &mut impl Sink<'a>,
@@ -161,12 +174,20 @@ impl<'a> State<'a> {
         sink: &mut impl Sink<'a>,
     ) -> Flow {
         match event {
-            Event::Start(tag) => {
-                self.start(slice(whole, &tag), tag.name().as_ref().len(), false, sink)
-            }
-            Event::Empty(tag) => {
-                self.start(slice(whole, &tag), tag.name().as_ref().len(), true, sink)
-            }
+            Event::Start(tag) => self.start(
+                at,
+                slice(whole, &tag),
+                tag.name().as_ref().len(),
+                false,
+                sink,
+            ),
+            Event::Empty(tag) => self.start(
+                at,
+                slice(whole, &tag),
+                tag.name().as_ref().len(),
+                true,
+                sink,
+            ),
             Event::End(_) => {
                 if let Some(mark) = self.marks.pop() {
                     self.scope.truncate(mark as usize);
@@ -248,6 +269,7 @@ impl<'a> State<'a> {
 
     fn start(
         &mut self,
+        at: usize,
         content: &'a str,
         name_len: usize,
         empty: bool,
@@ -278,16 +300,17 @@ impl<'a> State<'a> {
             return Err("an element cannot have the prefix xmlns".into());
         }
         let uri = self.lookup(prefix)?;
-        for at in 0..self.attributes.len() {
+        for number in 0..self.attributes.len() {
             // An attribute without a prefix is in no namespace.
-            let name = self.attributes[at].name;
-            let local = self.attributes[at].local;
+            let name = self.attributes[number].name;
+            let local = self.attributes[number].local;
             if local.len() != name.len() {
-                self.attributes[at].uri = self.lookup(&name[..name.len() - local.len() - 1])?;
+                self.attributes[number].uri = self.lookup(&name[..name.len() - local.len() - 1])?;
             }
         }
         self.check_duplicates()?;
         let flow = sink.start(&Start {
+            at,
             name,
             local,
             uri,
@@ -641,4 +664,42 @@ fn place(text: &str, at: usize, message: String) -> XmlError {
         line: memchr::memchr_iter(b'\n', before.as_bytes()).count() + 1,
         column: before[line_start..].chars().count() + 1,
     }
+}
+
+/// Line and column (1-based, in characters) of the start tag with that number among the document's
+/// elements, counted from 0; nothing when there are fewer.
+pub fn place_of_element(text: &str, limits: &XmlLimits, number: usize) -> Option<(usize, usize)> {
+    struct Counting {
+        left: usize,
+        found: Option<usize>,
+    }
+    impl<'a> Sink<'a> for Counting {
+        fn start(&mut self, tag: &Start<'_, 'a>) -> ControlFlow<()> {
+            if self.left == 0 {
+                self.found = Some(tag.at);
+                return ControlFlow::Break(());
+            }
+            self.left -= 1;
+            ControlFlow::Continue(())
+        }
+        fn end(&mut self) -> ControlFlow<()> {
+            ControlFlow::Continue(())
+        }
+        fn text(&mut self, _: &str) -> ControlFlow<()> {
+            ControlFlow::Continue(())
+        }
+        fn comment(&mut self, _: &str) -> ControlFlow<()> {
+            ControlFlow::Continue(())
+        }
+        fn instruction(&mut self, _: &'a str, _: &str) -> ControlFlow<()> {
+            ControlFlow::Continue(())
+        }
+    }
+    let mut counting = Counting {
+        left: number,
+        found: None,
+    };
+    read(text, limits, &mut counting).ok()?;
+    let found = place(text, counting.found?, String::new());
+    Some((found.line, found.column))
 }

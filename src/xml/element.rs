@@ -8,27 +8,32 @@ use super::{Document, NodeRef, is_xml_char, split_name};
 
 /// One piece of content.
 #[derive(Clone)]
-pub(crate) enum Content {
+pub enum Content {
+    /// Characters.
     Text(Arc<str>),
+    /// A node of a document.
     Node(NodeRef),
+    /// Another built element.
     Element(Arc<Element>),
 }
 
 /// A built element.
-pub(crate) struct Element {
-    pub(crate) name: String,
+pub struct Element {
+    /// Name as written.
+    pub name: String,
     /// Attributes and namespace declarations, as written.
-    pub(crate) attributes: Vec<(String, String)>,
-    pub(crate) content: Vec<Content>,
+    pub attributes: Vec<(String, String)>,
+    /// What stands in it.
+    pub content: Vec<Content>,
     depth: usize,
     weight: usize,
     /// The element as a document of its own, once something has read it by XPath.
-    pub(crate) parsed: OnceLock<Arc<Document>>,
+    pub parsed: OnceLock<Arc<Document>>,
 }
 
 impl Element {
     /// A new element. `weight_limit` is in bytes, roughly.
-    pub(crate) fn new(
+    pub fn new(
         name: &str,
         attributes: Vec<(String, String)>,
         content: Vec<Content>,
@@ -89,7 +94,7 @@ impl Element {
     }
 
     /// Bytes, roughly.
-    pub(crate) fn weight(&self) -> usize {
+    pub fn weight(&self) -> usize {
         self.weight
     }
 }

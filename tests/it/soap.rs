@@ -1,0 +1,542 @@
+//! SOAP as legacy systems speak it: WSDLs that are served, messages held against them and against
+//! schemas, with zeep and suds as callers and spyne as a service behind the bus.
+
+use std::io::BufRead;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use crate::support::{Bus, Destination, Installation, Response, get, request};
+
+const SOAP_11: &str = "http://schemas.xmlsoap.org/soap/envelope/";
+const SOAP_12: &str = "http://www.w3.org/2003/05/soap-envelope";
+const TYPES: &str = "urn:test:depot:types";
+
+fn python() -> (Command, PathBuf) {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let python = root.join(".venv/bin/python");
+    assert!(
+        python.exists(),
+        "the tests need {}: run 'make tools' once",
+        python.display()
+    );
+    (Command::new(python), root)
+}
+
+/// Calls the operations of the WSDL at `url`, and gives what the client made of the answers.
+#[track_caller]
+fn client(kind: &str, url: &str) -> serde_json::Value {
+    let (mut command, root) = python();
+    let output = command
+        .arg(root.join("tests/it/soap_clients.py"))
+        .args([kind, url])
+        .output()
+        .expect("the client starts");
+    assert!(
+        output.status.success(),
+        "{kind}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    serde_json::from_slice(&output.stdout).expect("JSON")
+}
+
+/// Routes that share /depot, told apart by the Body's first element.
+fn depot() -> Installation {
+    let installation = Installation::new();
+    installation.file(
+        "xbus.yaml",
+        "name: test\nhttp: { listen: \"127.0.0.1:0\", trusted_proxies: [\"127.0.0.1\"] }\nadmin: { listen: \"127.0.0.1:0\" }\njournal: { payloads: all }\nnamespaces: { t: \"urn:test:depot:types\" }\n",
+    );
+    let samples = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/samples/soap");
+    for name in [
+        "depot.wsdl",
+        "parts/messages.wsdl",
+        "schemas/types.xsd",
+        "schemas/items.xsd",
+        "schemas/base.xsd",
+    ] {
+        let content = std::fs::read(samples.join(name)).expect("a sample");
+        installation.file(&format!("transforms/depot/{name}"), content);
+    }
+    let receive = |element: &str| {
+        format!(
+            "receive:\n  http:\n    path: /depot\n    soap: {{ version: any, understands: [\"{{{TYPES}}}Trace\"] }}\n    wsdl: depot/depot.wsdl\n    validate: both\n    element: \"{{{TYPES}}}{element}\"\n"
+        )
+    };
+    installation
+        .route(
+            "book",
+            &format!("{}reply: {{ transform: book.rhai }}\n", receive("Book")),
+        )
+        .route(
+            "level",
+            &format!("{}reply: {{ transform: level.rhai }}\n", receive("Level")),
+        )
+        .route(
+            "note",
+            &format!(
+                "{}distribute:\n  - name: out\n    file: {{ dir: out, name: \"{{{{ id }}}}.xml\" }}\n",
+                receive("Note")
+            ),
+        )
+        .script(
+            "book.rhai",
+            "element(\"t:BookResponse\", [element(\"t:booking\", \"7\"), element(\"t:on\", \"2026-11-22\")])",
+        )
+        .script(
+            "level.rhai",
+            "element(\"t:LevelResponse\", [element(\"t:level\", if xpath(\"//t:sku\") == \"XX-000\" { \"many\" } else { \"5\" })])",
+        );
+    installation
+}
+
+fn envelope(namespace: &str, header: &str, body: &str) -> String {
+    format!(
+        "<e:Envelope xmlns:e=\"{namespace}\" xmlns:t=\"{TYPES}\">\n<e:Header>{header}</e:Header>\n<e:Body>{body}</e:Body>\n</e:Envelope>"
+    )
+}
+
+#[track_caller]
+fn call(bus: &Bus<'_>, action: &str, body: &str) -> Response {
+    let headers = [
+        ("Content-Type", "text/xml; charset=utf-8"),
+        ("SOAPAction", action),
+    ];
+    request(bus.http, "POST", "/depot", &headers, body.as_bytes()).expect("an answer")
+}
+
+#[test]
+fn zeep_and_suds_read_the_served_wsdl_and_call_its_operations() {
+    let installation = depot();
+    let bus = installation.start();
+    let url = format!("http://{}/depot?wsdl", bus.http);
+    let zeep = client("zeep", &url);
+    for (port, code) in [
+        ("DepotPort11", "soap:Client"),
+        ("DepotPort12", "soap:Sender"),
+    ] {
+        let of = &zeep[port];
+        assert_eq!(
+            of["address"],
+            format!("http://{}/depot", bus.http),
+            "{zeep}"
+        );
+        assert_eq!(of["booking"], 7);
+        assert_eq!(of["on"], "2026-11-22");
+        assert_eq!(of["level"], 5);
+        assert!(of["note"].is_null());
+        assert_eq!(of["refused"]["code"], code, "{zeep}");
+        let message = of["refused"]["message"].as_str().expect("a message");
+        assert!(
+            message.contains("line ") && message.contains("sku") && message.contains("pattern"),
+            "{message}"
+        );
+        assert!(!message.contains("wrong"), "no values: {message}");
+    }
+    let suds = client("suds", &url);
+    assert_eq!(suds["booking"], 7);
+    assert_eq!(suds["level"], 5);
+    assert_eq!(suds["refused"]["code"], "soap:Client");
+    assert_eq!(installation.names("out").len(), 2, "both notes went out");
+}
+
+#[test]
+fn addresses_are_those_that_the_caller_used() {
+    let installation = depot();
+    let bus = installation.start();
+    let plain = get(bus.http, "/depot?wsdl");
+    assert_eq!(plain.status, 200);
+    assert_eq!(
+        plain.header("content-type"),
+        Some("text/xml; charset=utf-8")
+    );
+    let base = format!("http://{}/depot", bus.http);
+    assert!(plain.text().contains(&format!("location=\"{base}\"")));
+    assert!(!plain.text().contains("old.example"));
+    let parts = format!("{base}?wsdl=depot/parts/messages.wsdl");
+    assert!(plain.text().contains(&parts), "{}", plain.text());
+    let nested = get(bus.http, "/depot?wsdl=depot/parts/messages.wsdl");
+    assert!(
+        nested.text().contains(&format!(
+            "schemaLocation=\"{base}?xsd=depot/schemas/types.xsd\""
+        )),
+        "{}",
+        nested.text()
+    );
+    let proxied = request(
+        bus.http,
+        "GET",
+        "/depot?WSDL",
+        &[
+            ("X-Forwarded-Proto", "https"),
+            ("X-Forwarded-Host", "bus.example"),
+            ("X-Forwarded-Port", "8443"),
+            ("X-Forwarded-Prefix", "/soap/"),
+        ],
+        b"",
+    )
+    .expect("an answer");
+    assert!(
+        proxied
+            .text()
+            .contains("location=\"https://bus.example:8443/soap/depot\""),
+        "{}",
+        proxied.text()
+    );
+    for name in [
+        "../../xbus.yaml",
+        "..%2f..%2fxbus.yaml",
+        "book.rhai",
+        "/etc/passwd",
+        "nothing",
+    ] {
+        for key in ["wsdl", "xsd"] {
+            let refused = get(bus.http, &format!("/depot?{key}={name}"));
+            assert_eq!(refused.status, 404, "{name}");
+            assert!(refused.text().contains("Envelope"), "{}", refused.text());
+        }
+    }
+    let put = request(bus.http, "PUT", "/depot?wsdl", &[], b"").expect("an answer");
+    assert_eq!(put.status, 405);
+}
+
+#[test]
+fn what_breaks_the_wsdl_is_a_fault_of_the_right_version() {
+    let installation = depot();
+    let bus = installation.start();
+    let item = "<t:item><t:sku>AB-123</t:sku><t:quantity>1</t:quantity></t:item>";
+    let book = |inner: &str| format!("<t:Book>{inner}</t:Book>");
+    for (body, parts) in [
+        (
+            book(&format!("<t:depot>east</t:depot>{item}")),
+            &["line 3", "t:depot", "enumeration"][..],
+        ),
+        (
+            book(&format!("\n{item}")),
+            &["line 4", "t:item", "cvc-complex-type"],
+        ),
+        (
+            book("<t:depot>north</t:depot>"),
+            &["line 3", "t:Book", "cvc-complex-type"],
+        ),
+        (
+            book(&format!(
+                "<t:depot>north</t:depot>{}",
+                item.replace(">1<", ">1000<")
+            )),
+            &["t:quantity", "maxInclusive"],
+        ),
+        (
+            book(&format!(
+                "<t:depot>north</t:depot>{}",
+                item.replace("<t:item>", "<t:item colour='red'>")
+            )),
+            &["attribute 'colour'", "t:item"],
+        ),
+    ] {
+        let refused = call(&bus, "", &envelope(SOAP_11, "", &body));
+        assert_eq!(refused.status, 500, "{}", refused.text());
+        assert!(
+            refused
+                .text()
+                .contains("<faultcode>soap:Client</faultcode>")
+        );
+        for part in parts {
+            assert!(refused.text().contains(part), "{part}: {}", refused.text());
+        }
+        assert!(!refused.text().contains("east") && !refused.text().contains("'1000'"));
+    }
+    let header = "<t:Trace><t:x/></t:Trace>";
+    let good = book(&format!("<t:depot>north</t:depot>{item}"));
+    let refused = call(&bus, "", &envelope(SOAP_11, header, &good));
+    assert!(refused.text().contains("line 2") && refused.text().contains("t:x"));
+    let must = "<t:Trace e:mustUnderstand=\"1\">a</t:Trace>";
+    assert_eq!(call(&bus, "", &envelope(SOAP_11, must, &good)).status, 200);
+    // The reply is held against it too, and is the bus's fault.
+    let level = envelope(SOAP_11, "", "<t:Level><t:sku>XX-000</t:sku></t:Level>");
+    let refused = call(&bus, "", &level);
+    assert!(refused.text().contains("soap:Server") && !refused.text().contains("many"));
+    let refused = request(
+        bus.http,
+        "POST",
+        "/depot",
+        &[("Content-Type", "application/soap+xml")],
+        envelope(SOAP_12, "", "<t:Level/>").as_bytes(),
+    )
+    .expect("an answer");
+    assert_eq!(refused.status, 400);
+    assert!(
+        refused
+            .text()
+            .contains("<soap:Value>soap:Sender</soap:Value>")
+    );
+}
+
+#[test]
+fn an_action_of_another_operation_is_a_fault_and_one_way_has_no_answer() {
+    let installation = depot();
+    let bus = installation.start();
+    let level = envelope(SOAP_11, "", "<t:Level><t:sku>AB-123</t:sku></t:Level>");
+    for action in [
+        "",
+        "\"\"",
+        "urn:test:depot/Level",
+        "\"urn:test:depot/Level\"",
+    ] {
+        assert_eq!(call(&bus, action, &level).status, 200, "{action}");
+    }
+    for action in ["\"urn:test:depot/Book\"", "\"urn:other\""] {
+        let refused = call(&bus, action, &level);
+        assert_eq!(refused.status, 500);
+        assert!(refused.text().contains("soap:Client") && refused.text().contains("SOAP action"));
+    }
+    let of_12 = |action: &str| {
+        let content_type = format!("application/soap+xml; charset=utf-8; action=\"{action}\"");
+        let body = level.replace(SOAP_11, SOAP_12);
+        let headers = [("Content-Type", content_type.as_str())];
+        request(bus.http, "POST", "/depot", &headers, body.as_bytes()).expect("an answer")
+    };
+    assert_eq!(of_12("urn:test:depot/Level").status, 200);
+    assert_eq!(of_12("urn:test:depot/Book").status, 400);
+    let note = envelope(SOAP_11, "", "<t:Note><t:text>x</t:text></t:Note>");
+    let taken = call(&bus, "urn:test:depot/Note", &note);
+    assert_eq!((taken.status, taken.body.len()), (202, 0));
+    assert!(taken.header("content-type").is_none());
+}
+
+#[test]
+fn headers_for_others_need_not_be_understood() {
+    let installation = depot();
+    let bus = installation.start();
+    let level = "<t:Level><t:sku>AB-123</t:sku></t:Level>";
+    let next_11 = "http://schemas.xmlsoap.org/soap/actor/next";
+    let next_12 = format!("{SOAP_12}/role/next");
+    let none_12 = format!("{SOAP_12}/role/none");
+    for (namespace, attributes, status) in [
+        (SOAP_11, "e:mustUnderstand=\"1\"".to_owned(), 500),
+        (
+            SOAP_11,
+            format!("e:mustUnderstand=\"1\" e:actor=\"{next_11}\""),
+            500,
+        ),
+        (
+            SOAP_11,
+            "e:mustUnderstand=\"1\" e:actor=\"urn:other\"".to_owned(),
+            200,
+        ),
+        (SOAP_11, "e:mustUnderstand=\"0\"".to_owned(), 200),
+        (
+            SOAP_12,
+            format!("e:mustUnderstand=\"true\" e:role=\"{next_12}\""),
+            500,
+        ),
+        // `relay` is about blocks that need not be understood.
+        (
+            SOAP_12,
+            format!("e:mustUnderstand=\"true\" e:relay=\"true\" e:role=\"{next_12}\""),
+            500,
+        ),
+        (
+            SOAP_12,
+            format!("e:mustUnderstand=\"true\" e:role=\"{none_12}\""),
+            200,
+        ),
+        (
+            SOAP_12,
+            format!("e:relay=\"true\" e:role=\"{next_12}\""),
+            200,
+        ),
+    ] {
+        let body = envelope(
+            namespace,
+            &format!("<x xmlns=\"urn:x\" {attributes}/>"),
+            level,
+        );
+        let content_type = match namespace {
+            SOAP_11 => "text/xml",
+            _ => "application/soap+xml",
+        };
+        let headers = [("Content-Type", content_type)];
+        let answer =
+            request(bus.http, "POST", "/depot", &headers, body.as_bytes()).expect("an answer");
+        assert_eq!(answer.status, status, "{attributes}: {}", answer.text());
+        assert_eq!(status == 500, answer.text().contains("MustUnderstand"));
+    }
+    let other = envelope("urn:other", "", level);
+    let refused = call(&bus, "", &other);
+    assert_eq!(refused.status, 500);
+    assert!(
+        refused.text().contains("VersionMismatch"),
+        "{}",
+        refused.text()
+    );
+}
+
+/// spyne as a child process.
+struct Service {
+    child: Child,
+    port: u16,
+}
+
+impl Service {
+    fn start() -> Self {
+        let (mut command, root) = python();
+        let mut child = command
+            .arg(root.join("tests/it/soap_service.py"))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the service starts");
+        let mut line = String::new();
+        std::io::BufReader::new(child.stdout.take().expect("its output"))
+            .read_line(&mut line)
+            .expect("a line");
+        let port = line.trim().parse().expect("a port");
+        Self { child, port }
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_spyne_service_behind_the_bus_answers_and_faults() {
+    let service = Service::start();
+    let installation = Installation::new();
+    installation.route(
+        "stock",
+        &format!(
+            "receive:\n  http: {{ path: /stock, soap: any }}\ninvoke:\n  - name: stock\n    http: {{ url: \"http://127.0.0.1:{}/\", soap: {{ version: \"1.1\", action: level }} }}\n",
+            service.port
+        ),
+    );
+    let bus = installation.start();
+    let ask = |namespace: &str, content_type: &str, sku: &str| {
+        let body = format!(
+            "<e:Envelope xmlns:e=\"{namespace}\"><e:Body><s:level xmlns:s=\"urn:test:stock\"><s:sku>{sku}</s:sku></s:level></e:Body></e:Envelope>"
+        );
+        let headers = [("Content-Type", content_type)];
+        request(bus.http, "POST", "/stock", &headers, body.as_bytes()).expect("an answer")
+    };
+    for (namespace, content_type) in [(SOAP_11, "text/xml"), (SOAP_12, "application/soap+xml")] {
+        let answer = ask(namespace, content_type, "AB-123");
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        assert!(answer.text().contains(">42<") && answer.text().contains(namespace));
+        let refused = ask(namespace, content_type, "none");
+        assert_eq!(refused.status, 500);
+        assert!(refused.text().contains("destination"), "{}", refused.text());
+    }
+}
+
+#[test]
+fn schemas_stand_at_receivers_and_steps_of_every_kind() {
+    let destination = Destination::start();
+    let installation = Installation::new();
+    let xs = "xmlns:xs=\"http://www.w3.org/2001/XMLSchema\"";
+    installation
+        .file(
+            "transforms/in.xsd",
+            format!("<xs:schema {xs}><xs:element name=\"in\" type=\"xs:int\"/></xs:schema>"),
+        )
+        .file(
+            "transforms/out.xsd",
+            format!("<xs:schema {xs}><xs:element name=\"out\" type=\"xs:date\"/></xs:schema>"),
+        )
+        .route(
+            "plain",
+            &format!(
+                "receive:\n  http: {{ path: /plain }}\n  schema: in.xsd\ninvoke:\n  - name: ask\n    schema: {{ response: out.xsd }}\n    http: {{ url: \"{}\" }}\n",
+                destination.url("/")
+            ),
+        );
+    let bus = installation.start();
+    let send = |body: &str| {
+        let headers = [("Content-Type", "application/xml")];
+        request(bus.http, "POST", "/plain", &headers, body.as_bytes()).expect("an answer")
+    };
+    let xml = |text: &str| crate::support::Answer::Status(200, "application/xml", text.into());
+    let good = xml("<out>2026-11-22</out>");
+    destination.now(move |_| good.clone());
+    assert_eq!(send("<in>1</in>").status, 200);
+    let refused = send("\n<in>one</in>");
+    assert_eq!(refused.status, 400);
+    assert!(refused.text().contains("line 2"), "{}", refused.text());
+    assert!(!refused.text().contains("one"), "{}", refused.text());
+    assert_eq!(send("<other/>").status, 400);
+    assert_eq!(send("no xml").status, 400);
+    let bad = xml("<out>soon</out>");
+    destination.now(move |_| bad.clone());
+    let failed = send("<in>1</in>");
+    assert_eq!(failed.status, 502);
+    assert!(!failed.text().contains("soon"), "{}", failed.text());
+    let messages = bus.json(&["messages", "show", &failed.id()]);
+    let text = messages.to_string();
+    assert!(text.contains("line 1") && text.contains("'out'"), "{text}");
+}
+
+#[test]
+fn check_says_where_schemas_do_not_load() {
+    let installation = Installation::new();
+    let xs = "xmlns:xs=\"http://www.w3.org/2001/XMLSchema\"";
+    installation
+        .file(
+            "transforms/a.xsd",
+            format!(
+                "<xs:schema {xs}>\n  <xs:include schemaLocation=\"../xbus.yaml\"/>\n  <xs:import namespace=\"urn:b\" schemaLocation=\"missing.xsd\"/>\n  <xs:element name=\"a\" type=\"x:T\" xmlns:x=\"urn:b\"/>\n  <xs:element name=\"b\" type=\"nope\"/>\n</xs:schema>"
+            ),
+        )
+        .route(
+            "a",
+            "receive:\n  http: { path: /a }\n  schema: a.xsd\nreply: {}\n",
+        );
+    let output = installation.xbus(&["check", "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let said: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let lines: Vec<(u64, String)> = said["problems"]
+        .as_array()
+        .expect("problems")
+        .iter()
+        .filter(|problem| problem["code"] == "bad-schema")
+        .map(|problem| {
+            assert_eq!(problem["file"], "transforms/a.xsd", "{said}");
+            (
+                problem["line"].as_u64().unwrap_or(0),
+                problem["message"].as_str().unwrap_or_default().to_owned(),
+            )
+        })
+        .collect();
+    assert_eq!(
+        lines.iter().map(|(line, _)| *line).collect::<Vec<_>>(),
+        [2, 4, 5],
+        "{said}"
+    );
+    assert!(lines[1].1.contains("missing.xsd"), "{said}");
+}
+
+#[test]
+fn a_skeleton_of_a_wsdl_checks_and_answers() {
+    let installation = Installation::new();
+    let samples = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/samples/soap/depot.wsdl");
+    let wsdl = samples.display().to_string();
+    let made = installation.xbus(&["wsdl", &wsdl]);
+    assert!(
+        made.status.success(),
+        "{}",
+        String::from_utf8_lossy(&made.stderr)
+    );
+    let check = installation.xbus(&["check", "--json"]);
+    let said: serde_json::Value = serde_json::from_slice(&check.stdout).expect("JSON");
+    assert_eq!(said["problems"], serde_json::json!([]), "{said:#}");
+    let again = installation.xbus(&["wsdl", &wsdl]);
+    assert_eq!(again.status.code(), Some(1), "nothing is written over");
+    let bus = installation.start();
+    let level = envelope(SOAP_11, "", "<t:Level><t:sku>AB-123</t:sku></t:Level>");
+    let headers = [("Content-Type", "text/xml")];
+    let answer =
+        request(bus.http, "POST", "/depot", &headers, level.as_bytes()).expect("an answer");
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert!(answer.text().contains("LevelResponse"), "{}", answer.text());
+}
