@@ -43,6 +43,8 @@ pub(crate) trait Door: Send + Sync {
     fn forget(&self, key: Arc<str>) -> BoxFuture<'_, ()>;
     /// See [`Inbox::fails`].
     fn fails(&self, kind: &'static str, error: &str);
+    /// The route cannot be run for the head of `queue`, whose name is as administrators know it.
+    fn rejects(&self, error: &str, queue: &str);
     /// See [`Inbox::works`].
     fn works(&self);
     /// See [`Inbox::policy`].
@@ -83,6 +85,12 @@ impl Door for Inbox {
 
     fn fails(&self, kind: &'static str, error: &str) {
         Inbox::fails(self, kind, error);
+    }
+
+    fn rejects(&self, error: &str, queue: &str) {
+        let (route, incidents) = (Inbox::route(self), self.bus().incidents());
+        // Without the message: what the route never got cannot be shown by its id.
+        incidents.failed(route, "receive", "rejection", error, None, Some(queue));
     }
 
     fn works(&self) {
@@ -159,9 +167,14 @@ enum Turn<'a> {
     GiveBack,
     /// An administrator wants something of it.
     Order(Order),
+    /// An earlier message was released and goes first.
+    StepAside,
     /// It may be tried, and has a place for that; or, without one, set aside.
     Due(Option<SemaphorePermit<'a>>),
 }
+
+/// See [`Held::place`].
+pub(crate) type Place = (i64, MessageId);
 
 /// A message that is held.
 pub(crate) struct Held {
@@ -169,6 +182,10 @@ pub(crate) struct Held {
     pub(crate) number: u64,
     /// It was set aside before, and is acknowledged there.
     pub(crate) released: bool,
+    /// It was tried in this window, so that only what came before it may go before it.
+    pub(crate) begun: bool,
+    /// Says, while it is tried, that an earlier one was released and goes first.
+    pub(crate) step_aside: Stop,
     pub(crate) ticket: Ticket,
     /// The delivery without its body.
     pub(crate) delivery: Delivery,
@@ -196,6 +213,15 @@ impl Held {
         }
     }
 
+    /// Where it stands among messages of its key: by when it first came, to the millisecond that is
+    /// written down of what is set aside, and by its id, which ascends within that.
+    pub(crate) fn place(&self) -> Place {
+        let Carried {
+            received_at, id, ..
+        } = &self.carried;
+        (received_at.as_micros().div_euclid(1000), *id)
+    }
+
     /// Whether the publisher gave it an id: without one a repeat may be another message.
     pub(crate) fn has_id(&self) -> bool {
         has_id(&self.delivery.properties)
@@ -210,13 +236,18 @@ fn has_id(properties: &BasicProperties) -> bool {
 }
 
 impl Desk {
-    /// Tries a message until it is acknowledged, or given back.
-    pub(crate) async fn hold(&self, mut held: Held) {
-        held.ticket.begin();
+    /// Tries a message until it is acknowledged, or given back. Gives it when it steps aside before
+    /// that.
+    pub(crate) async fn hold(&self, mut held: Held) -> Option<Held> {
+        held.ticket.begin(true);
+        held.begun = true;
         loop {
             if held.carried.aside.is_some() {
                 match self.set_aside(&held).await {
-                    Ok(()) => return self.acknowledge(&held).await,
+                    Ok(()) => {
+                        self.acknowledge(&held).await;
+                        return None;
+                    }
                     Err(error) => {
                         self.door.fails("outage", &error);
                         held.carried.next_try = Some(Instant::now() + Duration::from_secs(5));
@@ -225,16 +256,24 @@ impl Desk {
             }
             held.ticket.note(&held.carried);
             let place = match self.turn(&mut held).await {
-                Turn::GiveBack => return held.carry(self),
+                Turn::GiveBack => {
+                    held.carry(self);
+                    return None;
+                }
+                Turn::StepAside => return Some(self.step_aside(held)),
                 Turn::Order(order) => match self.obey(&mut held, order).await {
-                    true => return,
+                    true => return None,
                     false => continue,
                 },
                 Turn::Due(None) => continue,
                 Turn::Due(Some(place)) => place,
             };
             if !self.is_ours().await {
-                return held.carry(self);
+                held.carry(self);
+                return None;
+            }
+            if held.step_aside.is_cancelled() {
+                return Some(self.step_aside(held));
             }
             held.ticket.running(true);
             let result = self.attempt(&held).await;
@@ -249,15 +288,26 @@ impl Desk {
                         self.door.cleared(&step);
                     }
                     let answer = held.ask.as_ref().map(|ask| ask.reply(&reply));
-                    return self.finish(&held, answer).await;
+                    self.finish(&held, answer).await;
+                    return None;
                 }
                 Err(fault) => {
                     if self.failed(&mut held, fault).await {
-                        return;
+                        return None;
                     }
                 }
             }
         }
+    }
+
+    /// Waits behind an earlier message that was released. When that one is dealt with it is tried at
+    /// once: how its destination does is known anew then.
+    fn step_aside(&self, mut held: Held) -> Held {
+        tracing::info!(route = %self.door.route(), id = %held.carried.id, queue = %self.queue, "the message waits for an earlier one that was released");
+        held.ticket.begin(false);
+        held.carried.next_try = None;
+        held.ticket.note(&held.carried);
+        held
     }
 
     async fn attempt(&self, held: &Held) -> Result<Reply, Fault> {
@@ -296,7 +346,8 @@ impl Desk {
         let aside = in_doubt || (rejected && policy.park_rejected);
         if held.message.is_err() {
             // The route never sees it, so that nobody else tells of it.
-            self.door.fails("rejection", &fault.for_admin());
+            let error = format!("message {id}: {}", fault.for_admin());
+            self.door.rejects(&error, self.ledger.name());
         }
         let step = match held.message {
             Ok(_) => fault.step.clone().unwrap_or_else(|| Arc::from("route")),
@@ -480,6 +531,7 @@ impl Desk {
             biased;
             () = self.give_back.cancelled() => Turn::GiveBack,
             order = held.ticket.order() => Turn::Order(order),
+            () = held.step_aside.cancelled() => Turn::StepAside,
             due = due => due,
         }
     }

@@ -33,7 +33,7 @@ pub(crate) struct Order {
     pub(crate) done: oneshot::Sender<Result<(), String>>,
 }
 
-/// A message that was set aside and is to run before what has not been begun yet.
+/// A message that was set aside and is to run before what came after it.
 pub(crate) struct Released {
     /// As it came first; its acknowledgement takes it out of what is set aside.
     pub(crate) delivery: Delivery,
@@ -254,9 +254,9 @@ pub(crate) struct Ticket {
 }
 
 impl Ticket {
-    /// The message's turn has come.
-    pub(crate) fn begin(&self) {
-        self.with(|line| line.begun = true);
+    /// The message's turn has come, or is over because an earlier one goes first.
+    pub(crate) fn begin(&self, begun: bool) {
+        self.with(|line| line.begun = begun);
     }
 
     /// An attempt is under way, or has ended.

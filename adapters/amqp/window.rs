@@ -11,9 +11,10 @@ use lapin::Channel;
 use lapin::message::Delivery;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
+use xbus_core::Stop;
 
 use crate::answer::{Answer, Ask};
-use crate::held::{Desk, Held};
+use crate::held::{Desk, Held, Place};
 use crate::incoming::Reading;
 use crate::ledger::Released;
 use crate::memory::{Carried, Identity};
@@ -42,15 +43,24 @@ pub(crate) enum Lane {
     Alone(u64),
 }
 
+/// A lane's message under way, and what waits behind it: first, in their order, what was released or
+/// has stepped aside for that.
+struct Line {
+    place: Place,
+    step_aside: Stop,
+    waiting: VecDeque<Held>,
+}
+
 /// The messages that are held on one channel.
 pub(crate) struct Window {
     desk: Arc<Desk>,
     reading: Reading,
     order: Order,
     app_id: Arc<str>,
-    /// Lanes with a message under way, and what waits behind it.
-    lanes: HashMap<Lane, VecDeque<Held>>,
-    tasks: JoinSet<(Lane, u64)>,
+    /// Lanes with a message under way.
+    lanes: HashMap<Lane, Line>,
+    /// What is under way; a message that comes out of it has stepped aside.
+    tasks: JoinSet<(Lane, u64, Option<Box<Held>>)>,
     /// When each message that is held came, by delivery tag; tags ascend.
     since: BTreeMap<u64, Instant>,
     /// The same of released messages, each with the channel that holds it.
@@ -102,56 +112,67 @@ impl Window {
         }
     }
 
-    /// Takes a released message in, before everything that has not been begun yet and behind those
-    /// that were released before.
+    /// Takes a released message in, before everything that has not been begun yet and in its old order
+    /// with the head and with what else was released: a head that came after it steps aside when no
+    /// attempt at it is under way.
     pub(crate) fn release(&mut self, released: Released) {
+        let shelf = (Instant::now(), released.channel);
+        let number = self.put_back(released.delivery, released.carried);
+        self.shelves.insert(number, shelf);
+        let _ = released.done.send(());
+    }
+
+    /// Puts a released message in its place. Gives its number.
+    pub(crate) fn put_back(&mut self, delivery: Delivery, known: Carried) -> u64 {
         self.released += 1;
         let number = self.released;
-        self.shelves
-            .insert(number, (Instant::now(), released.channel));
-        let identity = Identity::of(&released.delivery);
+        let identity = Identity::of(&delivery);
         // It may have been given back since: then more is known of it.
         let carried = self.desk.memory.carried(identity);
-        let carried = carried.filter(|carried| carried.id == released.carried.id);
-        let carried = carried.unwrap_or(released.carried);
-        let (lane, mut held) = self.open(released.delivery, identity, number, carried);
+        let carried = carried.filter(|carried| carried.id == known.id);
+        let (lane, mut held) = self.open(delivery, identity, number, carried.unwrap_or(known));
         held.released = true;
-        let _ = released.done.send(());
         if held.has_id() && self.desk.door.seen(&identity.key()) {
             self.finish_only(held, None);
         } else {
             self.queue_up(lane, held);
         }
+        number
     }
 
     fn queue_up(&mut self, lane: Lane, held: Held) {
         match self.lanes.get_mut(&lane) {
-            Some(waiting) if held.released => {
-                let before = waiting.iter().take_while(|held| held.released).count();
-                waiting.insert(before, held);
+            Some(line) if held.released => {
+                if held.place() < line.place {
+                    line.step_aside.cancel();
+                }
+                line.insert(held);
             }
-            Some(waiting) => waiting.push_back(held),
-            None => {
-                self.lanes.insert(lane.clone(), VecDeque::new());
-                self.start(lane, held);
-            }
+            Some(line) => line.waiting.push_back(held),
+            None => self.start(lane, held),
         }
     }
 
     /// Waits until a message has ended, and goes on with the next of its lane. Nothing when none is
     /// under way. The error is a defect of the bus: what is held can only be given back.
     pub(crate) async fn ended(&mut self) -> Option<Result<(), JoinError>> {
-        let (lane, tag) = match self.tasks.join_next().await? {
+        let (lane, tag, aside) = match self.tasks.join_next().await? {
             Ok(ended) => ended,
             Err(error) => return Some(Err(error)),
         };
-        self.since.remove(&tag);
-        if !self.desk.give_back.is_cancelled()
+        if let Some(held) = aside {
+            // It is held still, and stands behind what it made room for.
+            if let Some(line) = self.lanes.get_mut(&lane) {
+                line.insert(*held);
+            }
+        } else if self.since.remove(&tag).is_none()
+            && !self.desk.give_back.is_cancelled()
             && let Some((_, channel)) = self.shelves.remove(&tag)
         {
             tokio::spawn(async move { shelf::close(&channel).await });
         }
-        match self.lanes.get_mut(&lane).and_then(VecDeque::pop_front) {
+        let line = self.lanes.get_mut(&lane);
+        match line.and_then(|line| line.waiting.pop_front()) {
             Some(next) if !self.desk.give_back.is_cancelled() => self.start(lane, next),
             Some(next) => {
                 next.carry(&self.desk);
@@ -179,7 +200,8 @@ impl Window {
     }
 
     fn give_back_waiting(&mut self, lane: &Lane) {
-        for held in self.lanes.remove(lane).into_iter().flatten() {
+        let line = self.lanes.remove(lane);
+        for held in line.into_iter().flat_map(|line| line.waiting) {
             held.carry(&self.desk);
         }
     }
@@ -213,6 +235,8 @@ impl Window {
         let held = Held {
             number,
             released: false,
+            begun: false,
+            step_aside: Stop::new(),
             ticket,
             ask: Ask::of(&delivery.properties, &self.app_id).filter(|_| asks),
             delivery,
@@ -245,15 +269,38 @@ impl Window {
         let (desk, number) = (self.desk.clone(), held.number);
         self.tasks.spawn(async move {
             desk.finish(&held, answer).await;
-            (Lane::Alone(number), number)
+            (Lane::Alone(number), number, None)
         });
     }
 
-    fn start(&mut self, lane: Lane, held: Held) {
+    fn start(&mut self, lane: Lane, mut held: Held) {
+        held.step_aside = Stop::new();
+        let (place, step_aside) = (held.place(), held.step_aside.clone());
+        match self.lanes.get_mut(&lane) {
+            Some(line) => (line.place, line.step_aside) = (place, step_aside),
+            None => {
+                let line = Line {
+                    place,
+                    step_aside,
+                    waiting: VecDeque::new(),
+                };
+                self.lanes.insert(lane.clone(), line);
+            }
+        }
         let (desk, number) = (self.desk.clone(), held.number);
         self.tasks.spawn(async move {
-            desk.hold(held).await;
-            (lane, number)
+            let aside = desk.hold(held).await;
+            (lane, number, aside.map(Box::new))
         });
+    }
+}
+
+impl Line {
+    /// Puts what was released or has stepped aside before what has not been begun yet.
+    fn insert(&mut self, held: Held) {
+        let place = held.place();
+        let ahead = |other: &&Held| (other.released || other.begun) && other.place() < place;
+        let before = self.waiting.iter().take_while(ahead).count();
+        self.waiting.insert(before, held);
     }
 }

@@ -20,7 +20,7 @@ use crate::held::{Desk, Door, Outlet};
 use crate::incoming::Reading;
 use crate::ledger::{Ledger, Not, Wanted};
 use crate::link::Publish;
-use crate::memory::{Identity, Memory};
+use crate::memory::{Carried, Identity, Memory};
 use crate::window::{Order, Window};
 
 /// Fails messages by their body: `BODY` so many times with a code; says what it saw.
@@ -32,6 +32,7 @@ struct Route {
     keys: Mutex<Vec<Arc<str>>>,
     cleared: Mutex<Vec<String>>,
     told: Mutex<Vec<&'static str>>,
+    rejected: Mutex<Vec<String>>,
     park: bool,
     answers: bool,
     takes: Duration,
@@ -78,6 +79,11 @@ impl Door for Route {
 
     fn fails(&self, kind: &'static str, _: &str) {
         self.told.lock().unwrap().push(kind);
+    }
+
+    fn rejects(&self, error: &str, queue: &str) {
+        let said = format!("{queue}: {error}");
+        self.rejected.lock().unwrap().push(said);
     }
 
     fn works(&self) {}
@@ -550,4 +556,93 @@ async fn a_head_is_set_aside_or_dropped_when_asked_for_and_the_next_goes_on() {
         *world.route.cleared.lock().unwrap(),
         ["step", "step", "step"]
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_released_goes_before_a_head_that_came_after_it() {
+    let mut world = World::new(World::failing(&[
+        ("a2", 2, Code::Destination),
+        ("d", 9, Code::Destination),
+    ]));
+    let came: Vec<Carried> = (0..6).map(|_| Carried::new()).collect();
+    let (mut window, _) = world.window(Order::All);
+    for body in ["d", "e"] {
+        window.take(world.delivery(body, false));
+    }
+    let ledger = world.ledger.clone();
+    let failed = || {
+        let head = ledger.heads().into_iter().next()?;
+        (head.attempts > 0).then(|| head.message.id)
+    };
+    let last = until(failed).await;
+    let start = Instant::now();
+    // The later one first, then one that came before it, and one that goes between them.
+    for (body, at) in [("c", 3), ("a2", 1), ("b", 2)] {
+        window.put_back(world.delivery(body, true), came[at].clone());
+    }
+    let first = until(|| failed().filter(|id| *id != last));
+    let first = while_working(&mut window, first).await;
+    assert_eq!(first, came[1].id);
+    assert_eq!(ledger.heads().len(), 1, "the other head waits");
+    assert_eq!(ledger.ask(last, Wanted::Drop).err(), Some(Not::Head));
+    // Behind what came before it, before what has not been begun.
+    window.put_back(world.delivery("z", true), Carried::new());
+    world.route.faults.lock().unwrap().remove("d");
+    finish(&mut window).await;
+    assert_eq!(
+        world.seen(),
+        ["d0", "a20", "a21", "a22", "b0", "c0", "d1", "z0", "e0"]
+    );
+    // The head was tried at once after the waits of the one that was released.
+    assert_eq!(start.elapsed().as_secs(), 1 + 2);
+    assert!(window.oldest().is_none() && ledger.held().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_is_under_way_ends_before_the_head_steps_aside() {
+    let mut world = World::new(Route {
+        takes: Duration::from_secs(3),
+        ..World::failing(&[("b", 1, Code::Destination)])
+    });
+    let came = Carried::new();
+    let (mut window, give_back) = world.window(Order::All);
+    window.take(world.delivery("b", false));
+    until(|| (world.seen() == ["b0"]).then_some(())).await;
+    window.put_back(world.delivery("a", true), came);
+    while_working(
+        &mut window,
+        until(|| (world.seen().len() == 2).then_some(())),
+    )
+    .await;
+    assert_eq!(world.seen(), ["b0", "a0"]);
+    // What has stepped aside is given back with the rest, with its attempts.
+    give_back.cancel();
+    window.give_back().await;
+    assert!(window.is_empty() && world.ledger.held().is_empty());
+    let (mut window, _) = world.window(Order::All);
+    window.take(world.delivery("b", true));
+    finish(&mut window).await;
+    assert_eq!(world.seen(), ["b0", "a0", "b1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_hears_of_a_message_that_the_route_never_gets_is_told_its_id_and_its_queue() {
+    let mut world = World::new(Route {
+        park: true,
+        ..Route::default()
+    });
+    let (mut window, _) = world.window(Order::All);
+    let mut delivery = world.delivery("no gzip", false);
+    delivery.properties = delivery.properties.with_content_encoding("gzip".into());
+    window.take(delivery);
+    let id = world.ledger.held()[0].message.id;
+    finish(&mut window).await;
+    let rejected = world.route.rejected.lock().unwrap();
+    let begin = format!("rabbit/q: message {id}: ");
+    assert!(
+        rejected.len() == 1 && rejected[0].starts_with(&begin),
+        "{rejected:?}"
+    );
+    assert!(world.seen().is_empty());
+    assert_eq!(world.broker.published.lock().unwrap().len(), 1);
 }

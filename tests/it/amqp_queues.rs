@@ -135,7 +135,7 @@ fn a_blocked_queue_is_shown_and_its_messages_are_tried_parked_and_released() {
     );
     client.wait_for_depth("orders.parked", 2);
 
-    // Released they run in their old order, behind what was begun and before all else.
+    // Released they run in their old order, before the head too, which came after them.
     let released = [
         "queues",
         "release",
@@ -146,13 +146,18 @@ fn a_blocked_queue_is_shown_and_its_messages_are_tried_parked_and_released() {
     assert_eq!(bus.json(&released)["done"], 2);
     wait_for_count(&bus, "rabbit/orders", "parked", 0);
     wait_for_count(&bus, "rabbit/orders", "depth", 4);
+    let head = wait_for_head(&bus, "rabbit/orders", 3);
+    assert_eq!(head["head"]["id"].as_str(), Some(&*waiting[0]), "{head}");
+    assert_eq!(head["blocked_keys"], 1, "the other head waits: {head}");
+    let shown = bus.json(&["queues", "show", "rabbit/orders"]);
+    assert_eq!(ids(&shown, "waiting_messages"), waiting);
     let twice = installation.xbus(&["queues", "release", "rabbit/orders", &waiting[0]]);
     assert_eq!(twice.status.code(), Some(1), "it is parked no more");
     let before = destination.count();
     destination.now(|_| Answer::ok());
     bus.json(&["queues", "retry", "rabbit/orders"]);
     destination.wait_for_count(before + 4);
-    assert_eq!(delivered(&destination, before), ["3", "1", "2", "4"]);
+    assert_eq!(delivered(&destination, before), ["1", "2", "3", "4"]);
     wait_for_count(&bus, "rabbit/orders", "depth", 0);
     wait_for_no_incident(&bus);
     let journal = bus.json(&["messages", "--outcome", "delivered"]);
@@ -334,6 +339,10 @@ fn a_released_message_is_one_of_its_key() {
         (head["id"] != first && head["attempts"] == 1).then_some(())
     });
     bus.json(&["queues", "release", "rabbit/orders", &first]);
+    wait_for("a1 at the head again", || {
+        let head = bus.queue("rabbit/orders")["head"].clone();
+        (head["id"] == *first && head["attempts"] == 2).then_some(())
+    });
     client.send("orders", Message::from("b3").header("key", "b"));
     wait_for("b3", || {
         destination.texts().contains(&"b3".to_owned()).then_some(())
@@ -342,7 +351,7 @@ fn a_released_message_is_one_of_its_key() {
     destination.now(|_| Answer::ok());
     bus.json(&["queues", "retry", "rabbit/orders"]);
     destination.wait_for_count(before + 3);
-    assert_eq!(delivered(&destination, before), ["a2", "a1", "a3"]);
+    assert_eq!(delivered(&destination, before), ["a1", "a2", "a3"]);
 }
 
 /// Looking often leaves no errors behind at the broker, and what is wrong is said.
