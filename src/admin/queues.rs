@@ -361,7 +361,10 @@ impl Job {
                 let keyed = bus.queue_entry(&self.queue, id).await?;
                 let key = keyed.map(|entry| entry.at.key).unwrap_or_default();
                 bus.queue_release(&self.queue, id).await?;
-                Ok(json!({ "id": id.to_string(), "key": &*key, "overtaken_by": overtaken }))
+                let until_stop = bus.is_received(&self.queue);
+                Ok(
+                    json!({ "id": id.to_string(), "key": &*key, "overtaken_by": overtaken, "until_stop": until_stop }),
+                )
             }
             (Action::Drop, Some(id)) => {
                 bus.queue_drop(&self.queue, id).await?;

@@ -366,7 +366,11 @@ fn done(action: &str, name: &str, one: &Value) -> Option<String> {
                 Some(1) => String::from("1 message at least has overtaken it"),
                 Some(n) => format!("{n} messages at least have overtaken it"),
             };
-            format!("{id} is back in {name}; {past}")
+            let until = match one["until_stop"] == true {
+                true => ". It is parked again if the bus stops before it is done",
+                false => "",
+            };
+            format!("{id} is back in {name}; {past}{until}")
         }
     })
 }
@@ -482,6 +486,11 @@ Next: xbus queues show orders.erp
         assert_eq!(
             done("release", "q", &keyed).unwrap(),
             "A is back in q; others of its key may have overtaken it"
+        );
+        let received = json!({ "id": "A", "ok": true, "until_stop": true });
+        assert_eq!(
+            done("release", "r/q", &received).unwrap(),
+            "A is back in r/q; others may have overtaken it. It is parked again if the bus stops before it is done"
         );
         assert_eq!(done("drop", "q", &json!({ "id": "A", "ok": false })), None);
     }

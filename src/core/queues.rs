@@ -108,6 +108,12 @@ impl Bus {
             .collect()
     }
 
+    /// Whether `name` is a queue at a broker that a receiver works off. What is released there is
+    /// parked again when the bus stops before it is done.
+    pub fn is_received(&self, name: &str) -> bool {
+        self.received_queue(name).is_some()
+    }
+
     fn received_queue(&self, name: &str) -> Option<(Arc<str>, Arc<dyn ReceivedQueue>)> {
         let mut received = self.received().into_iter();
         received.find(|(_, queue)| **queue.name() == *name)

@@ -78,45 +78,57 @@ fn is_broken_base64(error: &ValidationError, value: &str) -> bool {
     }
 }
 
-/// A message without what the element or attribute holds.
+/// A message without what the element or attribute holds: only names and the schema's own words
+/// stay in quotes.
 fn without_value(message: &str, value: &str) -> String {
     let collapsed = value.split_ascii_whitespace().collect::<Vec<_>>().join(" ");
     let mut text = message.to_owned();
     let mut values: Vec<&str> = vec![value, value.trim(), &collapsed];
     // Items of lists.
     values.extend(value.split_ascii_whitespace().take(200));
-    let mut masked = false;
     for value in values {
         let quoted = format!("'{value}'");
-        if text.contains(&quoted) && !is_rule(&text, &quoted) {
+        let named = NAMED
+            .iter()
+            .any(|before| text.contains(&format!("{before}{quoted}")));
+        if !named && text.contains(&quoted) {
             text = text.replace(&quoted, "…");
-            masked = true;
         }
     }
-    let text = text
+    let mut out = String::with_capacity(text.len());
+    for (number, part) in text.split('\'').enumerate() {
+        if number % 2 == 0 {
+            out.push_str(part);
+        } else if NAMED.iter().any(|before| out.ends_with(before)) {
+            out.push('\'');
+            out.push_str(part);
+            out.push('\'');
+        } else {
+            out.push('…');
+        }
+    }
+    let out = out
         .replace(" value …", " value")
         .replace("value … ", "value ")
         .replace(": …", "");
-    if !masked && (text.contains("value '") || text.contains("Value '") || text.contains("form: '"))
-    {
-        return "the value is not allowed".into();
-    }
-    short(&text).into_owned()
+    short(&out).into_owned()
 }
 
-/// Whether a quoted text stands where the schema's own words do.
-fn is_rule(message: &str, quoted: &str) -> bool {
-    [
-        "pattern ",
-        "Element ",
-        "Attribute ",
-        "attribute ",
-        "Type ",
-        "type ",
-    ]
-    .iter()
-    .any(|before| message.contains(&format!("{before}{quoted}")))
-}
+/// What comes before a name or a word of the schema.
+const NAMED: [&str; 12] = [
+    "pattern ",
+    "minimum ",
+    "maximum ",
+    "than ",
+    "Element ",
+    "element ",
+    "Elements ",
+    "Attribute ",
+    "attribute ",
+    "Type ",
+    "type ",
+    "constraint ",
+];
 
 fn short(text: &str) -> std::borrow::Cow<'_, str> {
     match text.char_indices().nth(300) {

@@ -302,6 +302,8 @@ fn walk(
     };
     let end = document.end(element);
     let mut open: Vec<u32> = Vec::new();
+    // The prefixes in scope, of the elements that declare some; the innermost last.
+    let mut scopes = vec![(end, in_scope(set, document, element))];
     let mut node = element;
     loop {
         while let Some(inner) = open.last().copied()
@@ -316,7 +318,15 @@ fn walk(
         }
         match document.node_kind(node) {
             Kind::Element => {
-                start(set, &mut runtime, document, node);
+                while scopes.len() > 1 && scopes.last().is_some_and(|(end, _)| node >= *end) {
+                    scopes.pop();
+                }
+                if node != element && document.declarations(node).next().is_some() {
+                    scopes.push((document.end(node), in_scope(set, document, node)));
+                }
+                if let Some((_, scope)) = scopes.last() {
+                    start(&mut runtime, document, node, scope);
+                }
                 walk.breach(&errors, node, None)?;
                 attributes(&mut runtime, document, node, |attribute| {
                     walk.breach(&errors, node, Some(attribute))
@@ -348,10 +358,10 @@ fn walk(
 }
 
 fn start<S: ValidationSink>(
-    set: &SchemaSet,
     runtime: &mut ValidationRuntime<'_, S>,
     document: &Document,
     node: u32,
+    scope: &NamespaceContextSnapshot,
 ) {
     let id = Id::node(node);
     let xsi = |name| document.attribute(node, XSI_NAMESPACE, name);
@@ -360,7 +370,7 @@ fn start<S: ValidationSink>(
         document.namespace(id),
         xsi("type"),
         xsi("nil"),
-        &in_scope(set, document, node),
+        scope,
     );
 }
 
