@@ -41,7 +41,7 @@ fn check_refuses_lanes_whose_queues_at_the_broker_clash() {
         (lane("f"), lane("amq.f"), "bad-name", "reserved"),
         (lane("f"), lane("xbus.f"), "bad-name", "reserved"),
     ] {
-        let installation = node("amqp://127.0.0.1:1/", "a");
+        let installation = node("amqp://127.0.0.1:1/%2f", "a");
         installation.route("a", &first);
         installation.route("b", &second);
         let found = problems(&installation);
@@ -52,7 +52,7 @@ fn check_refuses_lanes_whose_queues_at_the_broker_clash() {
             "{found:?}"
         );
     }
-    let installation = node("amqp://127.0.0.1:1/", "a");
+    let installation = node("amqp://127.0.0.1:1/%2f", "a");
     installation.route("a", &lane("f"));
     installation.route("b", &lane("g"));
     installation.route("c", &reader("h"));
