@@ -330,11 +330,11 @@ impl<'a> Journey<'a> {
         Ok(())
     }
 
-    /// Writes records that may be lost in a crash: recovery then finds an unknown outcome.
+    /// Writes records that outlive a kill; a power loss may take them, and recovery then finds an unknown outcome.
     async fn write(&self, records: Vec<Record>) {
         let changes: Vec<Change> = records.iter().map(|r| r.change(self.id())).collect();
         let commit = Commit::from(changes);
-        if let Err(error) = self.bus.store().commit(commit, Durability::Lazy).await {
+        if let Err(error) = self.bus.store().commit(commit, Durability::Written).await {
             tracing::warn!(%error, "a step of the protocol was not kept");
         }
     }

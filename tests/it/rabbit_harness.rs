@@ -106,13 +106,13 @@ fn tests_share_a_broker_in_vhosts_of_their_own() {
     let (exchange, key) = (all[0].exchange.as_str(), all[0].routing_key.as_str());
     assert_eq!((exchange, key), ("t", "order.de"));
 
-    rabbit.add_user("reader", "secret");
-    rabbit.permit("reader", one.name(), ["", "", ".*"]);
-    let reader = Client::connect(&rabbit.url_of("reader", "secret", one.name()));
+    rabbit.add_user("harness", "secret");
+    rabbit.permit("harness", one.name(), ["", "", ".*"]);
+    let reader = Client::connect(&rabbit.url_of("harness", "secret", one.name()));
     let refused = reader.try_publish("", "q", "3").expect_err("no permission");
     assert!(refused.contains("ACCESS"), "{refused}");
     assert_eq!(reader.depth("q"), 0, "on a new channel");
-    assert!(rabbit.ctl(&["list_users"]).contains("reader"));
+    assert!(rabbit.ctl(&["list_users"]).contains("harness"));
 
     client.purge("q");
     client.delete("q");

@@ -250,7 +250,8 @@ fn what_breaks_the_wsdl_is_a_fault_of_the_right_version() {
     let refused = call(&bus, "", &envelope(SOAP_11, header, &good));
     assert!(refused.text().contains("line 2") && refused.text().contains("t:x"));
     let must = "<t:Trace e:mustUnderstand=\"1\">a</t:Trace>";
-    assert_eq!(call(&bus, "", &envelope(SOAP_11, must, &good)).status, 200);
+    let understood = call(&bus, "", &envelope(SOAP_11, must, &good));
+    assert_eq!(understood.status, 200, "{}", understood.text());
     // The reply is held against it too, and is the bus's fault.
     let level = envelope(SOAP_11, "", "<t:Level><t:sku>XX-000</t:sku></t:Level>");
     let refused = call(&bus, "", &level);
