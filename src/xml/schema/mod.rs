@@ -399,6 +399,13 @@ fn in_scope(set: &SchemaSet, document: &Document, node: u32) -> NamespaceContext
     snapshot
 }
 
+/// The namespaces of `mustUnderstand`, `actor`, `role`, `relay` and `encodingStyle`: SOAP 1.1
+/// (section 4.1.1) and SOAP 1.2 part 1 (section 5.2).
+const SOAP: [&str; 2] = [
+    "http://schemas.xmlsoap.org/soap/envelope/",
+    "http://www.w3.org/2003/05/soap-envelope",
+];
+
 fn attributes<S: ValidationSink>(
     runtime: &mut ValidationRuntime<'_, S>,
     document: &Document,
@@ -410,6 +417,10 @@ fn attributes<S: ValidationSink>(
             node,
             attr: number + 1,
         };
+        // What SOAP itself says of an element stands beside whatever its schema allows.
+        if SOAP.contains(&document.namespace(id)) {
+            continue;
+        }
         let value = document.characters(id).unwrap_or_default();
         runtime.validate_attribute(document.local_name(id), document.namespace(id), value);
         after(number + 1)?;
