@@ -10,6 +10,8 @@ mod call;
 mod contract;
 mod describe;
 mod door;
+#[doc(hidden)]
+pub mod fuzz;
 mod guard;
 mod heads;
 mod hub;

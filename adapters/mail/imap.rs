@@ -62,16 +62,21 @@ pub(crate) enum Want {
 }
 
 impl Imap {
-    /// Connects and logs in.
-    pub(crate) async fn open(account: &Account) -> Result<Self, Trouble> {
-        let mut imap = Self {
-            wire: account.connect().await?,
+    /// A session on a connection that has been made; nothing is said yet.
+    pub(crate) fn over(wire: Wire) -> Self {
+        Self {
+            wire,
             tag: 0,
             capabilities: BTreeSet::new(),
             exists: 0,
             known: 0,
             validity: 0,
-        };
+        }
+    }
+
+    /// Connects and logs in.
+    pub(crate) async fn open(account: &Account) -> Result<Self, Trouble> {
+        let mut imap = Self::over(account.connect().await?);
         let greeting = imap.wire.line().await?;
         let greeting = String::from_utf8_lossy(&greeting).into_owned();
         let word = greeting
@@ -118,7 +123,7 @@ impl Imap {
         self.capabilities.contains(capability)
     }
 
-    async fn ask_capabilities(&mut self) -> Result<(), Trouble> {
+    pub(crate) async fn ask_capabilities(&mut self) -> Result<(), Trouble> {
         let mut all = BTreeSet::new();
         self.command_with("CAPABILITY", STRAY_MOST, |answer| {
             if let Some(Piece::Text(text)) = answer.first()
@@ -151,7 +156,7 @@ impl Imap {
         })
     }
 
-    async fn authenticate(&mut self, secret: &str) -> Result<(), Trouble> {
+    pub(crate) async fn authenticate(&mut self, secret: &str) -> Result<(), Trouble> {
         if self.can("SASL-IR") {
             let command = format!("AUTHENTICATE PLAIN {secret}");
             return self.command(&command).await.map(drop);

@@ -1,0 +1,28 @@
+//! What the fuzz targets (tests/fuzz) need of this crate beside its public parts. No part of its API.
+
+use crate::{guard, soap, wellformed};
+
+/// Looks at an envelope, with and without a need for its body's first element.
+pub fn envelope(body: &[u8], charset: Option<&str>) {
+    let whole = soap::look(body, charset, true);
+    let without = soap::look(body, charset, false);
+    match (&whole, &without) {
+        (Ok(whole), Ok(without)) => {
+            assert_eq!(whole.version, without.version);
+            assert_eq!(whole.fault, without.fault);
+            assert_eq!(whole.message_id, without.message_id);
+        }
+        (Err(a), Err(b)) => assert_eq!(a, b),
+        _ => panic!("{whole:?} is not {without:?}"),
+    }
+}
+
+/// Whether a body is well-formed, as the receiver sees it.
+pub fn wellformed(body: &[u8], charset: Option<&str>) -> Result<(), String> {
+    wellformed::check(body, charset, 256, 1000)
+}
+
+/// Follows the framing of a connection in one piece and in small ones. Panics where they disagree.
+pub fn framing(stream: &[u8]) {
+    guard::follow(stream);
+}
