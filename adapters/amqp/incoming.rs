@@ -140,19 +140,7 @@ fn is_about(name: &str) -> bool {
 /// Makes the content type say the charset.
 fn set_charset(message: &mut Message, charset: &str) {
     let given = message.content_type().unwrap_or("text/plain");
-    let mut parts = given.split(';').map(str::trim);
-    let mut value = parts.next().unwrap_or_default().to_owned();
-    for parameter in parts {
-        let is_charset = parameter
-            .get(..8)
-            .is_some_and(|start| start.eq_ignore_ascii_case("charset="));
-        if !is_charset && !parameter.is_empty() {
-            value.push_str("; ");
-            value.push_str(parameter);
-        }
-    }
-    value.push_str("; charset=");
-    value.push_str(charset);
+    let value = xbus_charset::relabelled(given, charset);
     message.headers.set("content-type", &value);
 }
 

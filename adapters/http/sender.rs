@@ -12,6 +12,7 @@ use http::header::{
     HeaderValue, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use http::{Method, StatusCode};
+use xbus_charset::Writing;
 use xbus_core::adapter::SenderKind;
 use xbus_core::spec::{Args, Field, Raw, Type};
 use xbus_core::template::Template;
@@ -36,6 +37,11 @@ pub(crate) static FIELDS: &[Field] = &[
         "headers",
         Type::Either(&[Type::Text, Type::List(&Type::Text), Type::Map(&Type::Template)]),
         "A list of message headers to send along, or a map of names to values. Content type, X-Message-Id, X-Correlation-Id, Idempotency-Key and traceparent are always sent.",
+    ),
+    Field::new(
+        "charset",
+        xbus_charset::TYPE,
+        "Sends the text in this charset (IANA label); XML declaration and content type say so. Left out: the bytes as they are.",
     ),
     Field::new("auth", Type::Object(AUTH_FIELDS), "The credentials to send."),
     Field::new(
@@ -133,6 +139,7 @@ pub(crate) struct Config {
     headers: Sent,
     pub(crate) credential: Option<(HeaderName, HeaderValue)>,
     soap: Option<SoapOut>,
+    charset: Option<Writing>,
     pub(crate) success: Success,
     pub(crate) follow: bool,
     /// Largest answer in bytes.
@@ -204,6 +211,7 @@ pub(crate) fn build(args: Args<'_>) -> Option<HttpSender> {
         bad(args, "method", message, "leave 'method' out");
     }
     let success = success(args);
+    let charset = Writing::read(args, "charset");
     let identity = tls_identity(args);
     let own = credential(args);
     let url = url?;
@@ -232,6 +240,7 @@ pub(crate) fn build(args: Args<'_>) -> Option<HttpSender> {
         headers: headers?,
         credential,
         soap,
+        charset: charset.ok()?,
         success: success?,
         follow: args.boolean("follow"),
         max_body: args.build.max_body,
@@ -512,6 +521,15 @@ impl Config {
         }
         let given = message.content_type();
         let Some(soap) = &self.soap else {
+            if let Some(writing) = &self.charset {
+                let made = writing.apply(message)?;
+                insert(
+                    headers,
+                    CONTENT_TYPE,
+                    made.content_type().unwrap_or_default(),
+                )?;
+                return Ok(made.body.bytes().clone());
+            }
             let value = match given {
                 Some(given) => HeaderValue::from_bytes(given.as_bytes()).ok(),
                 None => message
@@ -546,6 +564,17 @@ impl Config {
         let charset = match charset {
             _ if changed || xbus_charset::is_utf8(&body, charset) => Some("utf-8"),
             other => other,
+        };
+        let (body, charset) = match &self.charset {
+            None => (body, charset),
+            Some(writing) => {
+                let text = xbus_charset::decode(&body, charset, true)
+                    .map_err(|error| cannot("the request is no text", error.to_string()))?;
+                let bytes = writing
+                    .bytes(&text, true)
+                    .map_err(|error| Fault::new(Code::Transform, error.to_string()))?;
+                (Bytes::from(bytes), Some(writing.label()))
+            }
         };
         let mut content_type = String::from(soap.version.media_type());
         if let Some(charset) = charset {

@@ -259,6 +259,8 @@ impl Imap {
             if let Some(fetched) = fetched(answer)
                 && uids.contains(&fetched.uid)
             {
+                // However often the server tells of a mail, it is held once.
+                all.retain(|known: &Fetched| known.uid != fetched.uid);
                 all.push(fetched);
             }
         })
@@ -461,9 +463,10 @@ impl Imap {
         Err(Trouble::nonsense(word))
     }
 
-    /// Reads one answer with its literals, none larger than `most`.
+    /// Reads one answer with its literals, which are not larger than `most` together.
     async fn answer(&mut self, most: u64) -> Result<Answer, Trouble> {
         let mut answer = Vec::new();
+        let mut left = most;
         loop {
             let line = self.wire.line().await?;
             let mut text = String::from_utf8_lossy(&line).into_owned();
@@ -476,8 +479,11 @@ impl Imap {
             let Some(size) = size else {
                 return Ok(answer);
             };
-            answer.push(match self.wire.literal(size, most).await? {
-                Bounded::Whole(bytes) => Piece::Literal(bytes),
+            answer.push(match self.wire.literal(size, left).await? {
+                Bounded::Whole(bytes) => {
+                    left -= size;
+                    Piece::Literal(bytes)
+                }
                 Bounded::TooLarge(size) => Piece::TooLarge(size),
             });
             if answer.len() > 1000 {
