@@ -63,7 +63,11 @@ impl Reading {
             }
         }
         if let Some(charset) = &self.charset {
-            set_charset(&mut message, charset);
+            let xml = self.format.or_else(|| message.format()) == Some(Format::Xml);
+            let (body, given) = (message.body.bytes(), message.content_type());
+            if let Some(settled) = xbus_charset::by_route(body, given, xml, charset) {
+                message.headers.set("content-type", &settled);
+            }
         }
         message.id = carried.id;
         message.received_at = carried.received_at;
@@ -223,14 +227,19 @@ mod tests {
             charset: Some(String::from("windows-1252")),
             ..reading()
         };
-        let delivery = delivery("text/csv; charset=utf-8; header=present", "", Vec::new());
-        let (message, _) = own
-            .message(&delivery, delivery.data.clone().into(), &carried)
-            .unwrap();
-        assert_eq!(
-            message.content_type(),
-            Some("text/csv; header=present; charset=windows-1252")
-        );
+        for (given, expected) in [
+            (
+                "text/csv; header=present",
+                "text/csv; header=present; charset=windows-1252",
+            ),
+            ("text/csv; charset=utf-8", "text/csv; charset=utf-8"),
+        ] {
+            let delivery = delivery(given, "", Vec::new());
+            let (message, _) = own
+                .message(&delivery, delivery.data.clone().into(), &carried)
+                .unwrap();
+            assert_eq!(message.content_type(), Some(expected));
+        }
     }
 
     #[test]

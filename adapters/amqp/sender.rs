@@ -173,7 +173,7 @@ pub(crate) fn build(args: Args<'_>) -> Option<Arc<dyn Sender>> {
         persistent: args.boolean("persistent"),
         mandatory: args.boolean("mandatory"),
         envelope: args.text("envelope").as_deref() == Some("xbus"),
-        charset: charset.ok()?,
+        charset: charset?,
         headers,
         expiration: args.duration("expiration"),
         priority: args

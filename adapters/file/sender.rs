@@ -124,7 +124,7 @@ pub(crate) fn build(args: Args<'_>) -> Option<Arc<dyn xbus_core::Sender>> {
         depth: outline(&name).components().count().saturating_sub(1),
         name,
         exists,
-        charset: charset.ok()?,
+        charset: charset?,
         mode,
         target: args.build.step.clone(),
     };

@@ -240,7 +240,7 @@ pub(crate) fn build(args: Args<'_>) -> Option<HttpSender> {
         headers: headers?,
         credential,
         soap,
-        charset: charset.ok()?,
+        charset: charset?,
         success: success?,
         follow: args.boolean("follow"),
         max_body: args.build.max_body,

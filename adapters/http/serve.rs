@@ -8,7 +8,7 @@ use http::header::{self, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
-use xbus_core::{Arrival, Code, Message, MessageId, Reply, Timestamp};
+use xbus_core::{Arrival, Code, Format, Message, MessageId, Reply, Timestamp};
 
 use crate::auth::Denied;
 use crate::body::{self, BodyError};
@@ -69,7 +69,7 @@ struct Taken {
 /// Takes a request in and runs its route.
 async fn take(
     connection: &Arc<Connection>,
-    head: Parts,
+    mut head: Parts,
     body: Incoming,
     id: MessageId,
     shape: &mut Shape,
@@ -93,7 +93,7 @@ async fn take(
     }
     let chosen = match (open.len(), denied) {
         (0, Some(refusal)) => return Err(refusal),
-        _ => choose(connection, open, &head, body, shape).await?,
+        _ => choose(connection, open, &mut head, body, shape).await?,
     };
     let (door, caller, body) = chosen;
     hand_in(connection, door, caller, head, body, id).await
@@ -248,13 +248,14 @@ async fn enter(
     connection: &Arc<Connection>,
     door: Arc<Door>,
     caller: Option<Arc<str>>,
-    head: Parts,
+    mut head: Parts,
     body: Incoming,
     id: MessageId,
     shape: &mut Shape,
 ) -> Result<Taken, Refusal> {
     check_type(&door.config, &head)?;
     let body = read(connection, &head, body, door.config.max_body).await?;
+    settle_charset(&door.config, &mut head, &body);
     let seen = match &door.config.soap {
         Some(_) => Some(envelope(
             &door.config,
@@ -284,6 +285,24 @@ fn no_element() -> Refusal {
     )
 }
 
+/// Makes the content type say the charset that the route says, where nothing else says one.
+fn settle_charset(config: &Config, head: &mut Parts, body: &Bytes) {
+    let Some(route) = &config.charset else {
+        return;
+    };
+    let given = head.headers.get(header::CONTENT_TYPE);
+    let given = given.and_then(|value| value.to_str().ok());
+    let format = config
+        .format
+        .or_else(|| given.and_then(Format::from_media_type));
+    let xml = config.soap.is_some() || format == Some(Format::Xml);
+    if let Some(settled) = xbus_charset::by_route(body, given, xml, route)
+        && let Ok(value) = HeaderValue::from_str(&settled)
+    {
+        head.headers.insert(header::CONTENT_TYPE, value);
+    }
+}
+
 fn charset_of(head: &Parts) -> Option<&str> {
     head.headers
         .get(header::CONTENT_TYPE)
@@ -297,7 +316,7 @@ type Chosen = (Arc<Door>, Option<Arc<str>>, (Bytes, Option<Envelope>));
 async fn choose(
     connection: &Arc<Connection>,
     open: Vec<(Arc<Door>, Option<Arc<str>>)>,
-    head: &Parts,
+    head: &mut Parts,
     body: Incoming,
     shape: &mut Shape,
 ) -> Result<Chosen, Refusal> {
@@ -314,6 +333,11 @@ async fn choose(
         return Err(refused.unwrap_or_else(no_element));
     };
     let body = read(connection, head, body, largest).await?;
+    // Which route it is for can only be read in a charset: that of the first that says one.
+    let says = |(door, _): &&(Arc<Door>, _)| door.config.charset.is_some();
+    if let Some((door, _)) = fitting.iter().find(says) {
+        settle_charset(&door.config, head, &body);
+    }
     let seen = match fitting.iter().find(|(door, _)| door.config.soap.is_some()) {
         Some((door, _)) => Some(envelope(&door.config, head, &body, shape, true)?),
         None => None,

@@ -329,20 +329,28 @@ fn attachment(
 ) -> Result<Message, Fault> {
     let mut message = Message::new(leaf.decoded()?.into_owned());
     message.headers = headers.clone();
-    let charset = reading
-        .charset
-        .as_deref()
-        .or_else(|| leaf.kind.parameter("charset"))
+    let charset = leaf
+        .kind
+        .parameter("charset")
         .map(one_line)
         .filter(|charset| {
             charset
                 .bytes()
                 .all(|c| c.is_ascii_alphanumeric() || b"-_:.".contains(&c))
         });
-    let content_type = match charset {
+    let mut content_type = match charset {
         Some(charset) if !charset.is_empty() => format!("{}; charset={charset}", leaf.kind.word),
         _ => leaf.kind.word.clone(),
     };
+    if let Some(route) = &reading.charset {
+        let format = reading
+            .format
+            .or_else(|| Format::from_media_type(&content_type));
+        let (body, xml) = (message.body.bytes(), format == Some(Format::Xml));
+        if let Some(settled) = xbus_charset::by_route(body, Some(&content_type), xml, route) {
+            content_type = settled;
+        }
+    }
     message
         .headers
         .set("content-type", &one_line(&content_type));

@@ -17,7 +17,7 @@ mod writing;
 use encoding_rs::{Encoding, UTF_8};
 
 pub use declaration::declare;
-pub use decode::{decode, find, is_utf8, latin1, text, text_leniently};
+pub use decode::{by_route, decode, find, is_utf8, latin1, text, text_leniently};
 pub use encode::encode;
 pub use error::Error;
 pub use writing::{FIELDS, TYPE, Writing, relabelled};

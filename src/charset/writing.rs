@@ -43,11 +43,11 @@ pub struct Writing {
 }
 
 impl Writing {
-    /// What was written under `key`, whose type is [`TYPE`]. `Err`: it cannot be used, which has been
-    /// added to the problems.
-    pub fn read(args: Args<'_>, key: &str) -> Result<Option<Self>, ()> {
+    /// What was written under `key`, whose type is [`TYPE`]. The outer `Option` is empty when that
+    /// cannot be used, which has been added to the problems; the inner when nothing was written.
+    pub fn read(args: Args<'_>, key: &str) -> Option<Option<Self>> {
         let Some(node) = args.node(key) else {
-            return Ok(None);
+            return Some(None);
         };
         let wrong = |code, message: String, help: &str| {
             let problems = args.build.problems;
@@ -56,7 +56,7 @@ impl Writing {
         let inner = args.object(key, FIELDS);
         let (label, replace) = match node.text() {
             Some(label) => (label.to_owned(), None),
-            None => (inner.text("to").ok_or(())?, inner.text("replace")),
+            None => (inner.text("to")?, inner.text("replace")),
         };
         let Ok(charset) = Charset::by_label(&label) else {
             wrong(
@@ -64,7 +64,7 @@ impl Writing {
                 format!("no charset has the label '{label}'"),
                 "write an IANA label such as utf-8, iso-8859-1, windows-1252 or utf-16le",
             );
-            return Err(());
+            return None;
         };
         let replace = match replace {
             None => Replace::Never,
@@ -78,10 +78,10 @@ impl Writing {
                     format!("'{}' cannot stand in {label} itself", text.escape_debug()),
                     "write a text that the charset has, such as '?', or reference",
                 );
-                return Err(());
+                return None;
             }
         };
-        Ok(Some(Self {
+        Some(Some(Self {
             label,
             charset,
             replace,

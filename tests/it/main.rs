@@ -14,6 +14,7 @@ mod broker_lanes_moved;
 mod broker_lanes_names;
 mod broker_lanes_nodes;
 mod broker_lanes_outages;
+mod charsets;
 mod command;
 mod crash;
 mod docs;
