@@ -325,6 +325,7 @@ fn soap(data: &[u8]) {
     let charset = std::str::from_utf8(charset).ok();
     xbus_http::fuzz::envelope(body, charset.filter(|label| !label.is_empty()));
     xbus_http::fuzz::envelope(data, None);
+    xbus_http::fuzz::wrapped(body);
 }
 
 /// A log of the store, as it is or with checksums that are right, and a checkpoint.
