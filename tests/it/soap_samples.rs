@@ -104,7 +104,7 @@ fn exchanges() -> Vec<Exchange> {
             "utf16",
             "text/xml; charset=utf-16",
             utf16(&declared("utf-16", &envelope(SOAP_11, "", nested))),
-            envelope(SOAP_11, "", "<b/>").into(),
+            utf16(&envelope(SOAP_11, "", values)),
         ),
         Exchange {
             status: 500,
@@ -175,7 +175,7 @@ fn a_proxy_route_leaves_every_byte_as_it_is() {
     installation.route(
         "proxy",
         &format!(
-            "receive:\n  http: {{ path: /proxy, soap: {{ version: any, relay: true }} }}\ninvoke:\n  - http: {{ url: \"{}\" }}\n",
+            "receive:\n  http: {{ path: /proxy, soap: any }}\ninvoke:\n  - http: {{ url: \"{}\" }}\n",
             destination.url("/")
         ),
     );
@@ -248,7 +248,7 @@ fn what_a_script_takes_apart_and_builds_again_says_the_same() {
             .route(
                 name,
                 &format!(
-                    "receive:\n  http: {{ path: /{name}, soap: {{ version: any, relay: true }} }}\ninvoke:\n  - http: {{ url: \"{}\" }}\n    transform: {name}.rhai\n",
+                    "receive:\n  http: {{ path: /{name}, soap: any }}\ninvoke:\n  - http: {{ url: \"{}\" }}\n    transform: {name}.rhai\n",
                     destination.url("/")
                 ),
             );
@@ -430,7 +430,7 @@ fn whatever_is_no_document_is_a_fault_of_the_right_version() {
         installation.route(
             name,
             &format!(
-                "receive:\n  http: {{ path: /{name}, soap: \"{version}\" }}\n  wellformed: true\ninvoke:\n  - http: {{ url: \"{}\" }}\n",
+                "receive:\n  http: {{ path: /{name}, soap: \"{version}\", wellformed: true }}\ninvoke:\n  - http: {{ url: \"{}\" }}\n",
                 destination.url("/")
             ),
         );
@@ -472,7 +472,7 @@ fn malformed_in_chunks_slowly_or_cut_off_is_a_fault_too() {
     for (name, version) in [("one", "1.1"), ("two", "1.2")] {
         installation.route(
             name,
-            &format!("receive:\n  http: {{ path: /{name}, soap: \"{version}\" }}\n  wellformed: true\nreply: {{}}\n"),
+            &format!("receive:\n  http: {{ path: /{name}, soap: \"{version}\", wellformed: true }}\nreply: {{}}\n"),
         );
     }
     let bus = installation.start();

@@ -6,7 +6,7 @@
 //! a NUL between them.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use xbus_charset::Charset;
 use xbus_config::{Installation, Mode};
@@ -69,9 +69,8 @@ fn texts(data: &[u8]) -> Option<(&str, &str)> {
     ))
 }
 
-fn engine() -> Engine {
-    Engine::new(PathBuf::new(), Limits::default())
-}
+/// Made once: that takes longer than most of what is done with it.
+static ENGINE: LazyLock<Engine> = LazyLock::new(|| Engine::new(PathBuf::new(), Limits::default()));
 
 /// Properties and headers of a delivery, and the entries of lanes.
 fn amqp(data: &[u8]) {
@@ -148,7 +147,7 @@ fn convert(text: &str, content_type: &str, from: Format) {
             from: Some(from),
             to,
         };
-        let Ok(transform) = engine().transform(source, &Scope::default()) else {
+        let Ok(transform) = ENGINE.transform(source, &Scope::default()) else {
             continue;
         };
         let Ok(made) = transform.apply(&message, &context) else {
