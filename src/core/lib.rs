@@ -22,6 +22,7 @@ pub mod once;
 pub mod outbox;
 pub mod plan;
 pub mod problem;
+pub mod progress;
 pub(crate) mod protocol;
 pub mod queues;
 pub mod recovery;
