@@ -9,6 +9,7 @@ pub mod broker;
 pub(crate) mod brokered;
 pub mod bus;
 pub mod codec;
+pub mod current;
 pub(crate) mod distribute;
 pub mod fault;
 pub mod flow;

@@ -24,6 +24,7 @@ mod flows;
 mod hostile;
 mod journal;
 mod lanes;
+mod log;
 mod mail;
 mod mailbox;
 mod rabbit_harness;
