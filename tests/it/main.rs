@@ -25,6 +25,7 @@ mod hostile;
 mod journal;
 mod lanes;
 mod mail;
+mod mail_sending;
 mod mailbox;
 mod rabbit_harness;
 mod regressions;
