@@ -81,10 +81,10 @@ fn with_body(call: &Call, value: &Dynamic) -> Result<Message, ScriptError> {
     let made = Made::of(call, value, label)?;
     message.body = Body::from(made.bytes);
     message.format = None;
-    if let Some(part) = value.read_lock::<Part>() {
-        message.format = part.attachment().format();
-    }
     if !chosen {
+        if let Some(part) = value.read_lock::<Part>() {
+            message.format = part.attachment().format();
+        }
         let format = made.format;
         let before = content_type.as_deref().unwrap_or_default();
         let essence = before.split(';').next().unwrap_or_default().trim();
