@@ -26,6 +26,7 @@ mod journal;
 mod lanes;
 mod log;
 mod mail;
+mod mail_sending;
 mod mailbox;
 mod rabbit_harness;
 mod regressions;
