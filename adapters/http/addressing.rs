@@ -244,7 +244,9 @@ mod tests {
             assert_eq!(theirs.generation, generation);
             assert_eq!(theirs.action.as_deref(), Some("urn:x/BookResponse"));
             assert_eq!(theirs.relates_to[0].0, "urn:a&b");
-            let fault = of.related(&envelope("", "<e:Fault/>"), true).expect("headers");
+            let fault = of
+                .related(&envelope("", "<e:Fault/>"), true)
+                .expect("headers");
             let seen = soap::look(&fault, None, false).expect("an envelope");
             let theirs = seen.addressed.expect("headers");
             assert_eq!(theirs.action.as_deref(), Some(generation.fault()));
@@ -257,14 +259,18 @@ mod tests {
         let of = addressed(&format!("<MessageID xmlns=\"{namespace}\">m1</MessageID>"));
         let answer = |id: &str| {
             envelope(
-                &format!("<e:Header><h/><a:RelatesTo xmlns:a=\"{namespace}\">{id}</a:RelatesTo></e:Header>"),
+                &format!(
+                    "<e:Header><h/><a:RelatesTo xmlns:a=\"{namespace}\">{id}</a:RelatesTo></e:Header>"
+                ),
                 "<a>&#65;</a>",
             )
         };
         assert!(of.related(&answer("m1"), false).is_none());
         assert!(of.related(&envelope("", "<a/>"), false).is_none());
         let right = of.related(&answer("other"), false).expect("put right");
-        let text = String::from_utf8_lossy(&right).replace("wsa:", "a:").replace(":wsa", ":a");
+        let text = String::from_utf8_lossy(&right)
+            .replace("wsa:", "a:")
+            .replace(":wsa", ":a");
         assert_eq!(text.as_bytes(), answer("m1"));
     }
 
@@ -278,7 +284,11 @@ mod tests {
         };
         let must = "e:mustUnderstand=\"1\"";
         assert!(reply_to("", "http://127.0.0.1:1/").check().is_ok());
-        assert!(reply_to(must, &format!("{namespace}/anonymous")).check().is_ok());
+        assert!(
+            reply_to(must, &format!("{namespace}/anonymous"))
+                .check()
+                .is_ok()
+        );
         assert!(reply_to(must, &format!("{namespace}/none")).check().is_ok());
         assert!(reply_to(must, "http://127.0.0.1:1/").check().is_err());
     }

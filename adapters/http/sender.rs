@@ -84,7 +84,7 @@ static API_KEY_FIELDS: &[Field] = &[
     Field::new("value", Type::Secret, "The key.").required(),
 ];
 
-static SOAP_FIELDS: &[Field] = &[
+pub(crate) static SOAP_FIELDS: &[Field] = &[
     Field::new(
         "version",
         Type::Choice(&["1.1", "1.2"]),
@@ -586,8 +586,8 @@ impl Config {
             return Ok(message.body.bytes().clone().into());
         };
         let charset = given.and_then(xbus_charset::label);
-        let (mut body, mut changed) = wrap::into_envelope(soap.version, message.body.bytes(), charset)
-            .map_err(|why| {
+        let (mut body, mut changed) =
+            wrap::into_envelope(soap.version, message.body.bytes(), charset).map_err(|why| {
                 cannot(
                     "the request is not an XML document",
                     format!("a SOAP request cannot be made of the body: {why}"),
@@ -668,7 +668,11 @@ impl Config {
             false => String::new(),
         };
         let replaced: Vec<_> = match &soap.security {
-            Some(_) => seen.security.iter().map(|block| block.range.clone()).collect(),
+            Some(_) => seen
+                .security
+                .iter()
+                .map(|block| block.range.clone())
+                .collect(),
             None => Vec::new(),
         };
         let (body, inside) = splice::into_header(body, &seen, &blocks, &replaced);

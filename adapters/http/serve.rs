@@ -62,8 +62,7 @@ pub(crate) async fn answer(connection: &Arc<Connection>, request: Request<Incomi
             "the request says its length in more than one way",
         )
         .close())
-    } else if let Some(described) = describe::answer(connection, &head, id, &mut asker.shape)
-    {
+    } else if let Some(described) = describe::answer(connection, &head, id, &mut asker.shape) {
         return described.unwrap_or_else(|refusal| shape::fault(asker.shape, id, &refusal));
     } else {
         take(connection, head, body, id, &mut asker).await

@@ -324,7 +324,11 @@ fn header(
             let block = text.get(range.clone()).unwrap_or_default();
             let xml = format!("<scope{scope}>{block}</scope>");
             let mandatory = meant.mandatory;
-            seen.security.push(Block { range, xml, mandatory });
+            seen.security.push(Block {
+                range,
+                xml,
+                mandatory,
+            });
         } else if !empty {
             let value = match addressing {
                 Some(_) if meant.ours => {

@@ -9,7 +9,11 @@ use crate::soap::{Envelope, Version};
 
 /// Bytes of a byte order mark, which places do not count.
 fn mark(body: &[u8]) -> usize {
-    if body.starts_with(b"\xef\xbb\xbf") { 3 } else { 0 }
+    if body.starts_with(b"\xef\xbb\xbf") {
+        3
+    } else {
+        0
+    }
 }
 
 /// Puts `blocks` in front of the Header's others, makes a Header where there is none, and takes
@@ -97,7 +101,11 @@ mod tests {
     fn put(envelope: &str, blocks: &str) -> String {
         let body = Bytes::from(envelope.to_owned());
         let seen = look(&body, None, false).expect("an envelope");
-        let without: Vec<_> = seen.security.iter().map(|block| block.range.clone()).collect();
+        let without: Vec<_> = seen
+            .security
+            .iter()
+            .map(|block| block.range.clone())
+            .collect();
         let (body, inside) = into_header(&body, &seen, blocks, &without);
         assert!(body[mark(&body) + inside..].starts_with(blocks.as_bytes()));
         assert!(look(&body, None, false).is_ok());

@@ -96,7 +96,11 @@ impl Url {
 
     /// Scheme, host and port as one writes them.
     pub(crate) fn place(&self) -> String {
-        let (scheme, usual) = if self.secure { ("https", 443) } else { ("http", 80) };
+        let (scheme, usual) = if self.secure {
+            ("https", 443)
+        } else {
+            ("http", 80)
+        };
         match self.port == usual {
             true => format!("{scheme}://{}", self.host),
             false => format!("{scheme}://{}:{}", self.host, self.port),

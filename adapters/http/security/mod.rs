@@ -6,6 +6,8 @@
 
 mod nonces;
 mod outgoing;
+#[cfg(test)]
+mod tests;
 mod timestamp;
 mod username_token;
 

@@ -130,6 +130,9 @@ mod tests {
         };
         assert!(fresh("2026-11-22T11:55:00Z", 300) && !fresh("2026-11-22T11:54:59Z", 300));
         assert!(fresh("2026-11-22T12:01:00Z", 300) && !fresh("2026-11-22T12:01:01Z", 300));
-        assert!(!fresh("2026-11-22T12:00:06Z", 5), "no further than the window");
+        assert!(
+            !fresh("2026-11-22T12:00:06Z", 5),
+            "no further than the window"
+        );
     }
 }

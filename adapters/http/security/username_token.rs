@@ -15,8 +15,7 @@ use super::{Denied, WSSE, WSU, child, only_text, timestamp};
 /// What the types of passwords begin with; 1.1 uses the names of 1.0.
 pub(super) const PROFILE: &str =
     "http://docs.oasis-open.org/wss/2004/01/oasis-200401-wss-username-token-profile-1.0";
-pub(super) const BASE64: &str =
-    "http://docs.oasis-open.org/wss/2004/01/oasis-200401-wss-soap-message-security-1.0#Base64Binary";
+pub(super) const BASE64: &str = "http://docs.oasis-open.org/wss/2004/01/oasis-200401-wss-soap-message-security-1.0#Base64Binary";
 /// Bytes of a nonce, decoded, at most; 16 are usual.
 const NONCE: usize = 256;
 
