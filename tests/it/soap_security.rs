@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use crate::support::{
-    Answer, Bus, Destination, Installation, Response, get, request, signal, wait_for,
+    Answer, Bus, Destination, Installation, Response, bus::signal, get, request, wait_for,
 };
 
 const SOAP_11: &str = "http://schemas.xmlsoap.org/soap/envelope/";

@@ -31,11 +31,12 @@ def with_zeep(url, user, password):
     from zeep.wsse.username import UsernameToken
     from zeep.wsse.utils import WSU as wsu
 
-    def timestamp(minutes):
-        now = datetime.datetime.now(datetime.timezone.utc)
+    def timestamp(ago):
+        """Of so many minutes ago, to be used within five minutes."""
+        made = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(minutes=ago)
         token = wsu.Timestamp()
-        token.append(wsu.Created(now.isoformat()))
-        token.append(wsu.Expires((now + datetime.timedelta(minutes=minutes)).isoformat()))
+        token.append(wsu.Created(made.isoformat()))
+        token.append(wsu.Expires((made + datetime.timedelta(minutes=5)).isoformat()))
         return token
 
     def call(port, wsse, plugins=()):
@@ -53,8 +54,8 @@ def with_zeep(url, user, password):
             "digest": call(port, UsernameToken(user, password, use_digest=True)),
             "zulu": call(port, UsernameToken(user, password, use_digest=True, zulu_timestamp=True)),
             "addressed": call(port, UsernameToken(user, password, use_digest=True), [WsAddressingPlugin()]),
-            "timestamp": call(port, UsernameToken(user, password, timestamp_token=timestamp(5))),
-            "expired": call(port, UsernameToken(user, password, timestamp_token=timestamp(-1))),
+            "timestamp": call(port, UsernameToken(user, password, timestamp_token=timestamp(0))),
+            "expired": call(port, UsernameToken(user, password, timestamp_token=timestamp(6))),
             "wrong": call(port, UsernameToken(user, password + "x", use_digest=True)),
             "nobody": call(port, UsernameToken(user + "x", password)),
             "none": call(port, None),
