@@ -18,7 +18,7 @@ pub mod outline;
 mod pool;
 mod receiver;
 mod reply;
-mod security;
+pub mod security;
 mod sender;
 mod serve;
 mod settings;

@@ -24,8 +24,10 @@ use xbus_xml::tree::{Id, Kind};
 use xbus_xml::{Document, XmlLimits};
 
 use crate::shape::{Refusal, SoapCode};
-use crate::soap::Block;
+use crate::soap::{self, Block};
 use username_token::Token;
+
+pub use username_token::digest;
 
 pub(crate) use nonces::Nonces;
 pub(crate) use outgoing::{Outgoing, TOKEN_FIELDS as OUT_TOKEN_FIELDS};
@@ -83,7 +85,7 @@ pub(crate) fn is_security(namespace: &str, local: &str) -> bool {
 }
 
 /// What a route asks of its callers.
-pub(crate) struct Security {
+pub struct Security {
     users: HashMap<String, (Arc<str>, String)>,
     takes: Takes,
     window: Duration,
@@ -140,7 +142,7 @@ impl Security {
     /// Reads `security:`; problems are reported.
     pub(crate) fn build(args: Args<'_>, nonces: &Arc<Nonces>) -> Option<Self> {
         let args = args.object("username_token", TOKEN_FIELDS);
-        let mut users = HashMap::new();
+        let mut users = Vec::new();
         for (user, node) in args.entries("users") {
             let password = node.text().unwrap_or_default();
             if password.is_empty() {
@@ -151,8 +153,7 @@ impl Security {
                     "set it: with an empty one everybody knows it",
                 );
             }
-            let caller = (Arc::from(user.name.as_str()), password.to_owned());
-            users.insert(user.name.clone(), caller);
+            users.push((user.name.clone(), password.to_owned()));
         }
         if users.is_empty() {
             args.build.problems.error(
@@ -171,20 +172,47 @@ impl Security {
                 "write how old a token may be, such as 5m",
             );
         }
-        nonces.cover(window);
         let takes = match args.text("type")?.as_str() {
             "text" => Takes::Text,
             "digest" => Takes::Digest,
             _ => Takes::Any,
         };
         Some(Self {
-            users,
             takes,
+            ..Self::of(users, window, nonces)
+        })
+    }
+
+    /// Takes tokens of these users, each with a password, that are up to `window` old; for programs
+    /// without a bus, which share no nonces with others.
+    pub fn new(users: impl IntoIterator<Item = (String, String)>, window: Duration) -> Self {
+        Self::of(users, window, &Arc::default())
+    }
+
+    fn of(
+        users: impl IntoIterator<Item = (String, String)>,
+        window: Duration,
+        nonces: &Arc<Nonces>,
+    ) -> Self {
+        nonces.cover(window);
+        let nobody = outgoing::random().map(|bytes| BASE64_STANDARD.encode(bytes));
+        Self {
+            users: users
+                .into_iter()
+                .map(|(user, password)| (user.clone(), (Arc::from(user), password)))
+                .collect(),
+            takes: Takes::Any,
             window,
             nonces: nonces.clone(),
-            nobody: outgoing::random()
-                .map_or_else(String::new, |bytes| BASE64_STANDARD.encode(bytes)),
-        })
+            nobody: nobody.unwrap_or_default(),
+        }
+    }
+
+    /// Who sends an envelope, at `now`; else why it is not let in, in words for the caller.
+    pub fn caller(&self, envelope: &[u8], now: Timestamp) -> Result<Arc<str>, String> {
+        let seen = soap::look(envelope, None, false).map_err(|why| format!("{why:?}"))?;
+        self.check(&seen.security, now)
+            .map_err(|denied| denied.reason)
     }
 
     /// Whether passwords may come as they are.
