@@ -255,7 +255,7 @@ impl Security {
                         Denied::of(&["InvalidSecurityToken"], "the nonce was used before")
                     }
                     nonces::Refused::Forgotten => Denied::expired(
-                        "the UsernameToken was made before the time from which on nonces are known",
+                        "the UsernameToken is too old to tell whether it was used: send a new one",
                     ),
                 })?;
         }
