@@ -9,7 +9,7 @@ use http::request::Parts;
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Collected, Full};
 use hyper::body::Incoming;
-use xbus_core::{Arrival, Code, Message, MessageId, Reply, Timestamp};
+use xbus_core::{Arrival, Attachments, Code, Message, MessageId, Reply, Timestamp};
 
 use crate::addressing::{Addressed, Generation};
 use crate::auth::Denied;
@@ -582,6 +582,7 @@ async fn hand_in(
         received_at: Timestamp::now(),
         headers: heads::headers(connection, &door.config, &head),
         body: body.into(),
+        attachments: Attachments::default(),
         format: door.config.format,
     };
     let mut arrival = Arrival::from(message);
