@@ -20,7 +20,7 @@ use crate::shape::{self, Answer, Refusal, Shape, SoapCode};
 use crate::soap::{self, Envelope, NotSoap, Version};
 use crate::table::{Doors, is_encoded};
 use crate::wsdl::{Operation, Wsdl};
-use crate::{describe, heads, reply, security, wellformed, xml};
+use crate::{describe, heads, reply, security, splice, wellformed, xml};
 
 /// Documents above this size are checked away from the threads that serve connections.
 const CHECK_ASIDE: usize = 256 * 1024;
@@ -557,8 +557,16 @@ async fn hand_in(
     asker: &Asker,
 ) -> Result<Taken, Refusal> {
     let addressed = asker.addressed.as_deref();
+    let mut passing = Vec::new();
     let caller = match &seen {
-        Some(seen) => check_header(&door.config, seen, addressed)?.or(caller),
+        Some(seen) => match check_header(&door.config, seen, addressed)? {
+            Some(user) => {
+                // Each repeat comes with a token of its own.
+                passing = splice::security(&body, charset_of(&head), seen);
+                Some(user)
+            }
+            None => caller,
+        },
         None => caller,
     };
     let one_way = match (&door.config.wsdl, &seen) {
@@ -587,6 +595,7 @@ async fn hand_in(
     };
     let mut arrival = Arrival::from(message);
     arrival.caller = caller;
+    arrival.passing = passing;
     let result = door.deliver(arrival).await;
     match result {
         Ok(reply) => Ok(Taken {

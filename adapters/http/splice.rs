@@ -83,6 +83,18 @@ fn header(text: &[u8], seen: &Envelope) -> (Open, Vec<u8>, usize) {
     (open, [b"</", name, b">"].concat(), range.end)
 }
 
+/// Where in the body its Security headers for us lie; nothing where it is not UTF-8.
+pub(crate) fn security(body: &[u8], charset: Option<&str>, seen: &Envelope) -> Vec<Range<usize>> {
+    if !xbus_charset::is_utf8(body, charset) {
+        return Vec::new();
+    }
+    let skip = mark(body);
+    seen.security
+        .iter()
+        .map(|block| skip + block.range.start..skip + block.range.end)
+        .collect()
+}
+
 /// Puts `text` in place of what lies in `range`.
 pub(crate) fn replace(body: &Bytes, range: Range<usize>, text: &str) -> Bytes {
     let skip = mark(body);

@@ -39,7 +39,12 @@ fn peer(arguments: &[&str]) -> String {
 /// A digest of somebody else's making, `age` seconds old.
 #[track_caller]
 fn token(age: &str) -> String {
-    peer(&["token", "shop", PASSWORD, age])
+    token_of(PASSWORD, age)
+}
+
+#[track_caller]
+fn token_of(password: &str, age: &str) -> String {
+    peer(&["token", "shop", password, age])
         .replace("&", "&amp;")
         .trim()
         .to_owned()
@@ -246,6 +251,18 @@ fn the_user_is_the_caller_whose_keys_are_his_own() {
     assert_eq!((shop.status, erp.status), (200, 200), "{}", erp.text());
     assert_ne!(shop.id(), erp.id());
     assert_eq!(send("shop").id(), shop.id(), "a repeat of his own");
+    // A digest is another one each time; the message is not.
+    let repeat = |body: &str| {
+        let headers = [("Content-Type", "text/xml"), ("X-Key", "digest")];
+        request(bus.http, "POST", "/once", &headers, body.as_bytes()).expect("an answer")
+    };
+    let digest = || envelope(SOAP_11, &token_of("pw", "0"));
+    let first = repeat(&digest());
+    let again = repeat(&digest());
+    assert_eq!((first.status, again.status), (200, 200), "{}", again.text());
+    assert_eq!(first.id(), again.id());
+    let other = repeat(&digest().replace("order", "other"));
+    assert_ne!(other.status, 200, "the same key with another body");
 }
 
 #[test]
