@@ -322,6 +322,7 @@ impl Desk {
         let arrival = Arrival {
             message: Message::clone(message),
             caller: None,
+            passing: Vec::new(),
             seen_as,
             seen_also: None,
             cause,

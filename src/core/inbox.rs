@@ -1,5 +1,6 @@
 //! The inbox: where receivers hand in what they took, and what they learn of it.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -26,6 +27,9 @@ pub struct Arrival {
     pub message: Message,
     /// Who sent it, when it said who it is and was believed.
     pub caller: Option<Arc<str>>,
+    /// Where in the body (byte ranges in their order) stands what differs each time its sender
+    /// repeats it, such as a token that counts once: `once` compares the rest.
+    pub passing: Vec<Range<usize>>,
     /// What the receiver would see again after a crash (a file's identity, a mail's UID). It is
     /// remembered in the commit that accepts the message, until [`Inbox::forget`].
     pub seen_as: Option<Arc<str>>,
@@ -45,6 +49,7 @@ impl From<Message> for Arrival {
         Self {
             message,
             caller: None,
+            passing: Vec::new(),
             seen_as: None,
             seen_also: None,
             cause: None,

@@ -32,4 +32,5 @@ mod rabbit_harness;
 mod regressions;
 mod rollback;
 mod soap;
+mod soap_security;
 mod store;
