@@ -4,10 +4,12 @@
 //! the traits [`Receiver`], [`Sender`], [`Transform`] and [`Store`].
 
 pub mod adapter;
+pub mod attachment;
 pub mod broker;
 pub(crate) mod brokered;
 pub mod bus;
 pub mod codec;
+pub mod current;
 pub(crate) mod distribute;
 pub mod fault;
 pub mod flow;
@@ -21,6 +23,7 @@ pub mod once;
 pub mod outbox;
 pub mod plan;
 pub mod problem;
+pub mod progress;
 pub(crate) mod protocol;
 pub mod queues;
 pub mod recovery;
@@ -36,6 +39,7 @@ pub mod time;
 pub mod transform;
 
 pub use adapter::{Call, Kind, Reach, Receiver, Request, SendError, Sender, Stage, Stop};
+pub use attachment::{Attachment, Attachments};
 pub use fault::{Code, Fault};
 pub use inbox::{Arrival, Inbox, Reply, Status};
 pub use message::{Body, Format, Headers, Message, MessageId};
