@@ -227,10 +227,12 @@ impl Rows {
                 summary.received.1 = summary.received.1.max(received);
                 let mut keys = *keys;
                 for _ in 0..keys.u64().unwrap_or_default() {
-                    if let (Some(name), Some(value)) = (keys.str(), keys.str()) {
-                        let hash = hash_key(name, value);
-                        self.keys.push(KeyRow { hash, offset });
-                    }
+                    // What is not there ends it, whatever the count says.
+                    let (Some(name), Some(value)) = (keys.str(), keys.str()) else {
+                        break;
+                    };
+                    let hash = hash_key(name, value);
+                    self.keys.push(KeyRow { hash, offset });
                 }
             }
             _ => {}
