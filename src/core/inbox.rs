@@ -4,10 +4,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tracing::Instrument;
 
 use crate::adapter::Reach;
 use crate::bus::Bus;
+use crate::current;
 use crate::plan::{LanePolicy, Route, Target};
 use crate::router;
 use crate::store::{Change, Commit, Durability, StoreError};
@@ -151,9 +151,10 @@ impl Inbox {
 
     async fn run(&self, arrival: Arrival, waits: bool) -> Result<Reply, Fault> {
         let (bus, route) = (self.bus.clone(), self.route.clone());
-        let span = tracing::info_span!("message", id = %arrival.message.id, route = %route.name);
-        let run = async move { router::run(&bus, &route, arrival, waits).await }.instrument(span);
-        match self.bus.tasks().spawn(run).await {
+        let (id, name) = (arrival.message.id, route.name.clone());
+        // Boxed, because a task's future is moved several times on its way in, and this one is large.
+        let run = Box::pin(async move { router::run(&bus, &route, arrival, waits).await });
+        match self.bus.tasks().spawn(current::about(id, name, run)).await {
             Ok(result) => result,
             Err(error) => {
                 tracing::error!(route = %self.route.name, %error, "a message's task ended by a defect of the bus");
