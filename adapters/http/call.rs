@@ -40,7 +40,7 @@ pub(crate) struct HttpCall {
     pub(crate) target: Uri,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
-    /// What makes the header of WS-Security, and where in the body it goes.
+    /// What makes the header of WS-Security, and the byte of the body at which it goes.
     pub(crate) security: Option<(Arc<Outgoing>, usize)>,
 }
 
@@ -99,7 +99,7 @@ impl HttpCall {
                 self.shown()
             ))
         })?;
-        Ok(splice::replace(&self.body, *at..*at, &header))
+        Ok(splice::insert(&self.body, *at, &header))
     }
 
     async fn exchange(&self, sent: &AtomicBool) -> Result<Message, SendError> {
