@@ -14,6 +14,7 @@ mod guard;
 mod heads;
 mod hub;
 pub mod outline;
+mod multipart;
 mod pool;
 mod receiver;
 mod reply;
