@@ -28,6 +28,8 @@ pub(crate) struct Config {
     pub(crate) format: Option<Format>,
     pub(crate) charset: Option<String>,
     pub(crate) wellformed: bool,
+    /// Whether multipart bodies are opened; those of SOAP always are.
+    pub(crate) attachments: bool,
     /// The description that is served, and that tells operations apart.
     pub(crate) wsdl: Option<Arc<Wsdl>>,
     /// What the description says of messages, where that is asked for.

@@ -2,7 +2,7 @@
 //! connections to its destinations.
 //!
 //! [`Hub`] owns the listeners; [`kind`] is what routes see. Absent: HTTP/2 and 3, web sockets,
-//! proxies, WS-Security, attachments.
+//! proxies, WS-Security.
 
 mod auth;
 mod body;
@@ -10,11 +10,14 @@ mod call;
 mod contract;
 mod describe;
 mod door;
+mod form;
 mod guard;
 mod heads;
 mod hub;
-pub mod outline;
 mod multipart;
+pub mod outline;
+mod pack;
+mod package;
 mod pool;
 mod receiver;
 mod reply;

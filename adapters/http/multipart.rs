@@ -62,7 +62,11 @@ impl Typed {
     /// The parameter of that name (in small letters). Of several the last counts: `filename*` stands
     /// behind the `filename` for those who do not know it (RFC 6266 section 4.3).
     pub(crate) fn parameter(&self, name: &str) -> Option<&str> {
-        let found = self.parameters.iter().rev().find(|(known, _)| known == name);
+        let found = self
+            .parameters
+            .iter()
+            .rev()
+            .find(|(known, _)| known == name);
         found.map(|(_, value)| value.as_str())
     }
 }
@@ -316,9 +320,7 @@ fn take_field(head: &mut Head, field: &[u8], number: usize) -> Result<(), Fault>
     let colon = memchr(b':', field);
     let name = colon.map(|colon| field[..colon].trim_ascii_end());
     let (Some(colon), Some(name)) = (colon, name.filter(|name| is_name(name))) else {
-        return Err(broken(format!(
-            "part {number} has a header that is none"
-        )));
+        return Err(broken(format!("part {number} has a header that is none")));
     };
     let place = match name.to_ascii_lowercase().as_slice() {
         b"content-type" => &mut head.content_type,
@@ -396,7 +398,8 @@ mod tests {
             assert_eq!(typed.parameter(name), Some(value));
         }
         // As some write them, without quotes.
-        let typed = Typed::read(b"multipart/related;type=text/xml;start=<r@x>;boundary=----=_A.b_1");
+        let typed =
+            Typed::read(b"multipart/related;type=text/xml;start=<r@x>;boundary=----=_A.b_1");
         for (name, value) in [
             ("type", "text/xml"),
             ("start", "<r@x>"),
@@ -425,7 +428,10 @@ mod tests {
 
     #[test]
     fn line_ends_of_the_boundary_are_not_content() {
-        assert_eq!(bodies("--b\n\na\r\n--b\n\n\n\n--b--\n"), [&b"a\r"[..], b"\n"]);
+        assert_eq!(
+            bodies("--b\n\na\r\n--b\n\n\n\n--b--\n"),
+            [&b"a\r"[..], b"\n"]
+        );
         assert_eq!(bodies("--b\r\n\r\na\r\r\n--b--"), [b"a\r"]);
         assert_eq!(bodies("--b\r\n\r\n\r\n\r\n--b--"), [b"\r\n"]);
         assert_eq!(bodies("--b\r\n\r\na\n--b--"), [b"a"], "of both kinds");
@@ -443,7 +449,7 @@ mod tests {
         assert_eq!(one("base64", "YWJjZA").as_deref(), Ok("abcd"));
         assert_eq!(
             one("quoted-printable", "a=3Db=\r\nc\r\n=C3=A9").as_deref(),
-            Ok("a=b" .to_owned() + "c\r\né").as_deref()
+            Ok("a=b".to_owned() + "c\r\né").as_deref()
         );
         assert_eq!(one("8BIT", "a=3D").as_deref(), Ok("a=3D"));
         for (encoding, text) in [
@@ -465,12 +471,17 @@ mod tests {
 
     #[test]
     fn names_of_files_are_decoded() {
-        let name = |header: &str| {
-            read(format!("--b\r\n{header}\r\n\r\n--b--")).unwrap()[0].file_name()
-        };
+        let name =
+            |header: &str| read(format!("--b\r\n{header}\r\n\r\n--b--")).unwrap()[0].file_name();
         for (header, expected) in [
-            ("Content-Disposition: attachment; filename=\"a b.pdf\"", "a b.pdf"),
-            ("Content-Disposition: attachment; filename=plain.pdf", "plain.pdf"),
+            (
+                "Content-Disposition: attachment; filename=\"a b.pdf\"",
+                "a b.pdf",
+            ),
+            (
+                "Content-Disposition: attachment; filename=plain.pdf",
+                "plain.pdf",
+            ),
             (
                 "Content-Disposition: attachment; filename=\"_.txt\"; filename*=UTF-8''%E2%82%AC.txt",
                 "€.txt",
@@ -479,8 +490,14 @@ mod tests {
                 "Content-Disposition: attachment; filename*0=\"long\"; filename*1=\"er.txt\"",
                 "longer.txt",
             ),
-            ("Content-Disposition: attachment; filename=\"=?utf-8?B?w6kudHh0?=\"", "é.txt"),
-            ("Content-Disposition: form-data; name=\"x\"; filename=\"é.txt\"", "é.txt"),
+            (
+                "Content-Disposition: attachment; filename=\"=?utf-8?B?w6kudHh0?=\"",
+                "é.txt",
+            ),
+            (
+                "Content-Disposition: form-data; name=\"x\"; filename=\"é.txt\"",
+                "é.txt",
+            ),
             ("Content-Type: image/png; name=\"x.png\"", "x.png"),
             (
                 "Content-Disposition: attachment; filename*=UTF-8''a%0D%0AX%3A%20y",
@@ -507,7 +524,10 @@ mod tests {
             ("--b\r\nno header\r\n\r\n--b--", "a header that is none"),
             ("--b\r\n: x\r\n\r\n--b--", "a header that is none"),
             ("--b\r\n folded: x\r\n\r\n--b--", "begins with no header"),
-            ("--b\r\nContent-ID: <1>\r\ncontent-id: <2>\r\n\r\n--b--", "twice"),
+            (
+                "--b\r\nContent-ID: <1>\r\ncontent-id: <2>\r\n\r\n--b--",
+                "twice",
+            ),
             (&long, "larger than 16 KiB"),
             (&many, "more than 1000 parts"),
         ] {

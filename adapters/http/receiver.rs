@@ -92,6 +92,12 @@ pub(crate) static FIELDS: &[Field] = &[
         "Checks that the whole body is well-formed XML before anything runs; what is not gets a 400 fault.",
     )
     .default("false"),
+    Field::new(
+        "attachments",
+        Type::Bool,
+        "Opens multipart bodies. Of a form with files (`multipart/form-data`) the fields become the body and the files attachments; of any other the root, or the first part, becomes the body. With `soap` this is always so; without either the body is the multipart as it came.",
+    )
+    .default("false"),
 ];
 
 static SOAP_FIELDS: &[Field] = &[
@@ -190,6 +196,7 @@ pub(crate) fn build(hub: &Hub, args: Args<'_>) -> Option<Config> {
             .and_then(|name| Format::from_name(&name)),
         charset,
         wellformed: args.boolean("wellformed"),
+        attachments: args.boolean("attachments"),
         wsdl,
         checks,
     };

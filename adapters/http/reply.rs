@@ -6,12 +6,19 @@ use xbus_core::{Code, Fault, Format, Reply};
 
 use crate::door::Config;
 use crate::heads::passes;
+use crate::pack;
+use crate::package::Form;
 use crate::shape::{self, Answer, Refusal, Shape};
 use crate::soap::{self, Envelope, Version};
 use crate::{wrap, xml};
 
-/// The answer to a message that was taken.
-pub(crate) fn answer(shape: Shape, config: &Config, reply: &Reply) -> Result<Answer, Refusal> {
+/// The answer to a message that was taken, and that came as a package of that `form`.
+pub(crate) fn answer(
+    shape: Shape,
+    config: &Config,
+    reply: &Reply,
+    form: Option<Form>,
+) -> Result<Answer, Refusal> {
     let Some(message) = &reply.message else {
         return Ok(shape::acknowledgement(shape, reply.id, reply.status));
     };
@@ -24,6 +31,7 @@ pub(crate) fn answer(shape: Shape, config: &Config, reply: &Reply) -> Result<Ans
             .content_type()
             .and_then(|value| HeaderValue::from_str(value).ok()),
     );
+    let mut packed = None;
     let mut status = match shape {
         Shape::Soap(_) => StatusCode::OK,
         _ => shape::ack_status(reply.status),
@@ -53,6 +61,18 @@ pub(crate) fn answer(shape: Shape, config: &Config, reply: &Reply) -> Result<Ans
                 (Version::V12, soap::FaultSide::Sender) => StatusCode::BAD_REQUEST,
                 _ => StatusCode::INTERNAL_SERVER_ERROR,
             };
+        } else if !message.attachments.is_empty() {
+            let said = content_type.as_ref().and_then(|value| value.to_str().ok());
+            let root = pack::Root {
+                version,
+                action: None,
+                content_type: said.unwrap_or(version.content_type()),
+                body: &body,
+            };
+            let form = pack::form_of(root.content_type, root.body)
+                .or(form)
+                .unwrap_or(Form::Swa);
+            packed = Some(pack::related(form, reply.id, &message.attachments, &root)?);
         }
     }
     let content_type = content_type.unwrap_or_else(|| {
@@ -62,7 +82,24 @@ pub(crate) fn answer(shape: Shape, config: &Config, reply: &Reply) -> Result<Ans
             None => Format::Bytes.media_type(),
         })
     });
+    if let (None, true) = (&packed, config.attachments && form.is_some())
+        && config.soap.is_none()
+        && !message.attachments.is_empty()
+        && let Ok(said) = content_type.to_str()
+    {
+        packed = Some(pack::plain(reply.id, &message.attachments, said, &body)?);
+    }
+    let is_packed = packed.is_some();
+    let (content_type, body) = match packed {
+        Some(packed) => (pack::header(&packed.content_type)?, packed.body),
+        None => (content_type, body),
+    };
     let mut answer = shape::answer(asked.unwrap_or(status), content_type, body, reply.id);
+    if is_packed {
+        answer
+            .headers_mut()
+            .insert(pack::MIME_VERSION, pack::VERSION);
+    }
     for (name, value) in reply.headers.iter() {
         let pair = (
             HeaderName::from_bytes(name.as_bytes()),

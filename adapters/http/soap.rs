@@ -1,7 +1,7 @@
 //! SOAP envelopes: which version one has, and what its body holds.
 //!
 //! The look at an envelope stops at the first element of its Body; nothing is built or copied.
-//! Absent: WS-Security and attachments.
+//! Absent: WS-Security.
 
 use quick_xml::events::{BytesStart, Event};
 use quick_xml::name::ResolveResult;

@@ -173,11 +173,17 @@ mod tests {
         let expected = [Some("one@x".to_owned()), Some("a&b".to_owned()), None, None];
         assert_eq!(ids(&text), expected);
         let all = includes(&text).unwrap();
-        assert_eq!(&text[all[0].range.clone()], "<x:Include href=\"cid:one%40x\"/>");
+        assert_eq!(
+            &text[all[0].range.clone()],
+            "<x:Include href=\"cid:one%40x\"/>"
+        );
         let second = &text[all[1].range.clone()];
         assert!(second.starts_with("<Include xmlns=") && second.ends_with("t</Include>"));
         let without = replaced(&text, &all[..2], |_, out| out.push_str("QQ=="));
-        assert!(without.contains("é &amp; QQ==<Include href=\"cid:no\"/>"), "{without}");
+        assert!(
+            without.contains("é &amp; QQ==<Include href=\"cid:no\"/>"),
+            "{without}"
+        );
         assert!(without.contains("<b>QQ==</b>"), "{without}");
     }
 
@@ -205,6 +211,9 @@ mod tests {
         .into();
         let made = restored(&message).unwrap();
         let made = xbus_charset::text(&made, true).unwrap().into_owned();
-        assert!(made.contains("<b>AAAA\n</b><x:Include href=\"cid:2\"/>"), "{made}");
+        assert!(
+            made.contains("<b>AAAA\n</b><x:Include href=\"cid:2\"/>"),
+            "{made}"
+        );
     }
 }
