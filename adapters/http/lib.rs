@@ -35,6 +35,8 @@ pub mod wsdl;
 mod xml;
 
 #[cfg(test)]
+mod pack_tests;
+#[cfg(test)]
 mod receiver_tests;
 #[cfg(test)]
 mod sender_tests;

@@ -117,7 +117,8 @@ pub(crate) fn related(
         Form::Mtom => {
             let charset = xbus_charset::label(root.content_type);
             if let Ok(text) = xbus_charset::decode(root.body, charset, true)
-                && let Some(why) = loose_end(&text, attachments)
+                && let Ok(includes) = xop::includes(&text)
+                && let Some(why) = loose_end(&includes, attachments)
             {
                 return Err(cannot(why));
             }
@@ -296,18 +297,18 @@ fn inline(attachments: &Attachments, root: &Root<'_>) -> Result<Option<Packed>, 
     let is_utf8 = xbus_charset::is_utf8(root.body, charset);
     let text = xbus_charset::decode(root.body, charset, true)
         .map_err(|error| cannot(error.to_string()))?;
-    if attachments.is_empty() && !xop::may_include(&text) {
-        return Ok(None);
-    }
-    if let Some(why) = loose_end(&text, attachments) {
-        return Err(cannot(why));
-    }
     // A declaration would name the charset that the text leaves.
     let text = match is_utf8 {
         true => &text,
         false => xml::without_prolog(&text).map_err(cannot)?,
     };
     let includes = xop::includes(text).map_err(cannot)?;
+    if attachments.is_empty() && includes.is_empty() {
+        return Ok(None);
+    }
+    if let Some(why) = loose_end(&includes, attachments) {
+        return Err(cannot(why));
+    }
     let mut used = HashSet::new();
     let made = xop::replaced(text, &includes, |include, out| {
         let attachment = include.content_id.as_deref().and_then(|id| {

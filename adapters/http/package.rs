@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use xbus_core::{Attachment, Attachments, Code, Fault};
-use xbus_xml::xop;
+use xbus_xml::xop::{self, Include};
 
 use crate::multipart::{self, Part, Typed};
 use crate::soap::Version;
@@ -142,6 +142,9 @@ fn related(outer: &Typed, mut parts: Vec<Part>) -> Result<Opened, Fault> {
         }
     };
     let root = parts.remove(at);
+    if root.content_type.as_deref().is_some_and(is_multipart) {
+        return Err(broken("its root is a multipart itself"));
+    }
     let (form, content_type) = root_type(outer, &root);
     let attachments: Attachments = parts.into_iter().map(attachment).collect();
     if form == Form::Mtom {
@@ -221,15 +224,15 @@ fn no_loose_ends(content_type: &str, body: &[u8], attachments: &Attachments) -> 
     let Ok(text) = xbus_charset::decode(body, charset, true) else {
         return Ok(());
     };
-    match loose_end(&text, attachments) {
+    let includes = xop::includes(&text).unwrap_or_default();
+    match loose_end(&includes, attachments) {
         Some(why) => Err(broken(why)),
         None => Ok(()),
     }
 }
 
 /// Why a document's references cannot be followed, where they cannot.
-pub(crate) fn loose_end(text: &str, attachments: &Attachments) -> Option<String> {
-    let includes = xop::includes(text).unwrap_or_default();
+pub(crate) fn loose_end(includes: &[Include], attachments: &Attachments) -> Option<String> {
     includes
         .iter()
         .find_map(|include| match &include.content_id {

@@ -30,4 +30,5 @@ mod rabbit_harness;
 mod regressions;
 mod rollback;
 mod soap;
+mod soap_attachments;
 mod store;
