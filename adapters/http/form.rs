@@ -138,6 +138,7 @@ pub(crate) fn packed(message: &Message) -> Result<Packed, Fault> {
     out.put_slice(format!("--{boundary}--\r\n").as_bytes());
     Ok(Packed {
         content_type: format!("multipart/form-data; boundary=\"{boundary}\""),
+        root: 0,
         body: Bytes::from(out),
     })
 }

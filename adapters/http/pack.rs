@@ -55,6 +55,8 @@ impl Attach {
 /// A body that holds a message and what it carries.
 pub(crate) struct Packed {
     pub(crate) content_type: String,
+    /// Where in the body its root begins.
+    pub(crate) root: usize,
     pub(crate) body: Bytes,
 }
 
@@ -189,10 +191,12 @@ fn multipart(
         out.put_slice(b"\r\n");
         out.put_slice(head.as_bytes());
         out.put_slice(b"Content-Transfer-Encoding: binary\r\n\r\n");
+        let at = out.len();
         out.put_slice(content);
         out.put_slice(b"\r\n");
+        at
     };
-    part(
+    let root_at = part(
         &format!("Content-Type: {root_type}\r\nContent-ID: <{start}>\r\n"),
         root,
     );
@@ -212,6 +216,7 @@ fn multipart(
         content_type: format!(
             "multipart/related{parameters}; start=\"<{start}>\"; boundary=\"{boundary}\""
         ),
+        root: root_at,
         body: out.freeze(),
     })
 }
@@ -333,6 +338,7 @@ fn inline(attachments: &Attachments, root: &Root<'_>) -> Result<Option<Packed>, 
     }
     Ok(Some(Packed {
         content_type,
+        root: 0,
         body: made.into(),
     }))
 }

@@ -90,6 +90,7 @@ fn a_message_goes_as_it_refers_to_its_attachments() {
         "{text}"
     );
     assert_eq!(opened(&packed).body, *mtom.body.bytes());
+    assert!(packed.body[packed.root..].starts_with(mtom.body.bytes()));
     assert!(sent(Some(Attach::Left), &mtom).unwrap().is_none());
 }
 

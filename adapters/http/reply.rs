@@ -1,24 +1,20 @@
 //! The good answer: what a route replies, in the caller's shape.
 
 use http::StatusCode;
-use http::header::{HeaderName, HeaderValue};
+use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use http_body_util::{BodyExt, Collected, Full};
 use xbus_core::{Code, Fault, Format, Reply};
 
 use crate::door::Config;
 use crate::heads::passes;
 use crate::pack;
-use crate::package::Form;
+use crate::package::{self, Form};
 use crate::shape::{self, Answer, Refusal, Shape};
 use crate::soap::{self, Envelope, Version};
 use crate::{wrap, xml};
 
-/// The answer to a message that was taken, and that came as a package of that `form`.
-pub(crate) fn answer(
-    shape: Shape,
-    config: &Config,
-    reply: &Reply,
-    form: Option<Form>,
-) -> Result<Answer, Refusal> {
+/// The answer to a message that was taken.
+pub(crate) fn answer(shape: Shape, config: &Config, reply: &Reply) -> Result<Answer, Refusal> {
     let Some(message) = &reply.message else {
         return Ok(shape::acknowledgement(shape, reply.id, reply.status));
     };
@@ -31,7 +27,6 @@ pub(crate) fn answer(
             .content_type()
             .and_then(|value| HeaderValue::from_str(value).ok()),
     );
-    let mut packed = None;
     let mut status = match shape {
         Shape::Soap(_) => StatusCode::OK,
         _ => shape::ack_status(reply.status),
@@ -61,18 +56,6 @@ pub(crate) fn answer(
                 (Version::V12, soap::FaultSide::Sender) => StatusCode::BAD_REQUEST,
                 _ => StatusCode::INTERNAL_SERVER_ERROR,
             };
-        } else if !message.attachments.is_empty() {
-            let said = content_type.as_ref().and_then(|value| value.to_str().ok());
-            let root = pack::Root {
-                version,
-                action: None,
-                content_type: said.unwrap_or(version.content_type()),
-                body: &body,
-            };
-            let form = pack::form_of(root.content_type, root.body)
-                .or(form)
-                .unwrap_or(Form::Swa);
-            packed = Some(pack::related(form, reply.id, &message.attachments, &root)?);
         }
     }
     let content_type = content_type.unwrap_or_else(|| {
@@ -82,24 +65,7 @@ pub(crate) fn answer(
             None => Format::Bytes.media_type(),
         })
     });
-    if let (None, true) = (&packed, config.attachments && form.is_some())
-        && config.soap.is_none()
-        && !message.attachments.is_empty()
-        && let Ok(said) = content_type.to_str()
-    {
-        packed = Some(pack::plain(reply.id, &message.attachments, said, &body)?);
-    }
-    let is_packed = packed.is_some();
-    let (content_type, body) = match packed {
-        Some(packed) => (pack::header(&packed.content_type)?, packed.body),
-        None => (content_type, body),
-    };
     let mut answer = shape::answer(asked.unwrap_or(status), content_type, body, reply.id);
-    if is_packed {
-        answer
-            .headers_mut()
-            .insert(pack::MIME_VERSION, pack::VERSION);
-    }
     for (name, value) in reply.headers.iter() {
         let pair = (
             HeaderName::from_bytes(name.as_bytes()),
@@ -112,6 +78,47 @@ pub(crate) fn answer(
         }
     }
     Ok(answer)
+}
+
+/// The answer with the attachments of the reply, where there are any: with SOAP always, and else where
+/// the request had its own in a package that can be told apart from a form. `form` is that of the
+/// request; a document that refers to its attachments as XOP does is MTOM whatever the request was.
+/// What failed carries nothing.
+pub(crate) async fn with_attachments(
+    answer: Answer,
+    shape: Shape,
+    config: &Config,
+    reply: &Reply,
+    form: Option<Form>,
+) -> Result<Answer, Refusal> {
+    let attachments = match &reply.message {
+        Some(message) if answer.status().is_success() => &message.attachments,
+        _ => return Ok(answer),
+    };
+    if attachments.is_empty() || (config.soap.is_none() && form.is_none()) {
+        return Ok(answer);
+    }
+    let (mut head, body) = answer.into_parts();
+    // It is all there.
+    let Ok(body) = body.collect().await.map(Collected::to_bytes);
+    let said = package::said(&head.headers).unwrap_or_default();
+    let packed = match (shape, &config.soap) {
+        (Shape::Soap(version), Some(_)) => {
+            let form = pack::form_of(&said, &body).or(form).unwrap_or(Form::Swa);
+            let root = pack::Root {
+                version,
+                action: None,
+                content_type: &said,
+                body: &body,
+            };
+            pack::related(form, reply.id, attachments, &root)?
+        }
+        _ => pack::plain(reply.id, attachments, &said, &body)?,
+    };
+    let content_type = pack::header(&packed.content_type)?;
+    head.headers.insert(CONTENT_TYPE, content_type);
+    head.headers.insert(pack::MIME_VERSION, pack::VERSION);
+    Ok(Answer::from_parts(head, Full::new(packed.body)))
 }
 
 /// The content type of an envelope that stays in its own charset.

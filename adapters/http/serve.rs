@@ -49,10 +49,15 @@ pub(crate) async fn answer(connection: &Arc<Connection>, request: Request<Incomi
         }) => shape::nothing(reply.id),
         Ok(Taken {
             door, reply, form, ..
-        }) => match reply::answer(shape, &door.config, &reply, form) {
-            Ok(answer) => answer,
-            Err(refusal) => shape::fault(shape, reply.id, &refusal),
-        },
+        }) => {
+            let answer = match reply::answer(shape, &door.config, &reply) {
+                Ok(answer) => {
+                    reply::with_attachments(answer, shape, &door.config, &reply, form).await
+                }
+                Err(refusal) => Err(refusal),
+            };
+            answer.unwrap_or_else(|refusal| shape::fault(shape, reply.id, &refusal))
+        }
         Err(refusal) => shape::fault(shape, id, &refusal),
     };
     if answer.headers().contains_key(header::CONNECTION) {

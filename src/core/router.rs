@@ -315,12 +315,12 @@ impl<'a> Journey<'a> {
         let step: Arc<str> = Arc::from("reply");
         let mut message =
             transform(&plan.transforms, from, &self.context).map_err(|fault| fault.at(&step))?;
-        // A route that answers by itself says what it answers with: what was received and nobody has
-        // set again does not go back.
-        if !plan.transforms.is_empty()
-            && Arc::ptr_eq(from, &self.context.received)
-            && !message.attachments.is_empty()
+        // A route that answers by itself says what it answers with: beside a body that it made, what
+        // was received and nobody has set again does not go back.
+        if Arc::ptr_eq(from, &self.context.received)
+            && !from.attachments.is_empty()
             && message.attachments.same(&from.attachments)
+            && !message.body.same(&from.body)
         {
             Arc::make_mut(&mut message).attachments = Attachments::default();
         }

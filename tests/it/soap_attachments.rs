@@ -726,16 +726,23 @@ fn what_a_route_answers_by_itself_carries_only_what_it_set() {
         .route(
             "echo",
             "receive: { http: { path: /echo, soap: any } }\nreply: {}\n",
-        );
+        )
+        .route(
+            "same",
+            "receive: { http: { path: /same, soap: any } }\nreply: { transform: same.rhai }\n",
+        )
+        .script("same.rhai", "headers[\"x\"] = \"1\"; body");
     let bus = installation.start();
     let own = post(&bus, "/own", &mtom(SOAP_11));
     assert_eq!(own.status, 200, "{}", own.text());
     assert!(own.text().contains("<done>yes</done>"), "{}", own.text());
     assert_eq!(own.header("content-type"), Some("text/xml; charset=utf-8"));
-    let echo = post(&bus, "/echo", &mtom(SOAP_12));
-    let sent = parts(echo.header("content-type").expect("a type"), &echo.body);
-    assert_eq!(sent[0].1, scan(SOAP_12).as_bytes());
-    assert_eq!(sent[1].1, OCTETS);
+    for path in ["/echo", "/same"] {
+        let echo = post(&bus, path, &mtom(SOAP_12));
+        let sent = parts(echo.header("content-type").expect("a type"), &echo.body);
+        assert_eq!(sent[0].1, scan(SOAP_12).as_bytes());
+        assert_eq!(sent[1].1, OCTETS);
+    }
 }
 
 #[test]
