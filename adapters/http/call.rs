@@ -270,6 +270,7 @@ impl HttpCall {
                 content_type, body, ..
             } = self
                 .content(headers, body.clone())
+                .await
                 .unwrap_or_else(|_| Content::of(headers, body));
             let content_type = content_type.as_deref();
             let mut error = self.failed(status, headers);
@@ -303,6 +304,7 @@ impl HttpCall {
         })?;
         let content = self
             .content(headers, body)
+            .await
             .map_err(|fault| unreadable(&fault.reason))?;
         // A fault never counts as success, unless the route asks for that status on purpose.
         if status.is_success()
@@ -316,11 +318,11 @@ impl HttpCall {
     }
 
     /// What the answer holds: a multipart is opened where the step sends SOAP or forms.
-    fn content(&self, headers: &HeaderMap, body: Bytes) -> Result<Content, Fault> {
+    async fn content(&self, headers: &HeaderMap, body: Bytes) -> Result<Content, Fault> {
         let whole = Content::of(headers, body);
         match &whole.content_type {
             Some(said) if self.config.opens() && package::is_multipart(said) => {
-                let opened = package::open(said, &whole.body)?;
+                let opened = package::open_aside(said, whole.body).await?;
                 Ok(Content {
                     content_type: Some(opened.content_type),
                     body: opened.body,

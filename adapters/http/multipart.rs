@@ -12,7 +12,7 @@ use bytes::Bytes;
 use mail_parser::HeaderValue;
 use mail_parser::decoders::quoted_printable::quoted_printable_decode;
 use mail_parser::parsers::MessageStream;
-use memchr::{memchr, memmem};
+use memchr::{memchr, memchr_iter, memmem};
 use xbus_core::{Code, Fault};
 
 /// Most parts of a body.
@@ -21,6 +21,10 @@ pub(crate) const PARTS_MOST: usize = 1000;
 pub(crate) const HEAD_MOST: usize = 16 * 1024;
 /// Longest boundary that is taken, in bytes; RFC 2046 section 5.1.1 allows 70.
 const BOUNDARY_MOST: usize = 200;
+/// Most parameters of a value. Those who write more want to see how long it takes to read them.
+const PARAMETERS_MOST: usize = 64;
+/// Longest name of a file that encoded words are looked for in, in bytes.
+const ENCODED_MOST: usize = 1024;
 /// Longest name of a file, in characters.
 const NAME_MOST: usize = 255;
 
@@ -39,8 +43,11 @@ pub(crate) struct Typed {
 }
 
 impl Typed {
-    /// Reads a value; what is none has an empty word.
+    /// Reads a value; what is none, or has very many parameters, has an empty word.
     pub(crate) fn read(value: &[u8]) -> Self {
+        if memchr_iter(b';', value).count() > PARAMETERS_MOST {
+            return Self::default();
+        }
         let value = parsed(value, |stream| stream.parse_content_type());
         let HeaderValue::ContentType(value) = value else {
             return Self::default();
@@ -94,7 +101,7 @@ impl Part {
                 .to_owned(),
         };
         // RFC 2047 forbids encoded words in parameters, and everybody writes them.
-        let name = match raw.contains("=?") {
+        let name = match raw.contains("=?") && raw.len() <= ENCODED_MOST {
             true => parsed(raw.as_bytes(), |stream| stream.parse_unstructured())
                 .as_text()
                 .unwrap_or_default()

@@ -19,6 +19,9 @@ use crate::{form, xml};
 /// The media type of a root whose octets may stand in other parts.
 pub(crate) const XOP: &str = "application/xop+xml";
 
+/// Bodies above this size are opened away from the threads that serve connections.
+const OPEN_ASIDE: usize = 256 * 1024;
+
 /// How a root goes with its attachments.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Form {
@@ -101,9 +104,25 @@ pub(crate) fn open(content_type: &str, body: &Bytes) -> Result<Opened, Fault> {
     }
 }
 
+/// The same, away from the threads that serve connections where it may take long.
+pub(crate) async fn open_aside(content_type: &str, body: Bytes) -> Result<Opened, Fault> {
+    if body.len() <= OPEN_ASIDE {
+        return open(content_type, &body);
+    }
+    let content_type = content_type.to_owned();
+    tokio::task::spawn_blocking(move || open(&content_type, &body))
+        .await
+        .unwrap_or_else(|_| {
+            Err(Fault::new(
+                Code::Internal,
+                "the multipart body was not read",
+            ))
+        })
+}
+
 /// The same, with what the headers say of the body made to say it of the root.
-pub(crate) fn open_in(headers: &mut HeaderMap, body: &Bytes) -> Result<Opened, Fault> {
-    let opened = open(&said(headers).unwrap_or_default(), body)?;
+pub(crate) async fn open_in(headers: &mut HeaderMap, body: Bytes) -> Result<Opened, Fault> {
+    let opened = open_aside(&said(headers).unwrap_or_default(), body).await?;
     match HeaderValue::from_bytes(opened.content_type.as_bytes()) {
         Ok(value) => headers.insert(CONTENT_TYPE, value),
         Err(_) => headers.remove(CONTENT_TYPE),

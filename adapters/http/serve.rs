@@ -265,7 +265,7 @@ async fn enter(
 ) -> Result<Taken, Refusal> {
     check_type(&door.config, &head)?;
     let body = read(connection, &head, body, door.config.max_body).await?;
-    let (body, carried) = open(&door.config, &mut head, body)?;
+    let (body, carried) = open(&door.config, &mut head, body).await?;
     let seen = match &door.config.soap {
         Some(_) => Some(envelope(
             &door.config,
@@ -308,12 +308,12 @@ struct Carried {
 }
 
 /// Opens a multipart body where the route takes attachments; the head then speaks of the root.
-fn open(config: &Config, head: &mut Parts, body: Bytes) -> Result<(Bytes, Carried), Refusal> {
+async fn open(config: &Config, head: &mut Parts, body: Bytes) -> Result<(Bytes, Carried), Refusal> {
     let takes = config.soap.is_some() || config.attachments;
     if !takes || !package::said(&head.headers).is_some_and(|said| package::is_multipart(&said)) {
         return Ok((body, Carried::default()));
     }
-    let opened = package::open_in(&mut head.headers, &body)?;
+    let opened = package::open_in(&mut head.headers, body).await?;
     if config.soap.is_some() {
         check_type(config, head)?;
     }
@@ -366,7 +366,7 @@ async fn choose(
         .iter()
         .find(|(door, _)| door.config.soap.is_some() || door.config.attachments);
     let (body, carried) = match opener {
-        Some((door, _)) => open(&door.config, head, body)?,
+        Some((door, _)) => open(&door.config, head, body).await?,
         None => (body, Carried::default()),
     };
     let seen = match fitting.iter().find(|(door, _)| door.config.soap.is_some()) {
