@@ -10,22 +10,21 @@ use std::fmt::Write as _;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::{BufMut, Bytes, BytesMut};
-use http::header::{HeaderName, HeaderValue};
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use memchr::memmem;
 use xbus_core::{Attachment, Attachments, Code, Fault, Message, MessageId};
 use xbus_xml::xop;
 
-use crate::package::{Form, XOP, loose_end};
+use crate::package::{Form, XOP, is_multipart, loose_end};
 use crate::soap::Version;
 use crate::xml;
 
 /// The content type of an attachment that says none.
 pub(crate) const OCTETS: &str = "application/octet-stream";
 
-/// Says that a body is built as MIME says; SOAP with Attachments shows it, and old services ask for it.
-pub(crate) const MIME_VERSION: HeaderName = HeaderName::from_static("mime-version");
-/// Its only value (RFC 2045 section 4).
-pub(crate) const VERSION: HeaderValue = HeaderValue::from_static("1.0");
+/// Says that a body is built as MIME says (RFC 2045 section 4); SOAP with Attachments shows it, and
+/// old services ask for it.
+const MIME_VERSION: HeaderValue = HeaderValue::from_static("1.0");
 
 /// What a route says of attachments that it sends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -72,15 +71,24 @@ fn cannot(detail: impl Into<String>) -> Fault {
     Fault::new(Code::Transform, "the attachments cannot be sent").detail(detail)
 }
 
-/// A content type as a header.
-pub(crate) fn header(content_type: &str) -> Result<HeaderValue, Fault> {
-    HeaderValue::from_bytes(content_type.as_bytes())
-        .map_err(|_| cannot("the content type of the whole holds a control character"))
+impl Packed {
+    /// Says in headers what the body is.
+    pub(crate) fn describe(&self, headers: &mut HeaderMap) -> Result<(), Fault> {
+        let value = HeaderValue::from_bytes(self.content_type.as_bytes())
+            .map_err(|_| cannot("the content type of the whole holds a control character"))?;
+        headers.insert(CONTENT_TYPE, value);
+        if is_multipart(&self.content_type) {
+            headers.insert(HeaderName::from_static("mime-version"), MIME_VERSION);
+        }
+        Ok(())
+    }
 }
 
-/// A SOAP message with its attachments; nothing when it goes as it is.
+/// A SOAP message with its attachments; nothing when it goes as it is. `usual` is how it is put
+/// together where neither the route nor the envelope says it: SwA when that says nothing either.
 pub(crate) fn soap(
     attach: Option<Attach>,
+    usual: Option<Form>,
     message: &Message,
     root: &Root<'_>,
 ) -> Result<Option<Packed>, Fault> {
@@ -92,13 +100,15 @@ pub(crate) fn soap(
         Some(Attach::Mtom) => Form::Mtom,
         _ if attachments.is_empty() => return Ok(None),
         Some(_) => Form::Swa,
-        None => form_of(root.content_type, root.body).unwrap_or(Form::Swa),
+        None => form_of(root.content_type, root.body)
+            .or(usual)
+            .unwrap_or(Form::Swa),
     };
     related(form, message.id, attachments, root).map(Some)
 }
 
 /// MTOM where a document refers to attachments as XOP does; nothing where it does not.
-pub(crate) fn form_of(content_type: &str, body: &[u8]) -> Option<Form> {
+fn form_of(content_type: &str, body: &[u8]) -> Option<Form> {
     let charset = xbus_charset::label(content_type);
     let text = xbus_charset::decode(body, charset, true).ok()?;
     let includes = xop::includes(&text).ok()?;

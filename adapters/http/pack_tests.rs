@@ -41,7 +41,8 @@ fn envelope(content: &str) -> String {
 }
 
 fn sent(attach: Option<Attach>, message: &Message) -> Result<Option<Packed>, String> {
-    pack::soap(attach, message, &root(message)).map_err(|fault| fault.detail.unwrap_or_default())
+    pack::soap(attach, None, message, &root(message))
+        .map_err(|fault| fault.detail.unwrap_or_default())
 }
 
 fn opened(packed: &Packed) -> Opened {
@@ -135,7 +136,7 @@ fn inline_puts_octets_where_they_are_referred_to() {
         content_type: "text/xml; charset=iso-8859-1",
         ..root(&message)
     };
-    let packed = pack::soap(Some(Attach::Inline), &message, &root)
+    let packed = pack::soap(Some(Attach::Inline), None, &message, &root)
         .unwrap()
         .unwrap();
     let text = String::from_utf8(packed.body.to_vec()).unwrap();

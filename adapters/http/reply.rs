@@ -1,13 +1,13 @@
 //! The good answer: what a route replies, in the caller's shape.
 
 use http::StatusCode;
-use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use http::header::{HeaderName, HeaderValue};
 use http_body_util::{BodyExt, Collected, Full};
 use xbus_core::{Code, Fault, Format, Reply};
 
 use crate::door::Config;
 use crate::heads::passes;
-use crate::pack;
+use crate::pack::{self, Attach};
 use crate::package::{self, Form};
 use crate::shape::{self, Answer, Refusal, Shape};
 use crate::soap::{self, Envelope, Version};
@@ -80,10 +80,9 @@ pub(crate) fn answer(shape: Shape, config: &Config, reply: &Reply) -> Result<Ans
     Ok(answer)
 }
 
-/// The answer with the attachments of the reply, where there are any: with SOAP always, and else where
-/// the request had its own in a package that can be told apart from a form. `form` is that of the
-/// request; a document that refers to its attachments as XOP does is MTOM whatever the request was.
-/// What failed carries nothing.
+/// The answer with the attachments of the reply, where there are any: with SOAP as the route says, and
+/// else where the request had its own in a package that can be told apart from a form. `form` is that
+/// of the request. What failed carries nothing.
 pub(crate) async fn with_attachments(
     answer: Answer,
     shape: Shape,
@@ -91,33 +90,33 @@ pub(crate) async fn with_attachments(
     reply: &Reply,
     form: Option<Form>,
 ) -> Result<Answer, Refusal> {
-    let attachments = match &reply.message {
-        Some(message) if answer.status().is_success() => &message.attachments,
-        _ => return Ok(answer),
-    };
-    if attachments.is_empty() || (config.soap.is_none() && form.is_none()) {
+    let Some(message) = reply.message.as_ref().filter(|message| {
+        answer.status().is_success()
+            && (!message.attachments.is_empty() || config.attach == Some(Attach::Mtom))
+            && (config.soap.is_some() || form.is_some())
+    }) else {
         return Ok(answer);
-    }
+    };
     let (mut head, body) = answer.into_parts();
     // It is all there.
     let Ok(body) = body.collect().await.map(Collected::to_bytes);
     let said = package::said(&head.headers).unwrap_or_default();
     let packed = match (shape, &config.soap) {
         (Shape::Soap(version), Some(_)) => {
-            let form = pack::form_of(&said, &body).or(form).unwrap_or(Form::Swa);
             let root = pack::Root {
                 version,
                 action: None,
                 content_type: &said,
                 body: &body,
             };
-            pack::related(form, reply.id, attachments, &root)?
+            pack::soap(config.attach, form, message, &root)?
         }
-        _ => pack::plain(reply.id, attachments, &said, &body)?,
+        _ => Some(pack::plain(reply.id, &message.attachments, &said, &body)?),
     };
-    let content_type = pack::header(&packed.content_type)?;
-    head.headers.insert(CONTENT_TYPE, content_type);
-    head.headers.insert(pack::MIME_VERSION, pack::VERSION);
+    let Some(packed) = packed else {
+        return Ok(Answer::from_parts(head, Full::new(body)));
+    };
+    packed.describe(&mut head.headers)?;
     Ok(Answer::from_parts(head, Full::new(packed.body)))
 }
 

@@ -549,7 +549,7 @@ impl Config {
             match self.attach {
                 Some(Attach::Form) => {
                     let packed = form::packed(message)?;
-                    headers.insert(CONTENT_TYPE, pack::header(&packed.content_type)?);
+                    packed.describe(headers)?;
                     return Ok(packed.body);
                 }
                 None if !message.attachments.is_empty() => {
@@ -620,11 +620,8 @@ impl Config {
             content_type: &content_type,
             body: &body,
         };
-        if let Some(packed) = pack::soap(self.attach, message, &root)? {
-            if crate::package::is_multipart(&packed.content_type) {
-                headers.insert(pack::MIME_VERSION, pack::VERSION);
-            }
-            headers.insert(CONTENT_TYPE, pack::header(&packed.content_type)?);
+        if let Some(packed) = pack::soap(self.attach, None, message, &root)? {
+            packed.describe(headers)?;
             return Ok(packed.body);
         }
         insert(headers, CONTENT_TYPE, &content_type)?;

@@ -14,6 +14,9 @@ const XOP: &str = "http://www.w3.org/2004/08/xop/include";
 /// What no text is, with what could be taken for a boundary.
 const OCTETS: &[u8] = b"\x00\xff\r\n--\r\n--b--x\r\n\r\n\x80";
 
+/// The same as base64.
+const BASE64: &str = "AP8NCi0tDQotLWItLXgNCg0KgA==";
+
 fn envelope(namespace: &str, content: &str) -> String {
     format!(
         "<?xml version='1.0'?>\n<e:Envelope xmlns:e=\"{namespace}\" xmlns:x=\"{XOP}\"><e:Body>{content}</e:Body></e:Envelope>\n"
@@ -216,6 +219,11 @@ fn answers_come_in_the_form_that_fits() {
                 body,
             )
         }
+        "/one" => {
+            let root = "Content-Type: application/xop+xml; type=\"application/soap+xml\"";
+            let body = multipart(&[(root, scan(SOAP_12).as_bytes()), (PAGE, OCTETS)]);
+            Answer::Status(200, "multipart/related; boundary=b", body)
+        }
         _ => {
             let (_, body) = swa();
             Answer::Status(
@@ -235,6 +243,13 @@ fn answers_come_in_the_form_that_fits() {
             ),
         );
     }
+    installation.route(
+        "inline",
+        &format!(
+            "receive: {{ http: {{ path: /inline, soap: any, attach: inline }} }}\ninvoke:\n  - name: t\n    http: {{ url: \"{}\", soap: \"1.2\" }}\n",
+            system.url("/one")
+        ),
+    );
     let bus = installation.start();
     let plain =
         |namespace: &str, kind: &str| (kind.to_owned(), envelope(namespace, "<a/>").into_bytes());
@@ -257,6 +272,14 @@ fn answers_come_in_the_form_that_fits() {
         "{content_type}"
     );
     assert_eq!(answer.header("mime-version"), Some("1.0"));
+    // One that reads no packages gets the octets in the envelope, if the route says so.
+    let answer = post(&bus, "/inline", &plain(SOAP_12, "application/soap+xml"));
+    assert_eq!(
+        answer.header("content-type"),
+        Some("application/soap+xml; charset=utf-8")
+    );
+    let expected = scan(SOAP_12).replace("<x:Include href=\"cid:page%40x\"/>", BASE64);
+    assert_eq!(answer.text(), expected);
     // A caller that speaks MTOM gets MTOM.
     let answer = post(&bus, "/swa", &mtom(SOAP_11));
     let content_type = answer.header("content-type").expect("a content type");
@@ -293,10 +316,9 @@ fn attach_says_how_attachments_are_sent() {
     let (_, got) = sent("/inline", &one);
     let got = got.expect("a request");
     assert_eq!(got.header("content-type"), Some("text/xml; charset=utf-8"));
-    let text = "AP8NCi0tDQotLWItLXgNCg0KgA==";
     assert_eq!(
         got.text(),
-        scan(SOAP_11).replace("<x:Include href=\"cid:page%40x\"/>", text)
+        scan(SOAP_11).replace("<x:Include href=\"cid:page%40x\"/>", BASE64)
     );
     // What nothing refers to has no place inline.
     let (answer, got) = sent("/inline", &mtom(SOAP_11));
@@ -949,4 +971,72 @@ fn a_spyne_service_takes_mtom_from_the_bus() {
     let answer = base64::Engine::decode(&base64::prelude::BASE64_STANDARD, answer);
     let answer = String::from_utf8(answer.expect("base64")).expect("text");
     assert!(answer.contains(PAGE_SUM), "{answer}");
+}
+
+#[test]
+fn routes_of_one_path_are_told_apart_by_the_root_of_large_packages() {
+    let system = Destination::with(|_| soap_ok());
+    let installation = Installation::new();
+    for (name, keys) in [("scan", ", element: \"{urn:s}Scan\""), ("rest", "")] {
+        installation.route(
+            name,
+            &format!(
+                "receive: {{ http: {{ path: /r, soap: any{keys}, max_body: 4MiB }} }}\ninvoke:\n  - name: t\n    http: {{ url: \"{}\", soap: \"1.1\" }}\n",
+                system.url(&format!("/{name}"))
+            ),
+        );
+    }
+    let bus = installation.start();
+    let large: Vec<u8> = (0..2_000_000u32).map(|n| (n % 251) as u8).collect();
+    for (name, root) in [
+        ("scan", scan(SOAP_11)),
+        ("rest", scan(SOAP_11).replace("urn:s", "urn:other")),
+    ] {
+        let body = multipart(&[
+            (
+                "Content-Type: application/xop+xml; type=\"text/xml\"",
+                root.as_bytes(),
+            ),
+            (PAGE, &large),
+        ]);
+        let kind = "multipart/related; type=\"application/xop+xml\"; boundary=b".to_owned();
+        let answer = post(&bus, "/r", &(kind, body));
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let got = system.got().pop().expect("a request");
+        assert_eq!(got.path, format!("/{name}"));
+        let sent = parts(got.header("content-type").expect("a type"), &got.body);
+        assert_eq!(sent[0].1, root.as_bytes());
+        assert_eq!(sent[1].1, large);
+    }
+}
+
+#[test]
+fn forms_of_another_library_are_read() {
+    let system = Destination::start();
+    let installation = Installation::new();
+    installation.route(
+        "r",
+        &format!(
+            "receive: {{ http: {{ path: /r, attachments: true, accepts: multipart/form-data }} }}\ndistribute:\n  - name: t\n    http: {{ url: \"{}\", attach: form }}\n",
+            system.url("/t")
+        ),
+    );
+    let bus = installation.start();
+    let found = peer_calls("form", &format!("http://{}/r", bus.http));
+    assert_eq!(found["status"], 200, "{found}");
+    let got = &system.got()[0];
+    let sent = parts(got.header("content-type").expect("a type"), &got.body);
+    let heads: Vec<&str> = sent.iter().map(|(head, _)| head[0].as_str()).collect();
+    assert_eq!(
+        heads,
+        [
+            "Content-Disposition: form-data; name=\"note\"",
+            "Content-Disposition: form-data; name=\"scan\"; filename=\"Seite \u{e4}.tif\"",
+            "Content-Disposition: form-data; name=\"scan\"; filename=\"two.bin\"",
+        ]
+    );
+    assert_eq!(sent[0].1, "\u{e4} & b = c".as_bytes());
+    assert_eq!(sent[2].1, b"\r\n");
+    let refused = post(&bus, "/r", &("text/plain".to_owned(), b"x".to_vec()));
+    assert_eq!(refused.status, 415);
 }

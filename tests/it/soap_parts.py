@@ -2,6 +2,7 @@
 
 soap_parts.py client URL    packages built with Python's email package; the answers as JSON
 soap_parts.py zeep URL      a call with zeep, whose answer has attachments
+soap_parts.py form URL      a form with files, as requests writes it
 soap_parts.py service       a service that answers with MTOM, on a free port, which it prints
 soap_parts.py spyne         the same made with spyne
 """
@@ -109,6 +110,17 @@ def with_zeep(url):
     return {"page": base64.b64encode(found).decode()}
 
 
+def form(url):
+    import requests
+
+    files = [
+        ("scan", ("Seite ä.tif", PAGE, "image/tiff")),
+        ("scan", ("two.bin", b"\r\n", "application/octet-stream")),
+    ]
+    answer = requests.post(url, data={"note": "ä & b = c"}, files=files)
+    return {"status": answer.status_code, "text": answer.text}
+
+
 def serve(application):
     from wsgiref.simple_server import WSGIRequestHandler, make_server
 
@@ -167,4 +179,4 @@ if mode == "service":
 elif mode == "spyne":
     serve(spyne_service())
 else:
-    print(json.dumps({"client": client, "zeep": with_zeep}[mode](sys.argv[2])))
+    print(json.dumps({"client": client, "zeep": with_zeep, "form": form}[mode](sys.argv[2])))
