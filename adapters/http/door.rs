@@ -9,6 +9,7 @@ use xbus_core::{Arrival, Checks, Fault, Format, Inbox, Reply};
 
 use crate::auth::Auth;
 use crate::pack::Attach;
+use crate::security::Security;
 use crate::soap::{Name, Version};
 use crate::table::Pattern;
 use crate::wsdl::Wsdl;
@@ -20,6 +21,8 @@ pub(crate) struct Config {
     pub(crate) soap: Option<SoapConfig>,
     pub(crate) element: Option<Name>,
     pub(crate) auth: Auth,
+    /// What WS-Security must say of the sender.
+    pub(crate) security: Option<Security>,
     /// Bytes.
     pub(crate) max_body: u64,
     /// Name of the listener.

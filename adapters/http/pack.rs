@@ -17,7 +17,7 @@ use xbus_xml::xop;
 
 use crate::package::{Form, XOP, is_multipart, loose_end};
 use crate::soap::Version;
-use crate::xml;
+use crate::{splice, xml};
 
 /// The content type of an attachment that says none.
 pub(crate) const OCTETS: &str = "application/octet-stream";
@@ -54,7 +54,7 @@ impl Attach {
 /// A body that holds a message and what it carries.
 pub(crate) struct Packed {
     pub(crate) content_type: String,
-    /// Where in the body its root begins.
+    /// Where in the body the text of its root begins, behind a byte order mark.
     pub(crate) root: usize,
     pub(crate) body: Bytes,
 }
@@ -226,7 +226,7 @@ fn multipart(
         content_type: format!(
             "multipart/related{parameters}; start=\"<{start}>\"; boundary=\"{boundary}\""
         ),
-        root: root_at,
+        root: root_at + splice::mark(root),
         body: out.freeze(),
     })
 }

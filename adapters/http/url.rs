@@ -94,6 +94,19 @@ impl Url {
         })
     }
 
+    /// Scheme, host and port as one writes them.
+    pub(crate) fn place(&self) -> String {
+        let (scheme, usual) = if self.secure {
+            ("https", 443)
+        } else {
+            ("http", 80)
+        };
+        match self.port == usual {
+            true => format!("{scheme}://{}", self.host),
+            false => format!("{scheme}://{}:{}", self.host, self.port),
+        }
+    }
+
     /// Path and query for one message.
     pub(crate) fn target(&self, message: &Arc<Message>, context: &Context) -> Result<Uri, Fault> {
         let pieces = match &self.path {

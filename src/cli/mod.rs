@@ -5,6 +5,7 @@
 mod check;
 mod client;
 mod init;
+mod log;
 mod messages;
 mod output;
 mod queues;

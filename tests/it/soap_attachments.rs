@@ -746,6 +746,14 @@ fn what_a_route_answers_by_itself_carries_only_what_it_set() {
         )
         .script("own.rhai", "element(\"done\", \"yes\")")
         .route(
+            "given",
+            "receive: { http: { path: /given, soap: any } }\nreply: { transform: given.rhai }\n",
+        )
+        .script(
+            "given.rhai",
+            "attachments = received.attachments.filter(|a| a.content_id == \"page@x\"); element(\"done\", \"yes\")",
+        )
+        .route(
             "echo",
             "receive: { http: { path: /echo, soap: any } }\nreply: {}\n",
         )
@@ -759,6 +767,20 @@ fn what_a_route_answers_by_itself_carries_only_what_it_set() {
     assert_eq!(own.status, 200, "{}", own.text());
     assert!(own.text().contains("<done>yes</done>"), "{}", own.text());
     assert_eq!(own.header("content-type"), Some("text/xml; charset=utf-8"));
+    // An answer that says which request it belongs to does so within its package.
+    let (kind, body) = mtom(SOAP_11);
+    let addressed = "<e:Header><a:MessageID xmlns:a=\"http://www.w3.org/2005/08/addressing\">urn:7</a:MessageID></e:Header><e:Body>";
+    let at = find(&body, b"<e:Body>").expect("a Body");
+    let body = [&body[..at], addressed.as_bytes(), &body[at + 8..]].concat();
+    let given = post(&bus, "/given", &(kind, body));
+    let sent = parts(given.header("content-type").expect("a type"), &given.body);
+    let root = String::from_utf8(sent[0].1.clone()).expect("text");
+    assert!(
+        root.contains("RelatesTo") && root.contains(">urn:7<") && root.contains("<done>yes</done>"),
+        "{root}"
+    );
+    assert_eq!(sent.len(), 2);
+    assert_eq!(sent[1].1, OCTETS);
     for path in ["/echo", "/same"] {
         let echo = post(&bus, path, &mtom(SOAP_12));
         let sent = parts(echo.header("content-type").expect("a type"), &echo.body);
@@ -1039,4 +1061,56 @@ fn forms_of_another_library_are_read() {
     assert_eq!(sent[2].1, b"\r\n");
     let refused = post(&bus, "/r", &("text/plain".to_owned(), b"x".to_vec()));
     assert_eq!(refused.status, 415);
+}
+
+#[test]
+fn security_is_put_into_the_envelope_of_a_package() {
+    let system = Destination::with(|_| soap_ok());
+    let installation = Installation::new();
+    for attach in ["mtom", "inline"] {
+        installation.route(
+            attach,
+            &format!(
+                "receive: {{ http: {{ path: /{attach}, soap: any }} }}\ninvoke:\n  - name: t\n    http:\n      url: \"{}\"\n      soap: {{ version: \"1.1\", action: \"urn:a\", addressing: true, timestamp: 1m, username_token: {{ user: u, password: geheim }} }}\n      attach: {attach}\n",
+                system.url("/t")
+            ),
+        );
+    }
+    let bus = installation.start();
+    let kind = "multipart/related; type=\"application/xop+xml\"; boundary=b";
+    for (attach, mark) in [
+        ("mtom", ""),
+        ("mtom", "\u{feff}"),
+        ("inline", ""),
+        ("inline", "\u{feff}"),
+    ] {
+        let root = format!("{mark}{}", scan(SOAP_11));
+        let head = "Content-Type: application/xop+xml; type=\"text/xml\"";
+        let body = multipart(&[(head, root.as_bytes()), (PAGE, OCTETS)]);
+        let answer = post(&bus, &format!("/{attach}"), &(kind.to_owned(), body));
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let got = system.got().pop().expect("a request");
+        let sent = match attach {
+            "inline" => got.body.clone(),
+            _ => {
+                let all = parts(got.header("content-type").expect("a type"), &got.body);
+                assert_eq!(all[1].1, OCTETS);
+                all[0].1.clone()
+            }
+        };
+        let sent = String::from_utf8(sent).expect("text");
+        let sent = sent.trim_start_matches('\u{feff}');
+        // All but the Header is as it came.
+        let (before, rest) = sent.split_once("<soap:Header").expect("a Header");
+        let (header, after) = rest.split_once("</soap:Header>").expect("its end");
+        for word in ["geheim", "Timestamp", "MessageID", "urn:a"] {
+            assert!(header.contains(word), "{word}: {header}");
+        }
+        let include = "<x:Include href=\"cid:page%40x\"/>";
+        let expected = match attach {
+            "inline" => scan(SOAP_11).replace(include, BASE64),
+            _ => scan(SOAP_11),
+        };
+        assert_eq!(format!("{before}{after}"), expected);
+    }
 }
