@@ -182,7 +182,8 @@ pub(crate) fn parameters(query: &str) -> impl Iterator<Item = &str> {
     query.split('&').filter(|pair| !pair.is_empty())
 }
 
-fn form_decode(text: &str) -> String {
+/// A name or value of a form or query.
+pub(crate) fn form_decode(text: &str) -> String {
     if text.contains('+') {
         decode(&text.replace('+', " ")).into_owned()
     } else {

@@ -2,7 +2,7 @@
 //! connections to its destinations.
 //!
 //! [`Hub`] owns the listeners; [`kind`] is what routes see. Absent: HTTP/2 and 3, web sockets,
-//! proxies, attachments, and of WS-Security signatures and encryption.
+//! proxies, and of WS-Security signatures and encryption.
 
 mod addressing;
 mod auth;
@@ -11,10 +11,14 @@ mod call;
 mod contract;
 mod describe;
 mod door;
+mod form;
 mod guard;
 mod heads;
 mod hub;
+mod multipart;
 pub mod outline;
+mod pack;
+mod package;
 mod pool;
 mod receiver;
 mod reply;
@@ -33,6 +37,8 @@ mod wrap;
 pub mod wsdl;
 mod xml;
 
+#[cfg(test)]
+mod pack_tests;
 #[cfg(test)]
 mod receiver_tests;
 #[cfg(test)]

@@ -18,12 +18,13 @@ use xbus_core::template::Template;
 use xbus_core::{Code, Context, Fault, Message, Reach, Request, Sender};
 
 use crate::call::HttpCall;
+use crate::pack::{self, Attach};
 use crate::pool::{Destination, TlsIdentity};
 use crate::security::{OUT_TOKEN_FIELDS, Outgoing};
 use crate::settings::is_loopback;
 use crate::soap::{self, Version};
 use crate::url::Url;
-use crate::{addressing, splice, tls, wrap};
+use crate::{addressing, form, splice, tls, wrap};
 
 pub(crate) static FIELDS: &[Field] = &[
     Field::new(
@@ -44,6 +45,11 @@ pub(crate) static FIELDS: &[Field] = &[
         "soap",
         Type::Either(&[Type::Choice(&["1.1", "1.2"]), Type::Object(SOAP_FIELDS)]),
         "Sends SOAP envelopes: a body that is none is wrapped into one.",
+    ),
+    Field::new(
+        "attach",
+        Type::Choice(&["mtom", "swa", "inline", "form", "none"]),
+        "How attachments are sent. With `soap`: `mtom` or `swa`, in a multipart beside the envelope; `inline`, as base64 where the envelope refers to them by `xop:Include`. Without `soap`: `form`, as files of a `multipart/form-data`. `none`: not at all. Left out, SOAP takes MTOM where the envelope has an `xop:Include`, else SwA; without `soap` a message with attachments is a fault.",
     ),
     Field::new("tls", Type::Object(TLS_FIELDS), "Certificates for https."),
     Field::new(
@@ -151,6 +157,7 @@ pub(crate) struct Config {
     headers: Sent,
     pub(crate) credential: Option<(HeaderName, HeaderValue)>,
     soap: Option<SoapOut>,
+    attach: Option<Attach>,
     pub(crate) success: Success,
     pub(crate) follow: bool,
     /// Largest answer in bytes.
@@ -223,6 +230,7 @@ pub(crate) fn build(args: Args<'_>) -> Option<HttpSender> {
         let message = "SOAP is sent with POST".to_owned();
         bad(args, "method", message, "leave 'method' out");
     }
+    let attach = attach(args, soap.is_some(), method.as_ref());
     let success = success(args);
     let identity = tls_identity(args);
     let own = credential(args);
@@ -264,6 +272,7 @@ pub(crate) fn build(args: Args<'_>) -> Option<HttpSender> {
         headers: headers?,
         credential,
         soap,
+        attach: attach?,
         success: success?,
         follow: args.boolean("follow"),
         max_body: args.build.max_body,
@@ -363,6 +372,31 @@ fn soap_out(args: Args<'_>) -> SoapOut {
         security: Outgoing::build(inner, version).map(Arc::new),
         addressing,
     }
+}
+
+/// The outer `Option` is empty when something is wrong, the inner when nothing is said.
+fn attach(args: Args<'_>, soap: bool, method: Option<&Method>) -> Option<Option<Attach>> {
+    let Some(word) = args.text("attach") else {
+        return Some(None);
+    };
+    let attach = Attach::from_name(&word)?;
+    let (message, help) = match attach {
+        Attach::Mtom | Attach::Swa | Attach::Inline if !soap => (
+            format!("'{word}' is a way of SOAP, which this step does not send"),
+            "add soap: \"1.1\", or send the attachments as files with attach: form",
+        ),
+        Attach::Form if soap => (
+            "a form is not SOAP, which this step sends".to_owned(),
+            "write attach: mtom, swa or inline, or leave 'soap' out",
+        ),
+        Attach::Form if method.is_some_and(|m| matches!(*m, Method::GET | Method::HEAD)) => (
+            "a request without a body has no place for attachments".to_owned(),
+            "leave 'method' out, or write POST",
+        ),
+        _ => return Some(Some(attach)),
+    };
+    bad(args, "attach", message, help);
+    None
 }
 
 fn success(args: Args<'_>) -> Option<Success> {
@@ -574,6 +608,21 @@ impl Config {
         }
         let given = message.content_type();
         let Some(soap) = &self.soap else {
+            match self.attach {
+                Some(Attach::Form) => {
+                    let packed = form::packed(message)?;
+                    packed.describe(headers)?;
+                    return Ok(packed.body.into());
+                }
+                None if !message.attachments.is_empty() => {
+                    return Err(cannot(
+                        "the message has attachments, and the step does not say how to send them",
+                        "set attach: form on the step to send them as files, or attach: none to \
+                         send the body alone",
+                    ));
+                }
+                _ => {}
+            }
             let value = match given {
                 Some(given) => HeaderValue::from_bytes(given.as_bytes()).ok(),
                 None => message
@@ -622,22 +671,36 @@ impl Config {
             content_type.push_str("; charset=");
             content_type.push_str(charset);
         }
-        let outgoing = match puts_header {
+        let mut outgoing = match puts_header {
             true => self.with_header(soap, message, &body, action.as_deref(), target)?,
             false => body.into(),
         };
-        match (soap.version, action) {
+        match (soap.version, &action) {
             (Version::V11, action) => {
                 // SOAP 1.1 section 6.1.1: the header must be there, quoted.
-                let value = format!("\"{}\"", action.unwrap_or_default());
+                let value = format!("\"{}\"", action.as_deref().unwrap_or_default());
                 insert(headers, HeaderName::from_static("soapaction"), &value)?;
             }
             (Version::V12, Some(action)) => {
                 content_type.push_str("; action=\"");
-                content_type.push_str(&action);
+                content_type.push_str(action);
                 content_type.push('"');
             }
             (Version::V12, None) => {}
+        }
+        let root = pack::Root {
+            version: soap.version,
+            action: action.as_deref(),
+            content_type: &content_type,
+            body: &outgoing.body,
+        };
+        if let Some(packed) = pack::soap(self.attach, None, message, &root)? {
+            packed.describe(headers)?;
+            if let Some((_, at)) = &mut outgoing.security {
+                *at += packed.root;
+            }
+            outgoing.body = packed.body;
+            return Ok(outgoing);
         }
         insert(headers, CONTENT_TYPE, &content_type)?;
         Ok(outgoing)
@@ -678,6 +741,11 @@ impl Config {
         let (body, inside) = splice::into_header(body, &seen, &blocks, &replaced);
         let security = soap.security.clone().map(|security| (security, inside));
         Ok(Outbound { body, security })
+    }
+
+    /// Whether answers that are multiparts are opened.
+    pub(crate) fn opens(&self) -> bool {
+        self.soap.is_some() || self.attach == Some(Attach::Form)
     }
 
     fn add_headers(

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use crate::soap::{Envelope, Version};
 
 /// Bytes of a byte order mark, which places do not count.
-fn mark(body: &[u8]) -> usize {
+pub(crate) fn mark(body: &[u8]) -> usize {
     if body.starts_with(b"\xef\xbb\xbf") {
         3
     } else {

@@ -32,5 +32,6 @@ mod rabbit_harness;
 mod regressions;
 mod rollback;
 mod soap;
+mod soap_attachments;
 mod soap_security;
 mod store;
