@@ -2,7 +2,7 @@
 //! store, until the way takes it. Each way has its own, so that one that is down holds up no other.
 //! A way that fails is no incident and holds nothing up but its own notices.
 //!
-//! Bounded: a digest is not added while an earlier notice about the incident waits, and of more than
+//! Bounded: a digest is not added while its opening or an earlier digest waits, and of more than
 //! [`MOST`] notices the oldest goes, digests first.
 
 use std::collections::BTreeMap;
@@ -131,8 +131,11 @@ impl Outbox {
         if notice.event == Event::Digest {
             // While the way is down digests do not pile up: the next one says it all.
             let held = |id: MessageId| {
-                let mut all = waiting.values().flat_map(|notice| &notice.incidents);
-                all.any(|report| report.id == id)
+                let same = |notice: &&Arc<Notice>| {
+                    matches!(notice.event, Event::Opened | Event::Digest)
+                        && notice.incidents.iter().any(|report| report.id == id)
+                };
+                waiting.values().any(|notice| same(&notice))
             };
             notice.incidents.retain(|report| !held(report.id));
             if notice.incidents.is_empty() {
