@@ -8,7 +8,7 @@ use http::header::{self, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
-use xbus_core::{Arrival, Code, Message, MessageId, Reply, Timestamp};
+use xbus_core::{Arrival, Attachments, Code, Message, MessageId, Reply, Timestamp};
 
 use crate::auth::Denied;
 use crate::body::{self, BodyError};
@@ -528,6 +528,7 @@ async fn hand_in(
         received_at: Timestamp::now(),
         headers: heads::headers(connection, &door.config, &head),
         body: body.into(),
+        attachments: Attachments::default(),
         format: door.config.format,
     };
     let mut arrival = Arrival::from(message);

@@ -229,8 +229,21 @@ fn payload(message: &Message) -> Value {
         Some(Format::Bytes) => None,
         _ => preview(bytes),
     };
+    let attachments: Vec<Value> = message
+        .attachments
+        .iter()
+        .map(|attachment| {
+            json!({
+                "name": attachment.name.as_deref(),
+                "content_type": attachment.content_type.as_deref(),
+                "content_id": attachment.content_id.as_deref(),
+                "bytes": attachment.body.len(),
+            })
+        })
+        .collect();
     json!({
         "bytes": bytes.len(),
+        "attachments": attachments,
         "content_type": message.content_type(),
         "headers": headers,
         "truncated": text.is_some_and(|text| text.len() < bytes.len()),
@@ -267,6 +280,7 @@ pub(crate) async fn replay(
     let mut message = Message::new(kept.body.clone());
     message.headers = kept.headers.clone();
     message.format = kept.format;
+    message.attachments = kept.attachments.clone();
     message.correlation_id = old
         .correlation_id
         .clone()

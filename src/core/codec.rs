@@ -5,7 +5,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::{Format, Headers, Message, MessageId, Timestamp};
+use crate::{Attachment, Format, Headers, Message, MessageId, Timestamp};
+
+/// With a format's number: attachments follow the body.
+const ATTACHMENTS: u8 = 0x80;
 
 /// Appends values to a buffer.
 #[derive(Default)]
@@ -73,15 +76,29 @@ impl Encoder {
 
     /// A whole message.
     pub fn message(&mut self, message: &Message) -> &mut Self {
+        let attachments = match message.attachments.is_empty() {
+            true => 0,
+            false => ATTACHMENTS,
+        };
         self.id(message.id)
             .maybe_text(message.correlation_id.as_deref())
             .time(message.received_at)
-            .u8(message.format.map_or(0, format_number))
+            .u8(message.format.map_or(0, format_number) | attachments)
             .u32(message.headers.len() as u32);
         for (name, value) in message.headers.iter() {
             self.text(name).text(value);
         }
-        self.bytes(message.body.bytes())
+        self.bytes(message.body.bytes());
+        if !message.attachments.is_empty() {
+            self.u32(message.attachments.len() as u32);
+            for attachment in message.attachments.iter() {
+                self.maybe_text(attachment.name.as_deref())
+                    .maybe_text(attachment.content_type.as_deref())
+                    .maybe_text(attachment.content_id.as_deref())
+                    .bytes(&attachment.body);
+            }
+        }
+        self
     }
 }
 
@@ -165,20 +182,38 @@ impl Decoder {
         let id = self.id()?;
         let correlation_id = self.maybe_text()?.map(Arc::from);
         let received_at = self.time()?;
-        let format = format_of(self.u8()?);
+        let format = self.u8()?;
         let count = self.u32()?;
         let mut headers = Headers::new();
         for _ in 0..count {
             let name = self.text()?;
             headers.append(&name, &self.text()?);
         }
+        let body = self.bytes()?.into();
+        let count = match format & ATTACHMENTS {
+            0 => 0,
+            _ => self.u32()?,
+        };
+        let attachments = (0..count)
+            .map(|_| self.attachment())
+            .collect::<Option<_>>()?;
         Some(Message {
             id,
             correlation_id,
             received_at,
             headers,
-            body: self.bytes()?.into(),
-            format,
+            body,
+            attachments,
+            format: format_of(format & !ATTACHMENTS),
+        })
+    }
+
+    fn attachment(&mut self) -> Option<Attachment> {
+        Some(Attachment {
+            name: self.maybe_text()?.map(Arc::from),
+            content_type: self.maybe_text()?.map(Arc::from),
+            content_id: self.maybe_text()?.map(Arc::from),
+            body: self.bytes()?,
         })
     }
 }
@@ -214,7 +249,22 @@ mod tests {
 
     #[test]
     fn a_message_comes_back_as_it_was_and_a_torn_one_does_not() {
-        let mut message = Message::new(vec![0, 255, 10]);
+        comes_back(Message::new(vec![0, 255, 10]));
+        let mut message = Message::new("<a/>");
+        message.attachments = vec![
+            Attachment {
+                name: Some(Arc::from("ä.pdf")),
+                content_type: Some(Arc::from("application/pdf")),
+                content_id: Some(Arc::from("1@x")),
+                body: vec![0, 1].into(),
+            },
+            Attachment::default(),
+        ]
+        .into();
+        comes_back(message);
+    }
+
+    fn comes_back(mut message: Message) {
         message.correlation_id = Some(Arc::from("c-1"));
         message.format = Some(Format::Csv);
         message.headers.set("X-Ü", "line\nbreak");
@@ -227,6 +277,7 @@ mod tests {
         assert_eq!(back.received_at, message.received_at);
         assert_eq!(back.headers, message.headers);
         assert_eq!(back.body.bytes(), message.body.bytes());
+        assert_eq!(back.attachments, message.attachments);
         assert_eq!(back.format, message.format);
         for cut in 0..data.len() {
             assert!(Decoder::new(data.slice(..cut)).message().is_none());

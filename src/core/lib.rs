@@ -4,6 +4,7 @@
 //! the traits [`Receiver`], [`Sender`], [`Transform`] and [`Store`].
 
 pub mod adapter;
+pub mod attachment;
 pub mod broker;
 pub(crate) mod brokered;
 pub mod bus;
@@ -37,6 +38,7 @@ pub mod time;
 pub mod transform;
 
 pub use adapter::{Call, Kind, Reach, Receiver, Request, SendError, Sender, Stage, Stop};
+pub use attachment::{Attachment, Attachments};
 pub use fault::{Code, Fault};
 pub use inbox::{Arrival, Inbox, Reply, Status};
 pub use message::{Body, Format, Headers, Message, MessageId};

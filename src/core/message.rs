@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 
-use crate::Timestamp;
+use crate::{Attachments, Timestamp};
 
 /// The bus's own identity of a message: a UUID version 7 (RFC 9562), so that ids sort by the time
 /// at which messages were accepted. Never taken from outside.
@@ -377,6 +377,8 @@ pub struct Message {
     pub headers: Headers,
     /// The payload.
     pub body: Body,
+    /// What it carries beside the payload.
+    pub attachments: Attachments,
     /// The format where a route, a file name or a transformation says it; else see
     /// [`Message::format`].
     pub format: Option<Format>,
@@ -391,12 +393,13 @@ impl Message {
             received_at: Timestamp::now(),
             headers: Headers::new(),
             body: body.into(),
+            attachments: Attachments::default(),
             format: None,
         }
     }
 
     /// The same message with another body, as a transformation or a response makes it: id,
-    /// correlation and headers stay.
+    /// correlation, headers and attachments stay.
     pub fn with_body(&self, body: impl Into<Body>) -> Self {
         Self {
             id: self.id,
@@ -404,6 +407,7 @@ impl Message {
             received_at: self.received_at,
             headers: self.headers.clone(),
             body: body.into(),
+            attachments: self.attachments.clone(),
             format: None,
         }
     }

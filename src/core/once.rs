@@ -258,7 +258,11 @@ fn decode(value: Bytes, message: &Message) -> Option<Result<Result<Reply, Fault>
     })))
 }
 
-/// Tells bodies apart: a name-based UUID (RFC 9562, version 5) of the bytes.
+/// Tells payloads apart: a name-based UUID (RFC 9562, version 5) of the bytes, and of those of each
+/// attachment within the one of what stands before it.
 fn fingerprint(message: &Message) -> uuid::Uuid {
-    uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, message.body.bytes())
+    let body = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, message.body.bytes());
+    message.attachments.iter().fold(body, |before, attachment| {
+        uuid::Uuid::new_v5(&before, &attachment.body)
+    })
 }

@@ -1,4 +1,4 @@
-//! The xbus envelope: a whole message (id, correlation, headers, body) as one XML document in the
+//! The xbus envelope: a whole message (id, correlation, headers, body, attachments) as one XML document in the
 //! namespace `urn:xbus:message:1`, for queues and brokers that keep only a body.
 //!
 //! ```xml
@@ -12,12 +12,14 @@
 //! Text stands as it is where XML 1.0 can say it, else in base64 (RFC 4648 section 4): what is read
 //! is what was written, for any bytes.
 
+use std::sync::Arc;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use quick_xml::events::attributes::AttrError;
 use quick_xml::events::{BytesEnd, BytesRef, BytesStart, BytesText, Event};
 use quick_xml::{Reader, Writer};
-use xbus_core::{Body, Format, Headers, Message, MessageId, Timestamp};
+use xbus_core::{Attachment, Attachments, Body, Format, Headers, Message, MessageId, Timestamp};
 
 /// The namespace of version 1.
 pub const NAMESPACE: &str = "urn:xbus:message:1";
@@ -27,6 +29,9 @@ pub const CONTENT_TYPE: &str = "application/xml; charset=utf-8";
 
 /// Most headers that are read.
 const MOST_HEADERS: usize = 10_000;
+
+/// Most attachments that are read.
+const MOST_ATTACHMENTS: usize = 10_000;
 
 /// Writes a message as an envelope.
 pub fn write(message: &Message) -> Vec<u8> {
@@ -53,6 +58,9 @@ fn write_to(out: &mut Writer<Vec<u8>>, message: &Message) -> std::io::Result<()>
         write_value(out, "header", Some(name), value.as_bytes())?;
     }
     write_value(out, "body", None, message.body.bytes())?;
+    for attachment in message.attachments.iter() {
+        write_attachment(out, attachment)?;
+    }
     out.write_event(Event::End(BytesEnd::new("message")))
 }
 
@@ -63,16 +71,40 @@ fn write_value(
     value: &[u8],
 ) -> std::io::Result<()> {
     let mut start = BytesStart::new(element);
-    // A parser makes a space of a tab or line end in an attribute (XML 1.0 section 3.3.3).
-    let plain_name = name
-        .is_none_or(|name| is_xml_text(name.as_bytes()).is_some() && !name.contains(['\t', '\n']));
-    if let Some(name) = name {
-        if plain_name {
-            start.push_attribute(("name", name));
-        } else {
-            start.push_attribute(("name64", BASE64.encode(name).as_str()));
-        }
+    push_attribute(&mut start, "name", name);
+    write_content(out, start, value)
+}
+
+fn write_attachment(out: &mut Writer<Vec<u8>>, attachment: &Attachment) -> std::io::Result<()> {
+    let mut start = BytesStart::new("attachment");
+    push_attribute(&mut start, "name", attachment.name.as_deref());
+    push_attribute(
+        &mut start,
+        "content-type",
+        attachment.content_type.as_deref(),
+    );
+    push_attribute(&mut start, "content-id", attachment.content_id.as_deref());
+    write_content(out, start, &attachment.body)
+}
+
+/// Base64, under the name with `64` behind it, where a parser would not give the value back as it is:
+/// it makes a space of a tab or line end in an attribute (XML 1.0 section 3.3.3).
+fn push_attribute(start: &mut BytesStart<'_>, name: &str, value: Option<&str>) {
+    let Some(value) = value else { return };
+    if is_xml_text(value.as_bytes()).is_some() && !value.contains(['\t', '\n']) {
+        start.push_attribute((name, value));
+    } else {
+        let encoded = BASE64.encode(value);
+        start.push_attribute((format!("{name}64").as_str(), encoded.as_str()));
     }
+}
+
+fn write_content(
+    out: &mut Writer<Vec<u8>>,
+    mut start: BytesStart<'_>,
+    value: &[u8],
+) -> std::io::Result<()> {
+    let end = start.to_end().into_owned();
     match is_xml_text(value) {
         Some(text) => {
             out.write_event(Event::Start(start))?;
@@ -85,7 +117,7 @@ fn write_value(
             out.write_event(Event::Text(BytesText::from_escaped(encoded)))?;
         }
     }
-    out.write_event(Event::End(BytesEnd::new(element)))
+    out.write_event(Event::End(end))
 }
 
 /// The text, when XML 1.0 (section 2.2) can say each of its characters and a parser gives them back
@@ -105,18 +137,19 @@ pub fn read(data: &[u8]) -> Result<Message, String> {
     let text = std::str::from_utf8(data).map_err(|_| wrong("it is not UTF-8"))?;
     let mut reader = Reader::from_str(text);
     let mut message = None;
+    let mut attachments = Vec::new();
     loop {
         match reader.read_event().map_err(|error| error.to_string())? {
             Event::Start(start) if message.is_none() => message = Some(begin(&start)?),
             Event::Start(start) => {
                 let message = message.as_mut().ok_or_else(|| wrong("no root element"))?;
-                read_value(&mut reader, &start, message)?;
+                read_value(&mut reader, &start, message, &mut attachments)?;
             }
             Event::Empty(start) => {
                 let message = message
                     .as_mut()
                     .ok_or_else(|| wrong("an empty root element"))?;
-                set(message, &start, String::new())?;
+                set(message, &mut attachments, &start, String::new())?;
             }
             Event::End(_) => break,
             Event::DocType(_) => return Err(wrong("a document type declaration")),
@@ -124,7 +157,9 @@ pub fn read(data: &[u8]) -> Result<Message, String> {
             _ => {}
         }
     }
-    message.ok_or_else(|| wrong("no root element"))
+    let mut message = message.ok_or_else(|| wrong("no root element"))?;
+    message.attachments = attachments.into();
+    Ok(message)
 }
 
 fn wrong(what: &str) -> String {
@@ -147,6 +182,7 @@ fn begin(start: &BytesStart<'_>) -> Result<Message, String> {
         received_at: Timestamp::from_micros(received),
         headers: Headers::new(),
         body: Body::default(),
+        attachments: Attachments::default(),
         format: attribute(start, "format")?.and_then(|name| Format::from_name(&name)),
     })
 }
@@ -155,6 +191,7 @@ fn read_value(
     reader: &mut Reader<&[u8]>,
     start: &BytesStart<'_>,
     message: &mut Message,
+    attachments: &mut Vec<Attachment>,
 ) -> Result<(), String> {
     let mut text = String::new();
     loop {
@@ -167,7 +204,7 @@ fn read_value(
             _ => return Err(wrong("elements in a value")),
         }
     }
-    set(message, start, text)
+    set(message, attachments, start, text)
 }
 
 fn push_reference(text: &mut String, reference: &BytesRef<'_>) -> Result<(), String> {
@@ -187,7 +224,12 @@ fn push_reference(text: &mut String, reference: &BytesRef<'_>) -> Result<(), Str
     Ok(())
 }
 
-fn set(message: &mut Message, start: &BytesStart<'_>, text: String) -> Result<(), String> {
+fn set(
+    message: &mut Message,
+    attachments: &mut Vec<Attachment>,
+    start: &BytesStart<'_>,
+    text: String,
+) -> Result<(), String> {
     let value = match attribute(start, "encoding")?.as_deref() {
         None | Some("text") => text.into_bytes(),
         Some("base64") => BASE64
@@ -195,29 +237,47 @@ fn set(message: &mut Message, start: &BytesStart<'_>, text: String) -> Result<()
             .map_err(|error| wrong(&error.to_string()))?,
         Some(other) => return Err(wrong(&format!("unknown encoding '{other}'"))),
     };
-    let as_text =
-        |value: Vec<u8>| String::from_utf8(value).map_err(|_| wrong("a header is not valid UTF-8"));
     match start.local_name().as_ref() {
         "body" => message.body = value.into(),
         "correlation-id" => message.correlation_id = Some(as_text(value)?.into()),
         "header" => {
-            let name = match attribute(start, "name64")? {
-                Some(encoded) => as_text(
-                    BASE64
-                        .decode(encoded)
-                        .map_err(|error| wrong(&error.to_string()))?,
-                )?,
-                None => attribute(start, "name")?.ok_or_else(|| wrong("a header without name"))?,
-            };
+            let name =
+                attribute_or_64(start, "name")?.ok_or_else(|| wrong("a header without name"))?;
             if message.headers.len() >= MOST_HEADERS {
                 return Err(wrong("too many headers"));
             }
             message.headers.append(&name, &as_text(value)?);
         }
+        "attachment" => {
+            if attachments.len() >= MOST_ATTACHMENTS {
+                return Err(wrong("too many attachments"));
+            }
+            attachments.push(Attachment {
+                name: attribute_or_64(start, "name")?.map(Arc::from),
+                content_type: attribute_or_64(start, "content-type")?.map(Arc::from),
+                content_id: attribute_or_64(start, "content-id")?.map(Arc::from),
+                body: value.into(),
+            });
+        }
         // Later minor additions of version 1 are passed over.
         _ => {}
     }
     Ok(())
+}
+
+fn as_text(value: Vec<u8>) -> Result<String, String> {
+    String::from_utf8(value).map_err(|_| wrong("a header is not valid UTF-8"))
+}
+
+fn attribute_or_64(start: &BytesStart<'_>, name: &str) -> Result<Option<String>, String> {
+    match attribute(start, &format!("{name}64"))? {
+        Some(encoded) => BASE64
+            .decode(encoded)
+            .map_err(|error| wrong(&error.to_string()))
+            .and_then(as_text)
+            .map(Some),
+        None => attribute(start, name),
+    }
 }
 
 fn attribute(start: &BytesStart<'_>, name: &str) -> Result<Option<String>, String> {
@@ -246,6 +306,7 @@ mod tests {
         assert_eq!(back.received_at, message.received_at);
         assert_eq!(back.headers, message.headers);
         assert_eq!(back.body.bytes(), message.body.bytes());
+        assert_eq!(back.attachments, message.attachments);
         assert_eq!(back.format, message.format);
     }
 
@@ -267,6 +328,16 @@ mod tests {
             message.headers.set("na<me\u{2}", " x ");
             message.headers.set("a\nb", "c");
             message.format = Some(Format::Xml);
+            message.attachments = vec![
+                Attachment {
+                    name: Some("a\tb".into()),
+                    content_type: Some("text/plain; x=\"1\"".into()),
+                    content_id: Some("<1>".into()),
+                    body: body.to_vec().into(),
+                },
+                Attachment::default(),
+            ]
+            .into();
             round_trip(&message);
         }
     }

@@ -4,7 +4,10 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use xbus_core::{Format, Headers, Message, MessageId, Timestamp};
+use xbus_core::{Attachment, Format, Headers, Message, MessageId, Timestamp};
+
+/// With a format's number: attachments follow the body.
+const ATTACHMENTS: u8 = 0x80;
 
 pub fn put_u64(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
@@ -46,7 +49,7 @@ pub fn put_option<T>(out: &mut Vec<u8>, value: Option<T>, put: impl FnOnce(&mut 
 pub fn put_message(out: &mut Vec<u8>, message: &Message) {
     put_option(out, message.correlation_id.as_deref(), put_str);
     put_time(out, message.received_at);
-    out.push(match message.format {
+    let format = match message.format {
         None => 0,
         Some(Format::Xml) => 1,
         Some(Format::Json) => 2,
@@ -54,6 +57,11 @@ pub fn put_message(out: &mut Vec<u8>, message: &Message) {
         Some(Format::Form) => 4,
         Some(Format::Text) => 5,
         Some(Format::Bytes) => 6,
+    };
+    let attachments = &message.attachments;
+    out.push(match attachments.is_empty() {
+        true => format,
+        false => format | ATTACHMENTS,
     });
     put_u64(out, message.headers.len() as u64);
     for (name, value) in message.headers.iter() {
@@ -61,6 +69,15 @@ pub fn put_message(out: &mut Vec<u8>, message: &Message) {
         put_str(out, value);
     }
     put_bytes(out, message.body.bytes());
+    if !attachments.is_empty() {
+        put_u64(out, attachments.len() as u64);
+        for attachment in attachments.iter() {
+            put_option(out, attachment.name.as_deref(), put_str);
+            put_option(out, attachment.content_type.as_deref(), put_str);
+            put_option(out, attachment.content_id.as_deref(), put_str);
+            put_bytes(out, &attachment.body);
+        }
+    }
 }
 
 /// Reads what the functions above wrote.
@@ -149,7 +166,9 @@ impl<'a> Reader<'a> {
     pub fn message(&mut self, id: MessageId, whole: &Bytes) -> Option<Message> {
         let correlation_id = self.option(Self::str)?.map(Arc::from);
         let received_at = self.time()?;
-        let format = match self.u8()? {
+        let format = self.u8()?;
+        let attached = format & ATTACHMENTS != 0;
+        let format = match format & !ATTACHMENTS {
             0 => None,
             1 => Some(Format::Xml),
             2 => Some(Format::Json),
@@ -165,16 +184,35 @@ impl<'a> Reader<'a> {
             let name = self.str()?;
             headers.append(name, self.str()?);
         }
-        let body = self.bytes()?;
-        let end = self.at;
+        let body = self.shared(whole)?.into();
+        let count = if attached { self.u64()? } else { 0 };
+        let attachments = (0..count)
+            .map(|_| self.attachment(whole))
+            .collect::<Option<_>>()?;
         Some(Message {
             id,
             correlation_id,
             received_at,
             headers,
-            body: whole.slice(end - body.len()..end).into(),
+            body,
+            attachments,
             format,
         })
+    }
+
+    fn attachment(&mut self, whole: &Bytes) -> Option<Attachment> {
+        Some(Attachment {
+            name: self.option(Self::str)?.map(Arc::from),
+            content_type: self.option(Self::str)?.map(Arc::from),
+            content_id: self.option(Self::str)?.map(Arc::from),
+            body: self.shared(whole)?,
+        })
+    }
+
+    /// Bytes that share the memory of `whole`, which is what this reader reads.
+    fn shared(&mut self, whole: &Bytes) -> Option<Bytes> {
+        let length = self.bytes()?.len();
+        Some(whole.slice(self.at - length..self.at))
     }
 }
 

@@ -2,8 +2,9 @@
 //!
 //! The body is the message's body. Everything else stands as JSON in the header `x-xbus`, where an
 //! operator can read it; id, content type and correlation id are shown as properties too. Where
-//! that JSON is too long for the header frame that every broker takes, it stands before the body,
-//! with its length in front (content type `application/x-xbus-message`).
+//! that JSON is too long for the header frame that every broker takes, or the message has
+//! attachments, it stands before the body, with its length in front (content type
+//! `application/x-xbus-message`); the attachments stand behind the body.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 use serde::{Deserialize, Serialize};
 use xbus_core::broker::{LaneEntry, LaneName};
 use xbus_core::store::{EntryRef, Queued};
-use xbus_core::{Format, Headers, Message, MessageId, Timestamp};
+use xbus_core::{Attachment, Format, Headers, Message, MessageId, Timestamp};
 
 /// The header that holds all that is not the body.
 const META: &str = "x-xbus";
@@ -22,6 +23,8 @@ const META: &str = "x-xbus";
 const NUDGE: &str = "x-xbus-nudge";
 /// The content type of a body that begins with the rest.
 const PACKED: &str = "application/x-xbus-message";
+/// The version of what has attachments, which nodes that do not know them set aside.
+const WITH_ATTACHMENTS: u32 = 2;
 /// So long may the JSON be in a header: a frame of 4096 bytes, which AMQP 0.9.1 (section 4.2.3)
 /// guarantees, holds it together with the properties.
 const META_MAX: usize = 3000;
@@ -64,6 +67,8 @@ struct Meta<'a> {
     received: i64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     format: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    attachments: Vec<Part>,
     /// In order; a name may stand twice.
     headers: Vec<(Cow<'a, str>, Cow<'a, str>)>,
     #[serde(default, skip_serializing_if = "str::is_empty")]
@@ -85,6 +90,18 @@ struct Meta<'a> {
     last_error: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     parked: Option<String>,
+}
+
+/// An attachment, whose octets stand behind the body.
+#[derive(Serialize, Deserialize)]
+struct Part {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
+    content_type: Option<String>,
+    #[serde(rename = "id", default, skip_serializing_if = "Option::is_none")]
+    content_id: Option<String>,
+    length: usize,
 }
 
 fn is_false(value: &bool) -> bool {
@@ -136,8 +153,11 @@ impl Entry {
     /// As it is published.
     pub(super) fn write(&self) -> (BasicProperties, Bytes) {
         let message = &self.message;
+        let attachments: Vec<Part> = message.attachments.iter().map(Part::of).collect();
+        let alone = attachments.is_empty();
         let meta = Meta {
-            v: 1,
+            v: if alone { 1 } else { WITH_ATTACHMENTS },
+            attachments,
             id: message.id.to_string(),
             correlation: message.correlation_id.as_deref().map(str::to_owned),
             received: message.received_at.as_micros(),
@@ -171,12 +191,16 @@ impl Entry {
         if let Some(Ok(id)) = message.correlation_id.as_deref().map(ShortString::try_new) {
             properties = properties.with_correlation_id(id);
         }
-        if json.len() > META_MAX {
+        if json.len() > META_MAX || !alone {
             let body = message.body.bytes();
-            let mut packed = BytesMut::with_capacity(4 + json.len() + body.len());
+            let length = 4 + json.len() + body.len() + message.attachments.size();
+            let mut packed = BytesMut::with_capacity(length);
             packed.extend_from_slice(&(json.len() as u32).to_be_bytes());
             packed.extend_from_slice(&json);
             packed.extend_from_slice(body);
+            for attachment in message.attachments.iter() {
+                packed.extend_from_slice(&attachment.body);
+            }
             return (properties.with_content_type(PACKED.into()), packed.freeze());
         }
         let content_type = message.content_type().map(ShortString::try_new);
@@ -217,11 +241,17 @@ impl Entry {
         ))
     }
 
-    fn parse(json: &[u8], body: Bytes) -> Option<Self> {
+    fn parse(json: &[u8], mut body: Bytes) -> Option<Self> {
         let meta: Meta<'static> = serde_json::from_slice(json).ok()?;
-        if meta.v != 1 {
+        if meta.v != 1 && meta.v != WITH_ATTACHMENTS {
             return None;
         }
+        let mut attachments = Vec::with_capacity(meta.attachments.len().min(1000));
+        for part in meta.attachments.into_iter().rev() {
+            let start = body.len().checked_sub(part.length)?;
+            attachments.push(part.with(body.split_off(start)));
+        }
+        attachments.reverse();
         let length = meta.headers.iter().map(|(n, v)| n.len() + v.len()).sum();
         let mut headers = Headers::with_capacity(meta.headers.len(), length);
         for (name, value) in &meta.headers {
@@ -233,6 +263,7 @@ impl Entry {
             received_at: Timestamp::from_micros(meta.received),
             headers,
             body: body.into(),
+            attachments: attachments.into(),
             format: match meta.format {
                 Some(name) => Some(Format::from_name(&name)?),
                 None => None,
@@ -283,6 +314,26 @@ impl Entry {
     }
 }
 
+impl Part {
+    fn of(attachment: &Attachment) -> Self {
+        Self {
+            name: attachment.name.as_deref().map(str::to_owned),
+            content_type: attachment.content_type.as_deref().map(str::to_owned),
+            content_id: attachment.content_id.as_deref().map(str::to_owned),
+            length: attachment.body.len(),
+        }
+    }
+
+    fn with(self, body: Bytes) -> Attachment {
+        Attachment {
+            name: self.name.map(Arc::from),
+            content_type: self.content_type.map(Arc::from),
+            content_id: self.content_id.map(Arc::from),
+            body,
+        }
+    }
+}
+
 /// Makes the owner of a partition look at its front when it comes to it.
 pub(super) fn nudge() -> (BasicProperties, Bytes) {
     let mut headers = FieldTable::default();
@@ -325,6 +376,7 @@ mod tests {
         assert_eq!(left.message.received_at, right.message.received_at);
         assert_eq!(left.message.headers, right.message.headers);
         assert_eq!(left.message.body.bytes(), right.message.body.bytes());
+        assert_eq!(left.message.attachments, right.message.attachments);
         assert_eq!(left.message.format, right.message.format);
         assert_eq!(left.key, right.key);
         assert_eq!(left.target, right.target);
@@ -343,6 +395,7 @@ mod tests {
             body in prop::collection::vec(any::<u8>(), 0..200),
             headers in prop::collection::vec((any::<String>(), any::<String>()), 0..8),
             long in prop::option::of(2000usize..9000),
+            attachments in prop::collection::vec(any::<(Option<String>, Vec<u8>)>(), 0..3),
             correlation in prop::option::of(any::<String>()),
             received in any::<i64>(),
             id in any::<u128>(),
@@ -355,6 +408,12 @@ mod tests {
             message.received_at = Timestamp::from_micros(received);
             message.correlation_id = correlation.map(Arc::from);
             message.format = format;
+            let attachment = |(name, body): (Option<String>, Vec<u8>)| Attachment {
+                name: name.map(Arc::from),
+                body: body.into(),
+                ..Attachment::default()
+            };
+            message.attachments = attachments.into_iter().map(attachment).collect();
             for (name, value) in &headers {
                 message.headers.append(name, value);
             }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use xbus_core::broker::Report;
 use xbus_core::codec::{Decoder, Encoder};
 use xbus_core::store::{EntryRef, Outcome, Queued, StoreError};
-use xbus_core::{MessageId, Timestamp};
+use xbus_core::{Attachments, MessageId, Timestamp};
 
 /// A head's message goes along when it is not larger; else its body is left out.
 const BODY_MAX: usize = 256 * 1024;
@@ -142,8 +142,10 @@ pub(super) struct Head {
 impl Head {
     pub(super) fn of(queue: &str, head: &Queued) -> Self {
         let mut encoder = Encoder::new();
-        if head.message.body.bytes().len() > BODY_MAX {
-            encoder.message(&head.message.with_body(Bytes::new()));
+        if head.message.body.bytes().len() + head.message.attachments.size() > BODY_MAX {
+            let mut short = head.message.with_body(Bytes::new());
+            short.attachments = Attachments::default();
+            encoder.message(&short);
         } else {
             encoder.message(&head.message);
         }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use xbus_core::store::{Change, Outcome, Query, Settlement, Store, StoreError};
-use xbus_core::{MessageId, Timestamp};
+use xbus_core::{Attachment, MessageId, Timestamp};
 
 use super::sim::SimDisk;
 use super::*;
@@ -271,4 +271,28 @@ fn a_closed_store_refuses_and_lazy_commits_are_kept_by_close() {
         ..Query::default()
     };
     assert_eq!(store.find(&query).unwrap(), [entry]);
+}
+
+#[test]
+fn attachments_come_back_after_a_restart() {
+    let disk = SimDisk::default();
+    let store = open(&disk, small());
+    let mut sent = xbus_core::Message::new("<a/>");
+    sent.attachments = vec![
+        Attachment {
+            name: Some("ä.pdf".into()),
+            content_type: Some("application/pdf".into()),
+            content_id: Some("1@x".into()),
+            body: Bytes::from_static(&[0, 255]),
+        },
+        Attachment::default(),
+    ]
+    .into();
+    let sent = std::sync::Arc::new(sent);
+    commit(&store, vec![put("q", "", &sent, "t")]).unwrap();
+    store.close().wait();
+    let store = open(&disk, small());
+    let head = store.head("q", "").unwrap().unwrap();
+    assert_eq!(head.message.attachments, sent.attachments);
+    assert_eq!(body(&head), "<a/>");
 }
