@@ -25,6 +25,7 @@ mod soap;
 mod table;
 mod tls;
 mod url;
+mod webhook;
 mod wellformed;
 mod wrap;
 pub mod wsdl;
@@ -47,6 +48,7 @@ pub use settings::{
     limits, listener, settings,
 };
 pub use soap::{Name, Version};
+pub use webhook::{WEBHOOK_FIELDS, Webhook};
 
 /// HTTP as routes see it. Its receivers attach to the listeners of `hub`.
 pub fn kind(hub: Arc<Hub>) -> Kind {

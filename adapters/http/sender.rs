@@ -187,11 +187,7 @@ fn bad(args: Args<'_>, key: &str, message: String, help: &str) {
 }
 
 pub(crate) fn build(args: Args<'_>) -> Option<HttpSender> {
-    let url = args.template("url").and_then(|template| {
-        Url::parse(&template)
-            .map_err(|(message, help)| bad(args, "url", message, help))
-            .ok()
-    });
+    let url = args.template("url").and_then(|template| url(args, &template));
     let method = method(args);
     let headers = sent(args);
     let soap = args.has("soap").then(|| soap(args));
@@ -204,6 +200,86 @@ pub(crate) fn build(args: Args<'_>) -> Option<HttpSender> {
         bad(args, "method", message, "leave 'method' out");
     }
     let success = success(args);
+    let place = place(args, url);
+    let (url, destination, credential) = place?;
+    Some(HttpSender(Arc::new(Config {
+        step: args.build.step.clone(),
+        method: method?,
+        destination,
+        url,
+        headers: headers?,
+        credential,
+        soap,
+        success: success?,
+        follow: args.boolean("follow"),
+        max_body: args.build.max_body,
+    })))
+}
+
+/// What can stand under `alerts.webhook`, `timeout` apart: keys of a sender that says the same to
+/// everybody.
+pub(crate) static POST_FIELDS: [Field; 4] = [
+    Field::new(
+        "url",
+        Type::Text,
+        "The address, `http://…` or `https://…`. Its path is not shown anywhere: with many services it is the password.",
+    )
+    .required(),
+    Field::new(
+        "headers",
+        Type::Map(&Type::Secret),
+        "Further request headers.",
+    ),
+    Field::new("auth", Type::Object(AUTH_FIELDS), "The credentials to send."),
+    Field::new("tls", Type::Object(TLS_FIELDS), "Certificates for https."),
+];
+
+/// A sender that posts, named `step` in the idempotency key, from [`POST_FIELDS`].
+pub(crate) fn build_post(args: Args<'_>, step: &str) -> Option<HttpSender> {
+    let text = args.text("url")?;
+    let url = url(args, &Template::constant(text));
+    let mut headers = Some(Vec::new());
+    for (key, node) in args.entries("headers") {
+        let value = node.text().unwrap_or_default().to_owned();
+        if HeaderValue::from_bytes(value.as_bytes()).is_err() {
+            let message = format!("the value of '{}' holds a control character", key.name);
+            bad(args, "headers", message, "a header is one line of text");
+            headers = None;
+        }
+        match header_name(args, "headers", &key.name) {
+            Some(name) => {
+                if let Some(all) = &mut headers {
+                    all.push((name, Template::constant(value)));
+                }
+            }
+            None => headers = None,
+        }
+    }
+    let (url, destination, credential) = place(args, url)?;
+    Some(HttpSender(Arc::new(Config {
+        step: Arc::from(step),
+        method: Method::POST,
+        destination,
+        url,
+        headers: Sent::Made(headers?),
+        credential,
+        soap: None,
+        success: Success(vec![(200, 299)]),
+        follow: false,
+        max_body: 64 * 1024,
+    })))
+}
+
+fn url(args: Args<'_>, template: &Template) -> Option<Url> {
+    Url::parse(template)
+        .map_err(|(message, help)| bad(args, "url", message, help))
+        .ok()
+}
+
+type Place = (Url, Arc<Destination>, Option<(HeaderName, HeaderValue)>);
+
+/// Where requests go, and how they prove who sends them.
+fn place(args: Args<'_>, url: Option<Url>) -> Option<Place> {
     let identity = tls_identity(args);
     let own = credential(args);
     let url = url?;
@@ -224,18 +300,7 @@ pub(crate) fn build(args: Args<'_>) -> Option<HttpSender> {
         );
     }
     let destination = Destination::of(url.secure, &url.host, url.port, identity?)?;
-    Some(HttpSender(Arc::new(Config {
-        step: args.build.step.clone(),
-        method: method?,
-        destination,
-        url,
-        headers: headers?,
-        credential,
-        soap,
-        success: success?,
-        follow: args.boolean("follow"),
-        max_body: args.build.max_body,
-    })))
+    Some((url, destination, credential))
 }
 
 fn method(args: Args<'_>) -> Option<Method> {
