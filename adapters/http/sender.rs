@@ -187,7 +187,9 @@ fn bad(args: Args<'_>, key: &str, message: String, help: &str) {
 }
 
 pub(crate) fn build(args: Args<'_>) -> Option<HttpSender> {
-    let url = args.template("url").and_then(|template| url(args, &template));
+    let url = args
+        .template("url")
+        .and_then(|template| url(args, &template));
     let method = method(args);
     let headers = sent(args);
     let soap = args.has("soap").then(|| soap(args));
@@ -216,9 +218,8 @@ pub(crate) fn build(args: Args<'_>) -> Option<HttpSender> {
     })))
 }
 
-/// What can stand under `alerts.webhook`, `timeout` apart: keys of a sender that says the same to
-/// everybody.
-pub(crate) static POST_FIELDS: [Field; 4] = [
+/// What can stand under `alerts.webhook`, `timeout` apart.
+pub(crate) const POST_FIELDS: [Field; 4] = [
     Field::new(
         "url",
         Type::Text,
@@ -268,6 +269,21 @@ pub(crate) fn build_post(args: Args<'_>, step: &str) -> Option<HttpSender> {
         follow: false,
         max_body: 64 * 1024,
     })))
+}
+
+impl HttpSender {
+    /// Scheme, host and port, for people.
+    pub(crate) fn destination(&self) -> String {
+        self.0.destination.shown()
+    }
+
+    /// A text for administrators in which the address's own path does not show.
+    pub(crate) fn without_path(&self, text: &str) -> String {
+        match self.0.url.path() {
+            Some(path) if path.len() > 1 => text.replace(path, "/..."),
+            _ => text.to_owned(),
+        }
+    }
 }
 
 fn url(args: Args<'_>, template: &Template) -> Option<Url> {

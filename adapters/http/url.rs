@@ -94,6 +94,14 @@ impl Url {
         })
     }
 
+    /// The path where it is the same for all messages.
+    pub(crate) fn path(&self) -> Option<&str> {
+        match &self.path {
+            Path::Constant(uri) => Some(uri.path()),
+            Path::Parts(_) => None,
+        }
+    }
+
     /// Path and query for one message.
     pub(crate) fn target(&self, message: &Arc<Message>, context: &Context) -> Result<Uri, Fault> {
         let pieces = match &self.path {

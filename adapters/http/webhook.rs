@@ -203,22 +203,34 @@ mod tests {
 
     #[test]
     fn what_cannot_be_posted_to_is_said() {
+        let with = |key: &str, value: Value| {
+            let mut all = json!({ "url": "http://u:p@a/b" });
+            all[key] = value;
+            all
+        };
         let cases = [
-            ("{ url: 'ftp://a/b' }", "'ftp' is not http or https"),
-            ("{ url: hooks }", "no scheme"),
-            ("{ url: 'http://a/b', headers: { Host: x } }", "set by HTTP itself"),
-            ("{ url: 'http://a/b', headers: { 'a b': x } }", "not a header name"),
+            (json!({ "url": "ftp://a/b" }), "'ftp' is not http or https"),
+            (json!({ "url": "hooks" }), "no scheme"),
             (
-                "{ url: 'http://u:p@a/b', auth: { bearer: t } }",
+                with("headers", json!({ "Host": "x" })),
+                "set by HTTP itself",
+            ),
+            (with("headers", json!({ "a b": "x" })), "not a header name"),
+            (
+                with("headers", json!({ "X-A": "a\nb" })),
+                "control character",
+            ),
+            (
+                with("auth", json!({ "bearer": "t" })),
                 "credentials stand twice",
             ),
         ];
-        for (text, expected) in cases {
+        for (value, expected) in cases {
+            let node = node(value);
             let (made, problems) = with_build(|build| {
-                let node = node(text);
                 Webhook::build(Args::new(Some(&node), WEBHOOK_FIELDS, build)).is_some()
             });
-            assert!(!made, "{text}");
+            assert!(!made, "{expected}");
             assert!(problems[0].message.contains(expected), "{problems:?}");
         }
     }

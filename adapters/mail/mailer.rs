@@ -144,10 +144,7 @@ impl Mailer {
         let reached = notice.level as usize;
         let mut all: Vec<&Mailbox> = match notice.event {
             Event::Escalated => level(reached.saturating_sub(1)).iter().collect(),
-            _ => usual
-                .iter()
-                .chain((0..reached).flat_map(level))
-                .collect(),
+            _ => usual.iter().chain((0..reached).flat_map(level)).collect(),
         };
         let mut known = Vec::new();
         all.retain(|one| {

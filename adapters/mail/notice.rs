@@ -248,17 +248,14 @@ pub(crate) fn html(notice: &Notice, console: Option<&str>) -> String {
     out
 }
 
-fn incident(
-    out: &mut String,
-    notice: &Notice,
-    one: &Report,
-    console: Option<&str>,
-    several: bool,
-) {
+fn incident(out: &mut String, notice: &Notice, one: &Report, console: Option<&str>, several: bool) {
     let told = facts(notice, one, console);
     out.push_str("<p style=\"margin:0 0 12px;overflow-wrap:anywhere\">");
     let short = |name: &str| matches!(name, "since" | "until" | "failures" | "waiting");
-    let shown = told.facts.iter().filter(|(name, _)| !several || short(name));
+    let shown = told
+        .facts
+        .iter()
+        .filter(|(name, _)| !several || short(name));
     for (name, value) in shown {
         let _ = writeln!(out, "{name}: <strong>{}</strong><br>", escaped(value));
     }

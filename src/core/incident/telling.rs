@@ -235,9 +235,7 @@ impl Telling<'_> {
     fn digests(&mut self, state: &mut BTreeMap<Key, Incident>, next: &mut Timestamp) {
         let (now, digest) = (self.now, self.incidents.settings.digest);
         let lasting = |i: &Incident| i.open && i.told_open;
-        let again = |i: &Incident| {
-            told_of(i) && i.untold > 0 && i.window_ends <= now
-        };
+        let again = |i: &Incident| told_of(i) && i.untold > 0 && i.window_ends <= now;
         let first = state
             .values()
             .filter(|i| lasting(i) || (!i.open && i.untold > 0))

@@ -350,7 +350,10 @@ fn one_that_ended_before_it_could_be_told_is_told_all_the_same() {
     world.take_all();
     world.fail("a", "x", None);
     world.pass(MINUTE);
-    assert_ne!(world.waiting()[0].incidents[0].id, notices[0].incidents[0].id);
+    assert_ne!(
+        world.waiting()[0].incidents[0].id,
+        notices[0].incidents[0].id
+    );
 }
 
 #[test]
@@ -438,8 +441,12 @@ fn places_that_are_gone_have_no_incidents() {
     world.fail("orders", "gone", None);
     world.fail("orders", "erp", None);
     world.fail("orders.old", "queue", None);
-    world.incidents.failed("gone", "x", "in-doubt", "?", None, None);
-    world.incidents.failed("bus", "store", "damage", "?", None, None);
+    world
+        .incidents
+        .failed("gone", "x", "in-doubt", "?", None, None);
+    world
+        .incidents
+        .failed("bus", "store", "damage", "?", None, None);
     world
         .incidents
         .keep_only(|route, step| (route, step) == ("orders", "erp"));
