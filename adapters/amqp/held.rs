@@ -13,7 +13,7 @@ use lapin::message::Delivery;
 use lapin::options::BasicAckOptions;
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 use tokio::sync::{Semaphore, SemaphorePermit};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use xbus_core::adapter::Class;
 use xbus_core::plan::LanePolicy;
 use xbus_core::{
@@ -29,6 +29,9 @@ use crate::properties::{line, short};
 
 /// How long one publication may take.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long an acknowledgement under way is waited for once everything is to be given back.
+const LAST_WORD: Duration = Duration::from_secs(5);
 
 /// Longest reason in a header of a message that is set aside, in bytes.
 const LONGEST_REASON: usize = 2000;
@@ -319,6 +322,7 @@ impl Desk {
         let arrival = Arrival {
             message: Message::clone(message),
             caller: None,
+            passing: Vec::new(),
             seen_as,
             seen_also: None,
             cause,
@@ -430,7 +434,20 @@ impl Desk {
     /// Acknowledges; where that is impossible, remembers that the message is done.
     async fn acknowledge(&self, held: &Held) {
         let has_id = held.has_id();
-        match held.delivery.acker.ack(BasicAckOptions::default()).await {
+        let acker = &held.delivery.acker;
+        let acked = tokio::select! {
+            biased;
+            acked = acker.ack(BasicAckOptions::default()) => acked,
+            // lapin may leave one unanswered that meets the loss of its connection.
+            () = async { self.give_back.cancelled().await; sleep(LAST_WORD).await } => {
+                tracing::debug!(queue = %self.queue, "an acknowledgement was not answered");
+                if has_id {
+                    self.memory.done(held.identity, None);
+                }
+                return;
+            }
+        };
+        match acked {
             Ok(true) if has_id => {
                 // The connection may be lost before the broker has read it.
                 self.memory.done(held.identity, None);

@@ -147,10 +147,19 @@ impl Link {
         self: &Arc<Self>,
         until: Instant,
     ) -> Result<lapin::Channel, SendError> {
+        Ok(self.channel_until_lost(until).await?.0)
+    }
+
+    /// The same, and what is cancelled when its connection is lost. lapin answers for what was under
+    /// way then, but not always: what came to it just then stays open for ever.
+    pub(crate) async fn channel_until_lost(
+        self: &Arc<Self>,
+        until: Instant,
+    ) -> Result<(lapin::Channel, CancellationToken), SendError> {
         loop {
             let up = self.receiving.up_until(until).await?;
             let error = match timeout_at(until, up.connection.create_channel()).await {
-                Ok(Ok(channel)) => return Ok(channel),
+                Ok(Ok(channel)) => return Ok((channel, up.lost.clone())),
                 Ok(Err(error)) if up.connection.status().connected() => error,
                 // The next connection may be better.
                 Ok(Err(_)) => {

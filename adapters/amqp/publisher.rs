@@ -143,7 +143,13 @@ impl Publisher {
             let Some(up) = self.connected().await else {
                 return;
             };
-            match self.open(&up).await {
+            let opened = tokio::select! {
+                biased;
+                opened = self.open(&up) => opened,
+                () = self.stop.cancelled() => return,
+                () = long_lost(&up) => Err(None),
+            };
+            match opened {
                 Ok(channel) => Window::new(&mut self, channel).serve(&up).await,
                 Err(Some(error)) => self.refuse(&error),
                 Err(None) => sleep(Duration::from_millis(50)).await,
@@ -241,6 +247,13 @@ impl Publisher {
     }
 }
 
+/// Ends when the connection has been lost for so long that lapin has answered for everything that it
+/// ever will.
+async fn long_lost(up: &Up) {
+    up.lost.cancelled().await;
+    sleep(GRACE).await;
+}
+
 /// Asks whether an exchange exists; an error closes the channel.
 pub(crate) async fn look_at_exchange(channel: &Channel, exchange: &str) -> lapin::Result<()> {
     let options = ExchangeDeclareOptions {
@@ -301,8 +314,7 @@ impl<'a> Window<'a> {
                 }
                 () = self.publisher.stop.cancelled() => return,
                 () = up.lost.cancelled(), if self.flights.is_empty() => return,
-                // lapin answers for what was in flight by then.
-                () = async { up.lost.cancelled().await; sleep(GRACE).await } => return,
+                () = long_lost(up) => return,
                 _ = blocked.changed() => {}
                 job = self.publisher.jobs.recv(), if room => match job {
                     Some(job) => self.publisher.waiting.push_back(job),

@@ -10,11 +10,12 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
-use lapin::options::{BasicConsumeOptions, BasicQosOptions};
+use lapin::options::{BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
 use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Consumer};
 use tokio::sync::{Semaphore, mpsc};
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
 use xbus_core::adapter::OpenError;
 use xbus_core::plan::{LanePolicy, Retry};
 use xbus_core::queues::ReceivedQueue;
@@ -97,6 +98,9 @@ const AGAIN: Retry = Retry {
     factor: 2.0,
     max: Duration::from_secs(30),
 };
+
+/// How often it is looked whether messages wait while none comes.
+const LOOK: Duration = Duration::from_secs(10);
 
 /// A channel that lives no longer counts as one that could not be opened.
 const SHORT: Duration = Duration::from_secs(1);
@@ -219,6 +223,9 @@ enum Ended {
     Stopped,
     /// On purpose, before the broker loses patience.
     Renewed,
+    /// On purpose: messages wait and none comes. Either another consumer is given them, or the broker
+    /// has lost track of this one; another is of no harm.
+    Idle,
     /// By the broker or the connection.
     Lost(String),
 }
@@ -227,6 +234,8 @@ enum Ended {
 struct Open {
     channel: Channel,
     consumer: Consumer,
+    /// Cancelled when the connection is lost.
+    lost: CancellationToken,
 }
 
 impl AmqpReceiver {
@@ -234,6 +243,7 @@ impl AmqpReceiver {
         let memory = Arc::new(Memory::default());
         let mut failed = 0;
         while !stop.is_cancelled() {
+            let lost = self.link.receiving.lost();
             let opened = tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
@@ -250,6 +260,10 @@ impl AmqpReceiver {
                         Ended::Stopped => return,
                         Ended::Renewed => {
                             tracing::info!(route = %door.route(), queue = %self.source.queue, "the channel is renewed, because a message is held for long");
+                            continue;
+                        }
+                        Ended::Idle => {
+                            tracing::debug!(route = %door.route(), queue = %self.source.queue, "nothing comes though messages wait: the queue is read on a new channel");
                             continue;
                         }
                         Ended::Lost(why) => {
@@ -269,12 +283,17 @@ impl AmqpReceiver {
             tracing::warn!(route = %door.route(), queue = %self.source.queue, %why, retry_in = ?wait, "the queue cannot be read");
             door.fails("outage", &why);
             self.ledger.set_trouble(Some(&why));
-            // Without a connection that is what is waited for, and it has waits of its own.
-            let connected = self.link.receiving.is_up();
+            // Another connection is as good as a wait; making one has waits of its own.
+            let another = async {
+                if let Some(lost) = &lost {
+                    lost.cancelled().await;
+                }
+                self.link.receiving.up().await
+            };
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(wait) => {}
-                _ = self.link.receiving.up(), if !connected => {}
+                _ = another => {}
             }
         }
     }
@@ -310,9 +329,9 @@ impl AmqpReceiver {
         self.source
             .ensure(&self.link, order != Order::None, until)
             .await?;
-        let channel = self
+        let (channel, lost) = self
             .link
-            .channel(until)
+            .channel_until_lost(until)
             .await
             .map_err(|error| error.detail)?;
         let cannot = |error: lapin::Error| {
@@ -337,7 +356,11 @@ impl AmqpReceiver {
             )
             .await
             .map_err(cannot)?;
-        Ok(Open { channel, consumer })
+        Ok(Open {
+            channel,
+            consumer,
+            lost,
+        })
     }
 
     /// Works on what comes until the channel ends.
@@ -373,14 +396,7 @@ impl AmqpReceiver {
         let (entrance, mut released) = mpsc::unbounded_channel();
         self.ledger.open(entrance);
         let ended = self
-            .take(
-                &mut open.consumer,
-                &mut released,
-                &mut window,
-                door,
-                memory,
-                stop,
-            )
+            .take(&mut open, &mut released, &mut window, door, memory, stop)
             .await;
         self.ledger.close();
         drop(released);
@@ -395,7 +411,7 @@ impl AmqpReceiver {
 
     async fn take(
         &self,
-        consumer: &mut Consumer,
+        open: &mut Open,
         released: &mut mpsc::UnboundedReceiver<Released>,
         window: &mut Window,
         door: &Arc<dyn Door>,
@@ -403,6 +419,9 @@ impl AmqpReceiver {
         stop: &Stop,
     ) -> Ended {
         let patience = self.link.renew_after();
+        let mut looks = tokio::time::interval_at(Instant::now() + LOOK, LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut waited = 0;
         loop {
             let renew_at = window.oldest().map(|since| since + patience);
             let renew = async {
@@ -423,14 +442,47 @@ impl AmqpReceiver {
                     forget(&**door, memory, false).await;
                 }
                 Some(released) = released.recv() => window.release(released),
-                next = consumer.next() => match next {
-                    Some(Ok(delivery)) => window.take(delivery),
+                next = open.consumer.next() => match next {
+                    Some(Ok(delivery)) => {
+                        waited = 0;
+                        window.take(delivery);
+                    }
                     Some(Err(error)) => return Ended::Lost(lost(&error)),
                     None => return Ended::Lost(String::from(
                         "the broker has cancelled the consumer: the queue was deleted, or its leader is gone",
                     )),
                 },
+                // What came before comes first.
+                () = open.lost.cancelled() => return Ended::Lost(String::from("the connection was lost")),
+                _ = looks.tick() => {
+                    if !open.channel.status().connected() {
+                        return Ended::Lost(String::from("the channel was closed"));
+                    }
+                    if idle {
+                        match self.look(&open.channel).await {
+                            Ok((_, 0)) => return Ended::Lost(String::from("the broker knows nothing of the consumer any more")),
+                            Ok((ready, _)) if ready > 0 && ready == waited => return Ended::Idle,
+                            Ok((ready, _)) => waited = ready,
+                            Err(why) => return Ended::Lost(why),
+                        }
+                    }
+                }
             }
+        }
+    }
+
+    /// How many messages wait in the queue, and how many consumers it has.
+    async fn look(&self, channel: &Channel) -> Result<(u32, u32), String> {
+        let queue = self.source.queue.clone();
+        let options = QueueDeclareOptions {
+            passive: true,
+            ..QueueDeclareOptions::default()
+        };
+        let looked = channel.queue_declare(queue, options, FieldTable::default());
+        match tokio::time::timeout(PATIENCE, looked).await {
+            Ok(Ok(there)) => Ok((there.message_count(), there.consumer_count())),
+            Ok(Err(error)) => Err(lost(&error)),
+            Err(_) => Err(String::from("the broker does not answer in time")),
         }
     }
 }

@@ -26,6 +26,8 @@ const LEAVE: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(500);
 /// A connection that lasted this long is made again at once when it is lost.
 const LASTING: Duration = Duration::from_secs(1);
+/// How long the broker may take to declare what the connection names.
+const DECLARE: Duration = Duration::from_secs(60);
 /// How long to wait before trying again to declare what the broker refused.
 const DECLARE_AGAIN: Duration = Duration::from_secs(15);
 
@@ -84,10 +86,9 @@ impl Socket {
         }
     }
 
-    /// Whether it stands now.
-    pub(crate) fn is_up(&self) -> bool {
-        let up = self.up.borrow();
-        up.as_ref().is_some_and(|up| !up.lost.is_cancelled())
+    /// What is cancelled when the connection as it is now is lost; nothing without one.
+    pub(crate) fn lost(&self) -> Option<CancellationToken> {
+        self.up.borrow().as_ref().map(|up| up.lost.clone())
     }
 
     /// How often a lost connection was made again.
@@ -236,10 +237,11 @@ impl Socket {
         });
         let _lost = up.lost.clone().drop_guard();
         let lost = |what: &str| format!("{} was lost: {what}", self.settings.address);
-        // A connection that dies meanwhile fails all that waits for its answers.
-        let mut missing = match self.settings.topology.declare(&up.connection).await {
-            Ok(missing) => missing,
-            Err(error) => return Some(lost(&describe(&error))),
+        let declared = self.settings.topology.declare(&up.connection);
+        let mut missing = match timeout(DECLARE, declared).await {
+            Ok(Ok(missing)) => missing,
+            Ok(Err(error)) => return Some(lost(&describe(&error))),
+            Err(_) => return Some(lost("what is to be declared was not answered in time")),
         };
         self.undeclared(missing.clone());
         self.made.fetch_add(1, Ordering::Relaxed);

@@ -139,6 +139,7 @@ pub(crate) async fn take(door: &dyn Door, rules: &Arc<Rules>, mut file: Claimed,
                 let arrival = Arrival {
                     message: message(rules, &file.path, body, stamp, id),
                     caller: None,
+                    passing: Vec::new(),
                     seen_as: Some(key.clone()),
                     seen_also: None,
                     cause: None,

@@ -13,13 +13,14 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use tokio::time::Instant;
 use xbus_core::adapter::Class;
-use xbus_core::{Call, Message, SendError};
+use xbus_core::{Call, Message, SendError, Timestamp};
 
 use crate::body::{self, BodyError};
 use crate::pool::SessionRefused;
+use crate::security::Outgoing;
 use crate::sender::Config;
 use crate::soap::{self, Envelope, FaultSide, Version};
-use crate::{heads, xml};
+use crate::{heads, splice, xml};
 
 /// As much of the answer of a failure is looked at.
 const FAILURE_BODY: u64 = 64 * 1024;
@@ -39,6 +40,8 @@ pub(crate) struct HttpCall {
     pub(crate) target: Uri,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
+    /// What makes the header of WS-Security, and where in the body it goes.
+    pub(crate) security: Option<(Arc<Outgoing>, usize)>,
 }
 
 impl Call for HttpCall {
@@ -85,11 +88,25 @@ impl HttpCall {
         )
     }
 
+    /// The body as one attempt sends it.
+    fn body(&self) -> Result<Bytes, SendError> {
+        let Some((security, at)) = &self.security else {
+            return Ok(self.body.clone());
+        };
+        let header = security.header(Timestamp::now()).ok_or_else(|| {
+            SendError::outage(format!(
+                "{}: the system gives no random numbers for a nonce",
+                self.shown()
+            ))
+        })?;
+        Ok(splice::replace(&self.body, *at..*at, &header))
+    }
+
     async fn exchange(&self, sent: &AtomicBool) -> Result<Message, SendError> {
         let mut attempt = Attempt {
             method: self.config.method.clone(),
             target: self.target.clone(),
-            body: self.body.clone(),
+            body: self.body()?,
         };
         for _ in 0..=REDIRECTS {
             let (answer, handle) = self.send(&attempt, sent).await?;
@@ -107,7 +124,10 @@ impl HttpCall {
             if !good && self.config.follow && head.status.is_redirection() {
                 match self.redirect(&attempt, head.status, &head.headers) {
                     Ok(next) => {
-                        attempt = next;
+                        attempt = Attempt {
+                            body: self.body()?,
+                            ..next
+                        };
                         continue;
                     }
                     Err(why) => {

@@ -8,6 +8,7 @@ use tokio_util::task::TaskTracker;
 use xbus_core::{Arrival, Checks, Fault, Format, Inbox, Reply};
 
 use crate::auth::Auth;
+use crate::security::Security;
 use crate::soap::{Name, Version};
 use crate::table::Pattern;
 use crate::wsdl::Wsdl;
@@ -19,6 +20,8 @@ pub(crate) struct Config {
     pub(crate) soap: Option<SoapConfig>,
     pub(crate) element: Option<Name>,
     pub(crate) auth: Auth,
+    /// What WS-Security must say of the sender.
+    pub(crate) security: Option<Security>,
     /// Bytes.
     pub(crate) max_body: u64,
     /// Name of the listener.

@@ -23,11 +23,13 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use xbus_core::Timestamp;
 use xbus_core::adapter::OpenError;
 
 use crate::contract::Descriptions;
 use crate::door::Door;
 use crate::guard::{Guard, Watch, Watched};
+use crate::security::Nonces;
 use crate::serve;
 use crate::settings::{Limits, ListenerSettings, Settings};
 use crate::table::Table;
@@ -41,6 +43,8 @@ pub struct Hub {
     connections: Arc<Connections>,
     /// Descriptions in use, so that routes that share one share it.
     pub(crate) descriptions: Descriptions,
+    /// What WS-Security has let in, for all routes and beyond reloads.
+    pub(crate) nonces: Arc<Nonces>,
     accepting: CancellationToken,
     tasks: TaskTracker,
 }
@@ -110,6 +114,7 @@ impl Hub {
             bound: Mutex::new(Vec::new()),
             connections: Arc::default(),
             descriptions: Descriptions::default(),
+            nonces: Arc::default(),
             accepting: CancellationToken::new(),
             tasks: TaskTracker::new(),
         })
@@ -120,6 +125,13 @@ impl Hub {
         self.listeners.keys().map(String::as_str)
     }
 
+    /// Whether what a listener receives may come over a network unencrypted.
+    pub(crate) fn is_open(&self, listener: &str) -> bool {
+        self.listeners
+            .get(listener)
+            .is_some_and(|listener| listener.settings.is_open())
+    }
+
     pub(crate) fn has_client_ca(&self, listener: &str) -> bool {
         self.listeners
             .get(listener)
@@ -128,8 +140,13 @@ impl Hub {
     }
 
     /// Binds every listener and reads its certificates; gives the addresses by name. Nothing is
-    /// accepted before [`Hub::start`]. On an error nothing stays bound.
+    /// accepted before [`Hub::start`]. On an error nothing stays bound. Where routes ask for tokens
+    /// of WS-Security it waits up to a second, so that what was made earlier can be told from what
+    /// is made from now on.
     pub async fn listen(&self) -> Result<Vec<(String, SocketAddr)>, OpenError> {
+        if let Some(wait) = self.nonces.begin(Timestamp::now()) {
+            tokio::time::sleep(wait).await;
+        }
         let mut bound = Vec::new();
         let mut addresses = Vec::new();
         for (name, listener) in &self.listeners {

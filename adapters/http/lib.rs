@@ -2,8 +2,9 @@
 //! connections to its destinations.
 //!
 //! [`Hub`] owns the listeners; [`kind`] is what routes see. Absent: HTTP/2 and 3, web sockets,
-//! proxies, WS-Security, attachments.
+//! proxies, attachments, and of WS-Security signatures and encryption.
 
+mod addressing;
 mod auth;
 mod body;
 mod call;
@@ -17,11 +18,13 @@ pub mod outline;
 mod pool;
 mod receiver;
 mod reply;
+pub mod security;
 mod sender;
 mod serve;
 mod settings;
 mod shape;
 mod soap;
+mod splice;
 mod table;
 mod tls;
 mod url;

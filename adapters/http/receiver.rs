@@ -15,6 +15,7 @@ use crate::auth::{AUTH_FIELDS, Auth};
 use crate::contract::{Contract, Way};
 use crate::door::{Config, Door, Entry, SoapConfig};
 use crate::hub::Hub;
+use crate::security::{self, Security};
 use crate::soap::{Name, Version};
 use crate::table::Pattern;
 use crate::wsdl::Wsdl;
@@ -59,6 +60,11 @@ pub(crate) static FIELDS: &[Field] = &[
         "auth",
         Type::Object(AUTH_FIELDS),
         "Who is let in: any one of the ways that are given. Left out: everybody.",
+    ),
+    Field::new(
+        "security",
+        Type::Object(security::FIELDS),
+        "What WS-Security must say of who sends a message (with `soap`; beside `auth` both must be met). Its header is understood where this stands.",
     ),
     Field::new(
         "max_body",
@@ -174,6 +180,7 @@ pub(crate) fn build(hub: &Hub, args: Args<'_>) -> Option<Config> {
     }
     let methods = methods(args);
     let soap = args.has("soap").then(|| soap(args));
+    let security = security(hub, args, &listener);
     let element = name(args, "element", args.text("element"));
     let (wsdl, checks) = description(hub, args)?;
     let config = Config {
@@ -182,6 +189,7 @@ pub(crate) fn build(hub: &Hub, args: Args<'_>) -> Option<Config> {
         soap,
         element: element?,
         auth: Auth::build(args.object("auth", AUTH_FIELDS)),
+        security: security?,
         max_body: args.size("max_body").unwrap_or(args.build.max_body),
         listener,
         accepts: args.texts("accepts"),
@@ -194,6 +202,28 @@ pub(crate) fn build(hub: &Hub, args: Args<'_>) -> Option<Config> {
         checks,
     };
     listener_known.then_some(config)
+}
+
+/// The outer `Option` is empty when something is wrong, the inner when nothing is asked for.
+fn security(hub: &Hub, args: Args<'_>, listener: &str) -> Option<Option<Security>> {
+    if !args.has("security") {
+        return Some(None);
+    }
+    if !args.has("soap") {
+        let message = "'security' is about SOAP, which this receiver does not take".to_owned();
+        bad(args, "security", message, "add soap: any, or use auth");
+        return None;
+    }
+    let security = Security::build(args.object("security", security::FIELDS), &hub.nonces)?;
+    if security.takes_text() && hub.is_open(listener) {
+        args.build.problems.warning(
+            &args.place("security"),
+            "clear-password",
+            format!("passwords may come to the listener '{listener}' unencrypted"),
+            "set tls on the listener, or take digests only (type: digest)",
+        );
+    }
+    Some(Some(security))
 }
 
 /// The WSDL, and what messages are held against.

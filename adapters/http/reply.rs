@@ -10,11 +10,17 @@ use crate::shape::{self, Answer, Refusal, Shape};
 use crate::soap::{self, Envelope, Version};
 use crate::{wrap, xml};
 
-/// The answer to a message that was taken.
-pub(crate) fn answer(shape: Shape, config: &Config, reply: &Reply) -> Result<Answer, Refusal> {
+/// The answer to a message that was taken. The flag says whether its envelope was made by the bus.
+pub(crate) fn answer(
+    shape: Shape,
+    config: &Config,
+    reply: &Reply,
+) -> Result<(Answer, bool), Refusal> {
     let Some(message) = &reply.message else {
-        return Ok(shape::acknowledgement(shape, reply.id, reply.status));
+        let answer = shape::acknowledgement(shape, reply.id, reply.status);
+        return Ok((answer, true));
     };
+    let mut own = false;
     let mut asked = reply
         .http_status
         .and_then(|status| StatusCode::from_u16(status).ok());
@@ -42,6 +48,7 @@ pub(crate) fn answer(shape: Shape, config: &Config, reply: &Reply) -> Result<Ans
         if changed || !fitting {
             content_type = Some(soap_type(version, &enveloped, charset, changed));
         }
+        own = changed;
         body = enveloped;
         // A transformation may answer with a fault of its own: never with 200.
         if let Ok(Envelope {
@@ -74,7 +81,7 @@ pub(crate) fn answer(shape: Shape, config: &Config, reply: &Reply) -> Result<Ans
             answer.headers_mut().insert(name, value);
         }
     }
-    Ok(answer)
+    Ok((answer, own))
 }
 
 /// The content type of an envelope that stays in its own charset.

@@ -11,7 +11,7 @@ use http::header::{
     AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, HeaderMap, HeaderName,
     HeaderValue, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
-use http::{Method, StatusCode};
+use http::{Method, StatusCode, Uri};
 use xbus_core::adapter::SenderKind;
 use xbus_core::spec::{Args, Field, Raw, Type};
 use xbus_core::template::Template;
@@ -19,9 +19,11 @@ use xbus_core::{Code, Context, Fault, Message, Reach, Request, Sender};
 
 use crate::call::HttpCall;
 use crate::pool::{Destination, TlsIdentity};
-use crate::soap::Version;
+use crate::security::{OUT_TOKEN_FIELDS, Outgoing};
+use crate::settings::is_loopback;
+use crate::soap::{self, Version};
 use crate::url::Url;
-use crate::{tls, wrap};
+use crate::{addressing, splice, tls, wrap};
 
 pub(crate) static FIELDS: &[Field] = &[
     Field::new(
@@ -82,7 +84,7 @@ static API_KEY_FIELDS: &[Field] = &[
     Field::new("value", Type::Secret, "The key.").required(),
 ];
 
-static SOAP_FIELDS: &[Field] = &[
+pub(crate) static SOAP_FIELDS: &[Field] = &[
     Field::new(
         "version",
         Type::Choice(&["1.1", "1.2"]),
@@ -94,6 +96,22 @@ static SOAP_FIELDS: &[Field] = &[
         Type::Template,
         "The SOAP action: the header SOAPAction (1.1), or the parameter `action` of the content type (1.2).",
     ),
+    Field::new(
+        "username_token",
+        Type::Object(OUT_TOKEN_FIELDS),
+        "Puts a wsse:Security header with a UsernameToken into the envelope, made anew for each attempt, in place of one that is there.",
+    ),
+    Field::new(
+        "timestamp",
+        Type::Duration,
+        "Puts a wsu:Timestamp into the wsse:Security header: for so long from when it is sent the message may be used.",
+    ),
+    Field::new(
+        "addressing",
+        Type::Bool,
+        "Puts the headers To, Action and MessageID of WS-Addressing 1.0 into the envelope, as far as it lacks them. Needs `action`.",
+    )
+    .default("false"),
 ];
 
 static TLS_FIELDS: &[Field] = &[
@@ -148,6 +166,8 @@ enum Sent {
 struct SoapOut {
     version: Version,
     action: Option<Template>,
+    security: Option<Arc<Outgoing>>,
+    addressing: bool,
 }
 
 /// Which statuses are good.
@@ -192,7 +212,7 @@ pub(crate) fn build(args: Args<'_>) -> Option<HttpSender> {
         .and_then(|template| url(args, &template));
     let method = method(args);
     let headers = sent(args);
-    let soap = args.has("soap").then(|| soap(args));
+    let soap = args.has("soap").then(|| soap_out(args));
     if soap.is_some()
         && method
             .as_ref()
@@ -315,6 +335,18 @@ fn place(args: Args<'_>, url: Option<Url>) -> Option<Place> {
             "write https:// in 'url', or leave 'tls' out",
         );
     }
+    let shown = soap
+        .as_ref()
+        .and_then(|soap| soap.security.as_ref())
+        .is_some_and(|security| security.shows_password());
+    if shown && !url.secure && !is_loopback(&url.host) {
+        args.build.problems.warning(
+            &args.place("soap"),
+            "clear-password",
+            "the password of username_token goes to the destination unencrypted",
+            "write https:// in 'url', or send a digest (type: digest)",
+        );
+    }
     let destination = Destination::of(url.secure, &url.host, url.port, identity?)?;
     Some((url, destination, credential))
 }
@@ -383,7 +415,7 @@ fn sent(args: Args<'_>) -> Option<Sent> {
     }
 }
 
-fn soap(args: Args<'_>) -> SoapOut {
+fn soap_out(args: Args<'_>) -> SoapOut {
     let short = args.node("soap").and_then(|node| node.text());
     let inner = args.object("soap", SOAP_FIELDS);
     let version = match short {
@@ -392,12 +424,25 @@ fn soap(args: Args<'_>) -> SoapOut {
             .text("version")
             .and_then(|text| Version::from_name(&text)),
     };
+    let version = version.unwrap_or(Version::V11);
+    if short.is_some() {
+        return SoapOut {
+            version,
+            action: None,
+            security: None,
+            addressing: false,
+        };
+    }
+    let addressing = inner.boolean("addressing");
+    if addressing && !inner.has("action") {
+        let message = "WS-Addressing needs an action, and none is named".to_owned();
+        bad(inner, "addressing", message, "add action: \"urn:…\"");
+    }
     SoapOut {
-        version: version.unwrap_or(Version::V11),
-        action: match short {
-            Some(_) => None,
-            None => inner.template("action"),
-        },
+        version,
+        action: inner.template("action"),
+        security: Outgoing::build(inner, version).map(Arc::new),
+        addressing,
     }
 }
 
@@ -537,7 +582,7 @@ impl Sender for HttpSender {
         let target = config.url.target(&message, context)?;
         let mut headers = HeaderMap::with_capacity(12);
         config.identify(&message, &mut headers);
-        let body = config.body(&message, context, &mut headers)?;
+        let outgoing = config.body(&message, context, &target, &mut headers)?;
         config.add_headers(&message, context, &mut headers)?;
         if let Some((name, value)) = &config.credential {
             headers.insert(name.clone(), value.clone());
@@ -547,8 +592,24 @@ impl Sender for HttpSender {
             message,
             target,
             headers,
-            body,
+            body: outgoing.body,
+            security: outgoing.security,
         })))
+    }
+}
+
+/// What a call sends.
+struct Outbound {
+    body: Bytes,
+    security: Option<(Arc<Outgoing>, usize)>,
+}
+
+impl From<Bytes> for Outbound {
+    fn from(body: Bytes) -> Self {
+        Self {
+            body,
+            security: None,
+        }
     }
 }
 
@@ -586,10 +647,11 @@ impl Config {
         &self,
         message: &Arc<Message>,
         context: &Context,
+        target: &Uri,
         headers: &mut HeaderMap,
-    ) -> Result<Bytes, Fault> {
+    ) -> Result<Outbound, Fault> {
         if matches!(self.method, Method::GET | Method::HEAD) {
-            return Ok(Bytes::new());
+            return Ok(Bytes::new().into());
         }
         let given = message.content_type();
         let Some(soap) = &self.soap else {
@@ -602,11 +664,11 @@ impl Config {
             if let Some(value) = value {
                 headers.insert(CONTENT_TYPE, value);
             }
-            return Ok(message.body.bytes().clone());
+            return Ok(message.body.bytes().clone().into());
         };
         let charset = given.and_then(xbus_charset::label);
-        let (body, changed) = wrap::into_envelope(soap.version, message.body.bytes(), charset)
-            .map_err(|why| {
+        let (mut body, mut changed) =
+            wrap::into_envelope(soap.version, message.body.bytes(), charset).map_err(|why| {
                 cannot(
                     "the request is not an XML document",
                     format!("a SOAP request cannot be made of the body: {why}"),
@@ -624,6 +686,14 @@ impl Config {
                 "the SOAP action holds a quote, a backslash or a control character",
             ));
         }
+        let puts_header = soap.security.is_some() || soap.addressing;
+        if puts_header && !changed && !xbus_charset::is_utf8(&body, charset) {
+            // What is put in need not exist in the envelope's own charset.
+            let text = xbus_charset::decode(&body, charset, true)
+                .map_err(|error| cannot("the request cannot be read", error.to_string()))?;
+            body = xbus_charset::declare(&text, "utf-8").into();
+            changed = true;
+        }
         let charset = match charset {
             _ if changed || xbus_charset::is_utf8(&body, charset) => Some("utf-8"),
             other => other,
@@ -633,6 +703,10 @@ impl Config {
             content_type.push_str("; charset=");
             content_type.push_str(charset);
         }
+        let outgoing = match puts_header {
+            true => self.with_header(soap, message, &body, action.as_deref(), target)?,
+            false => body.into(),
+        };
         match (soap.version, action) {
             (Version::V11, action) => {
                 // SOAP 1.1 section 6.1.1: the header must be there, quoted.
@@ -647,7 +721,44 @@ impl Config {
             (Version::V12, None) => {}
         }
         insert(headers, CONTENT_TYPE, &content_type)?;
-        Ok(body)
+        Ok(outgoing)
+    }
+
+    /// The envelope (in UTF-8) with the headers of WS-Addressing, ready for that of WS-Security.
+    fn with_header(
+        &self,
+        soap: &SoapOut,
+        message: &Message,
+        body: &Bytes,
+        action: Option<&str>,
+        target: &Uri,
+    ) -> Result<Outbound, Fault> {
+        let seen = soap::look(body, Some("utf-8"), false).map_err(|why| {
+            let detail = format!("no header can be put into the SOAP request: {why:?}");
+            cannot("the request is not an envelope", detail)
+        })?;
+        let blocks = match soap.addressing {
+            true => {
+                // Like the idempotency key: the same over all attempts, another for each step.
+                let of = uuid::Uuid::from_u128(message.id.as_u128());
+                let id = uuid::Uuid::new_v5(&of, self.step.as_bytes());
+                let id = format!("urn:uuid:{id}");
+                let to = format!("{}{target}", self.url.place());
+                addressing::of_request(&seen, &id, action.unwrap_or_default(), &to)
+            }
+            false => String::new(),
+        };
+        let replaced: Vec<_> = match &soap.security {
+            Some(_) => seen
+                .security
+                .iter()
+                .map(|block| block.range.clone())
+                .collect(),
+            None => Vec::new(),
+        };
+        let (body, inside) = splice::into_header(body, &seen, &blocks, &replaced);
+        let security = soap.security.clone().map(|security| (security, inside));
+        Ok(Outbound { body, security })
     }
 
     fn add_headers(

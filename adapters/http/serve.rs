@@ -7,9 +7,11 @@ use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, StatusCode};
+use http_body_util::{BodyExt, Collected, Full};
 use hyper::body::Incoming;
 use xbus_core::{Arrival, Attachments, Code, Message, MessageId, Reply, Timestamp};
 
+use crate::addressing::{Addressed, Generation};
 use crate::auth::Denied;
 use crate::body::{self, BodyError};
 use crate::door::{Config, Door};
@@ -18,40 +20,67 @@ use crate::shape::{self, Answer, Refusal, Shape, SoapCode};
 use crate::soap::{self, Envelope, NotSoap, Version};
 use crate::table::{Doors, is_encoded};
 use crate::wsdl::{Operation, Wsdl};
-use crate::{describe, heads, reply, wellformed, xml};
+use crate::{describe, heads, reply, security, splice, wellformed, xml};
 
 /// Documents above this size are checked away from the threads that serve connections.
 const CHECK_ASIDE: usize = 256 * 1024;
+
+/// What the one who asks wants of the answer.
+struct Asker {
+    shape: Shape,
+    /// What WS-Addressing says of the request.
+    addressed: Option<Box<Addressed>>,
+}
+
+impl Asker {
+    /// Has an answer say which request it belongs to, where that one has said what it is. `own`:
+    /// its envelope was made by the bus.
+    async fn related(&self, answer: Answer, own: bool) -> Answer {
+        let Some(addressed) = &self.addressed else {
+            return answer;
+        };
+        let (head, body) = answer.into_parts();
+        // It is all there.
+        let Ok(body) = body.collect().await.map(Collected::to_bytes);
+        let related = addressed.related(&body, own);
+        Answer::from_parts(head, Full::new(related.unwrap_or(body)))
+    }
+}
 
 /// Answers a request.
 pub(crate) async fn answer(connection: &Arc<Connection>, request: Request<Incoming>) -> Answer {
     let (_active, ambiguous) = connection.watch.begin();
     let id = MessageId::new();
     let (head, body) = request.into_parts();
-    let mut shape = Shape::of(&head.headers);
+    let mut asker = Asker {
+        shape: Shape::of(&head.headers),
+        addressed: None,
+    };
     let result = if ambiguous {
         Err(Refusal::new(
             Code::Client,
             "the request says its length in more than one way",
         )
         .close())
-    } else if let Some(described) = describe::answer(connection, &head, id, &mut shape) {
-        return described.unwrap_or_else(|refusal| shape::fault(shape, id, &refusal));
+    } else if let Some(described) = describe::answer(connection, &head, id, &mut asker.shape) {
+        return described.unwrap_or_else(|refusal| shape::fault(asker.shape, id, &refusal));
     } else {
-        take(connection, head, body, id, &mut shape).await
+        take(connection, head, body, id, &mut asker).await
     };
-    let answer = match result {
+    let shape = asker.shape;
+    let (answer, own) = match result {
         Ok(Taken {
             reply,
             one_way: true,
             ..
-        }) => shape::nothing(reply.id),
+        }) => (shape::nothing(reply.id), false),
         Ok(Taken { door, reply, .. }) => match reply::answer(shape, &door.config, &reply) {
             Ok(answer) => answer,
-            Err(refusal) => shape::fault(shape, reply.id, &refusal),
+            Err(refusal) => (shape::fault(shape, reply.id, &refusal), true),
         },
-        Err(refusal) => shape::fault(shape, id, &refusal),
+        Err(refusal) => (shape::fault(shape, id, &refusal), true),
     };
+    let answer = asker.related(answer, own).await;
     if answer.headers().contains_key(header::CONNECTION) {
         connection.watch.leave_unread();
     }
@@ -72,15 +101,15 @@ async fn take(
     head: Parts,
     body: Incoming,
     id: MessageId,
-    shape: &mut Shape,
+    asker: &mut Asker,
 ) -> Result<Taken, Refusal> {
     check_head(connection, &head)?;
-    let doors = doors(connection, &head, shape)?;
+    let doors = doors(connection, &head, &mut asker.shape)?;
     let first = &doors[0];
     let alone = doors.len() == 1;
     if alone {
         let caller = caller(connection, &head, &first.config)?;
-        return enter(connection, first.clone(), caller, head, body, id, shape).await;
+        return enter(connection, first.clone(), caller, head, body, id, asker).await;
     }
     // Several routes: whoever is let in by one of them may send a body; the element then chooses.
     let mut denied = None;
@@ -93,10 +122,10 @@ async fn take(
     }
     let chosen = match (open.len(), denied) {
         (0, Some(refusal)) => return Err(refusal),
-        _ => choose(connection, open, &head, body, shape).await?,
+        _ => choose(connection, open, &head, body, asker).await?,
     };
     let (door, caller, body) = chosen;
-    hand_in(connection, door, caller, head, body, id).await
+    hand_in(connection, door, caller, head, body, id, asker).await
 }
 
 /// What is wrong with a head whatever its route: the host (RFC 9112 section 3.2), the transfer
@@ -251,7 +280,7 @@ async fn enter(
     head: Parts,
     body: Incoming,
     id: MessageId,
-    shape: &mut Shape,
+    asker: &mut Asker,
 ) -> Result<Taken, Refusal> {
     check_type(&door.config, &head)?;
     let body = read(connection, &head, body, door.config.max_body).await?;
@@ -260,7 +289,7 @@ async fn enter(
             &door.config,
             &head,
             &body,
-            shape,
+            asker,
             door.config.element.is_some() || door.config.wsdl.is_some(),
         )?),
         None => None,
@@ -274,7 +303,7 @@ async fn enter(
             return Err(no_element());
         }
     }
-    hand_in(connection, door, caller, head, (body, seen), id).await
+    hand_in(connection, door, caller, head, (body, seen), id, asker).await
 }
 
 fn no_element() -> Refusal {
@@ -299,7 +328,7 @@ async fn choose(
     open: Vec<(Arc<Door>, Option<Arc<str>>)>,
     head: &Parts,
     body: Incoming,
-    shape: &mut Shape,
+    asker: &mut Asker,
 ) -> Result<Chosen, Refusal> {
     let mut refused = None;
     let mut fitting = Vec::new();
@@ -315,7 +344,7 @@ async fn choose(
     };
     let body = read(connection, head, body, largest).await?;
     let seen = match fitting.iter().find(|(door, _)| door.config.soap.is_some()) {
-        Some((door, _)) => Some(envelope(&door.config, head, &body, shape, true)?),
+        Some((door, _)) => Some(envelope(&door.config, head, &body, asker, true)?),
         None => None,
     };
     let element = match &seen {
@@ -436,13 +465,13 @@ fn envelope(
     config: &Config,
     head: &Parts,
     body: &Bytes,
-    shape: &mut Shape,
+    asker: &mut Asker,
     want_element: bool,
 ) -> Result<Envelope, Refusal> {
     let only = config.soap.as_ref().and_then(|soap| soap.version);
-    let mismatch = |shape: &mut Shape| {
+    let mismatch = |asker: &mut Asker| {
         if let Some(only) = only {
-            *shape = Shape::Soap(only);
+            asker.shape = Shape::Soap(only);
         }
         Refusal::new(
             Code::Client,
@@ -450,9 +479,9 @@ fn envelope(
         )
         .soap(SoapCode::VersionMismatch)
     };
-    let seen = match soap::look(body, charset_of(head), want_element) {
+    let mut seen = match soap::look(body, charset_of(head), want_element) {
         Ok(seen) => seen,
-        Err(NotSoap::OtherVersion) => return Err(mismatch(shape)),
+        Err(NotSoap::OtherVersion) => return Err(mismatch(asker)),
         Err(NotSoap::OtherElement) => {
             return Err(Refusal::new(
                 Code::Client,
@@ -468,15 +497,28 @@ fn envelope(
     };
     if let Some(version) = seen.version {
         if only.is_some_and(|only| only != version) {
-            return Err(mismatch(shape));
+            return Err(mismatch(asker));
         }
-        *shape = Shape::Soap(version);
+        asker.shape = Shape::Soap(version);
     }
+    asker.addressed = seen.addressed.take();
+    Ok(seen)
+}
+
+/// Checks what the header says: that everything that must be understood is, and who sends it. Gives
+/// the caller, where WS-Security names one.
+fn check_header(
+    config: &Config,
+    seen: &Envelope,
+    addressed: Option<&Addressed>,
+) -> Result<Option<Arc<str>>, Refusal> {
     let unknown: Vec<soap::Name> = seen
         .must_understand
         .iter()
         .filter(|name| {
-            !soap::is_addressing(&name.namespace)
+            Generation::of(&name.namespace).is_none()
+                && !(config.security.is_some()
+                    && security::is_security(&name.namespace, &name.local))
                 && !config
                     .soap
                     .as_ref()
@@ -495,7 +537,13 @@ fn envelope(
         );
         return Err(refusal.soap(SoapCode::MustUnderstand(unknown)));
     }
-    Ok(seen)
+    if let Some(addressed) = addressed {
+        addressed.check()?;
+    }
+    match &config.security {
+        Some(security) => Ok(Some(security.check(&seen.security, Timestamp::now())?)),
+        None => Ok(None),
+    }
 }
 
 /// Makes the message and runs the route.
@@ -506,7 +554,21 @@ async fn hand_in(
     head: Parts,
     (body, seen): (Bytes, Option<Envelope>),
     id: MessageId,
+    asker: &Asker,
 ) -> Result<Taken, Refusal> {
+    let addressed = asker.addressed.as_deref();
+    let mut passing = Vec::new();
+    let caller = match &seen {
+        Some(seen) => match check_header(&door.config, seen, addressed)? {
+            Some(user) => {
+                // Each repeat comes with a token of its own.
+                passing = splice::security(&body, charset_of(&head), seen);
+                Some(user)
+            }
+            None => caller,
+        },
+        None => caller,
+    };
     let one_way = match (&door.config.wsdl, &seen) {
         (Some(wsdl), Some(seen)) => operation(wsdl, &head, seen)?,
         _ => false,
@@ -521,7 +583,7 @@ async fn hand_in(
         .and_then(|value| value.to_str().ok())
         .filter(|value| !value.is_empty())
         .map(Arc::from)
-        .or_else(|| seen.and_then(|seen| seen.message_id).map(Arc::from));
+        .or_else(|| addressed?.message_id.as_deref().map(Arc::from));
     let message = Message {
         id,
         correlation_id,
@@ -533,6 +595,7 @@ async fn hand_in(
     };
     let mut arrival = Arrival::from(message);
     arrival.caller = caller;
+    arrival.passing = passing;
     let result = door.deliver(arrival).await;
     match result {
         Ok(reply) => Ok(Taken {

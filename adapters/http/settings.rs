@@ -148,6 +148,23 @@ impl ListenerSettings {
     }
 }
 
+impl ListenerSettings {
+    /// Whether what it receives may come over a network unencrypted.
+    pub(crate) fn is_open(&self) -> bool {
+        let host = self.listen.rsplit_once(':').map_or("", |(host, _)| host);
+        self.tls.is_none() && !is_loopback(host)
+    }
+}
+
+/// Whether a host (an address or a name, IPv6 in brackets) is this machine alone.
+pub(crate) fn is_loopback(host: &str) -> bool {
+    let address = host.trim_start_matches('[').trim_end_matches(']');
+    host.eq_ignore_ascii_case("localhost")
+        || address
+            .parse::<IpAddr>()
+            .is_ok_and(|address| address.to_canonical().is_loopback())
+}
+
 /// HTTPS of a listener; the files are read by [`crate::Hub::listen`].
 #[derive(Clone, Debug)]
 pub struct ListenerTls {

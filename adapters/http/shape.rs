@@ -101,6 +101,13 @@ pub(crate) enum SoapCode {
     Usual,
     VersionMismatch,
     MustUnderstand(Vec<Name>),
+    /// A code that another specification names. SOAP 1.2 says them as subcodes, one in the other;
+    /// SOAP 1.1 says the last one.
+    Of {
+        prefix: &'static str,
+        namespace: &'static str,
+        codes: &'static [&'static str],
+    },
 }
 
 /// A request that gets no good answer.
@@ -192,8 +199,16 @@ pub(crate) fn status_of(fault: &Fault) -> StatusCode {
 /// binding's (SOAP 1.1 section 6.2, SOAP 1.2 part 2 table 20).
 fn soap_status(version: Version, usual: StatusCode, sender: bool, code: &SoapCode) -> StatusCode {
     match usual.as_u16() {
+        // What an envelope lacks is not asked for by HTTP.
+        401 | 403 if matches!(code, SoapCode::Of { .. }) => match version {
+            Version::V11 => StatusCode::INTERNAL_SERVER_ERROR,
+            Version::V12 => StatusCode::BAD_REQUEST,
+        },
         401 | 403 | 404 | 405 | 408 | 413 | 415 | 429 | 431 | 503 => usual,
-        _ if version == Version::V12 && sender && *code == SoapCode::Usual => {
+        _ if version == Version::V12
+            && sender
+            && matches!(code, SoapCode::Usual | SoapCode::Of { .. }) =>
+        {
             StatusCode::BAD_REQUEST
         }
         _ => StatusCode::INTERNAL_SERVER_ERROR,
@@ -382,7 +397,7 @@ fn soap_fault(
     let mut reason = String::with_capacity(fault.reason.len() + 16);
     xml::escape_into(&mut reason, &fault.reason);
     let detail = match code {
-        SoapCode::Usual => fault_element(id, fault),
+        SoapCode::Usual | SoapCode::Of { .. } => fault_element(id, fault),
         _ => String::new(),
     };
     let namespace = version.namespace();
@@ -395,12 +410,23 @@ fn soap_fault(
         (_, Version::V12, false) => "Receiver",
     };
     let mut out = String::with_capacity(500 + reason.len() + detail.len());
-    let _ = write!(out, "<soap:Envelope xmlns:soap=\"{namespace}\">");
+    let _ = write!(out, "<soap:Envelope xmlns:soap=\"{namespace}\"");
+    if let SoapCode::Of {
+        prefix, namespace, ..
+    } = code
+    {
+        let _ = write!(out, " xmlns:{prefix}=\"{namespace}\"");
+    }
+    out.push('>');
     match version {
         Version::V11 => {
+            let (prefix, word) = match code {
+                SoapCode::Of { prefix, codes, .. } => (*prefix, *codes.last().unwrap_or(&word)),
+                _ => ("soap", word),
+            };
             let _ = write!(
                 out,
-                "<soap:Body><soap:Fault><faultcode>soap:{word}</faultcode><faultstring>{reason}</faultstring>"
+                "<soap:Body><soap:Fault><faultcode>{prefix}:{word}</faultcode><faultstring>{reason}</faultstring>"
             );
             if !detail.is_empty() {
                 let _ = write!(out, "<detail>{detail}</detail>");
@@ -410,8 +436,12 @@ fn soap_fault(
             header_of_fault(&mut out, code);
             let _ = write!(
                 out,
-                "<soap:Body><soap:Fault><soap:Code><soap:Value>soap:{word}</soap:Value></soap:Code>\
-                 <soap:Reason><soap:Text xml:lang=\"en\">{reason}</soap:Text></soap:Reason>"
+                "<soap:Body><soap:Fault><soap:Code><soap:Value>soap:{word}</soap:Value>"
+            );
+            subcodes(&mut out, code);
+            let _ = write!(
+                out,
+                "</soap:Code><soap:Reason><soap:Text xml:lang=\"en\">{reason}</soap:Text></soap:Reason>"
             );
             if !detail.is_empty() {
                 let _ = write!(out, "<soap:Detail>{detail}</soap:Detail>");
@@ -422,10 +452,24 @@ fn soap_fault(
     out
 }
 
+/// The codes within the code (SOAP 1.2 part 1 section 5.4.6).
+fn subcodes(out: &mut String, code: &SoapCode) {
+    let SoapCode::Of { prefix, codes, .. } = code else {
+        return;
+    };
+    for word in *codes {
+        let _ = write!(
+            out,
+            "<soap:Subcode><soap:Value>{prefix}:{word}</soap:Value>"
+        );
+    }
+    out.extend(codes.iter().map(|_| "</soap:Subcode>"));
+}
+
 /// What was not understood, or which versions are (SOAP 1.2 part 1 section 5.4.7 and 5.4.8).
 fn header_of_fault(out: &mut String, code: &SoapCode) {
     match code {
-        SoapCode::Usual => {}
+        SoapCode::Usual | SoapCode::Of { .. } => {}
         SoapCode::VersionMismatch => {
             let _ = write!(
                 out,

@@ -1,12 +1,17 @@
 //! SOAP envelopes: which version one has, and what its body holds.
 //!
-//! The look at an envelope stops at the first element of its Body; nothing is built or copied.
-//! Absent: WS-Security and attachments.
+//! The look at an envelope stops at the first element of its Body; nothing is built, and copied is
+//! only what WS-Addressing and WS-Security say. Absent: attachments, and what those headers mean
+//! (see `addressing` and `security`).
+
+use std::ops::Range;
 
 use quick_xml::events::{BytesStart, Event};
-use quick_xml::name::ResolveResult;
+use quick_xml::name::{PrefixDeclaration, ResolveResult};
 use quick_xml::reader::NsReader;
 
+use crate::addressing::{self, Addressed};
+use crate::security;
 use crate::xml;
 
 /// Namespace of SOAP 1.1 envelopes.
@@ -121,8 +126,34 @@ pub(crate) struct Envelope {
     pub(crate) fault: Option<FaultSide>,
     /// Header blocks that must be understood by the one who receives the message.
     pub(crate) must_understand: Vec<Name>,
-    /// The text of wsa:MessageID.
-    pub(crate) message_id: Option<String>,
+    /// What WS-Addressing says of it; nothing without a header of its.
+    pub(crate) addressed: Option<Box<Addressed>>,
+    /// The wsse:Security blocks for the one who receives the message.
+    pub(crate) security: Vec<Block>,
+    /// Where its parts lie.
+    pub(crate) places: Places,
+}
+
+/// A header block that is looked into.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Block {
+    /// Where it lies, from its first to after its last character.
+    pub(crate) range: Range<usize>,
+    /// The block as a document of its own: in an element that declares what is in scope there.
+    pub(crate) xml: String,
+    /// Whether it must be understood.
+    pub(crate) mandatory: bool,
+}
+
+/// Where the parts of an envelope lie, in bytes of its text (UTF-8, without a byte order mark).
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Places {
+    /// After the start tag of the Envelope.
+    pub(crate) content: usize,
+    /// The start tag of the Header.
+    pub(crate) header: Option<Range<usize>>,
+    /// Whether the Header is one empty tag.
+    pub(crate) empty: bool,
 }
 
 /// Why a body is not an envelope that can be taken.
@@ -170,11 +201,13 @@ fn look_at(text: &str, want_element: bool) -> Result<Envelope, NotSoap> {
     let mut seen = Envelope::default();
     let (version, empty) = root(&mut reader)?;
     seen.version = Some(version);
+    seen.places.content = at(&reader);
     let namespace = version.namespace();
     if empty {
         return Err(malformed("the Envelope has no Body"));
     }
     loop {
+        let from = at(&reader);
         let (resolved, event) = reader.read_resolved_event().map_err(malformed)?;
         let (start, empty) = match event {
             Event::Start(start) => (start, false),
@@ -188,8 +221,13 @@ fn look_at(text: &str, want_element: bool) -> Result<Envelope, NotSoap> {
         let in_soap = matches!(resolved, ResolveResult::Bound(ns) if ns.0 == namespace);
         match start.local_name().into_inner() {
             "Header" if in_soap => {
+                if seen.places.header.is_some() {
+                    return Err(malformed("the Envelope has two Headers"));
+                }
+                seen.places.header = Some(from..at(&reader));
+                seen.places.empty = empty;
                 if !empty {
-                    header(&mut reader, version, &mut seen)?;
+                    header(text, &mut reader, version, &mut seen)?;
                 }
             }
             "Body" if in_soap => {
@@ -201,6 +239,11 @@ fn look_at(text: &str, want_element: bool) -> Result<Envelope, NotSoap> {
             other => return Err(malformed(format!("<{other}> stands where the Body should"))),
         }
     }
+}
+
+/// How far the reader is.
+fn at(reader: &NsReader<&[u8]>) -> usize {
+    reader.buffer_position() as usize
 }
 
 /// What may not stand between elements of an envelope.
@@ -244,11 +287,13 @@ fn root(reader: &mut NsReader<&[u8]>) -> Result<(Version, bool), NotSoap> {
 
 /// Reads the Header's blocks and its end.
 fn header(
+    text: &str,
     reader: &mut NsReader<&[u8]>,
     version: Version,
     seen: &mut Envelope,
 ) -> Result<(), NotSoap> {
     loop {
+        let from = at(reader);
         let (resolved, event) = reader.read_resolved_event().map_err(malformed)?;
         let (start, empty) = match event {
             Event::Start(start) => (start, false),
@@ -267,40 +312,82 @@ fn header(
                 return Err(malformed(format!("the prefix '{prefix}' is not declared")));
             }
         };
-        let local = start.local_name().into_inner().to_owned();
-        let is_id = local == "MessageID" && is_addressing(&namespace);
-        if is_mandatory(reader, &start, version)? {
-            seen.must_understand.push(Name { namespace, local });
-        }
-        if !empty {
-            if is_id {
-                let text = reader.read_text(start.name()).map_err(malformed)?;
-                let text = xml::plain_text(&text);
-                seen.message_id = (!text.is_empty()).then_some(text);
-            } else {
+        let local = start.local_name().into_inner();
+        let meant = meant(reader, &start, version)?;
+        let addressing = addressing::Generation::of(&namespace);
+        if meant.ours && security::is_security(&namespace, local) {
+            let scope = scope(reader);
+            if !empty {
                 reader.read_to_end(start.name()).map_err(malformed)?;
             }
+            let range = from..at(reader);
+            let block = text.get(range.clone()).unwrap_or_default();
+            let xml = format!("<scope{scope}>{block}</scope>");
+            let mandatory = meant.mandatory;
+            seen.security.push(Block {
+                range,
+                xml,
+                mandatory,
+            });
+        } else if !empty {
+            let value = match addressing {
+                Some(_) if meant.ours => {
+                    let inner = reader.read_text(start.name()).map_err(malformed)?;
+                    xml::plain_text(&inner)
+                }
+                _ => {
+                    reader.read_to_end(start.name()).map_err(malformed)?;
+                    String::new()
+                }
+            };
+            if let (Some(generation), true) = (addressing, meant.ours) {
+                seen.addressed
+                    .get_or_insert_with(|| Box::new(Addressed::new(generation)))
+                    .note(generation, local, value, meant.mandatory, from..at(reader));
+            }
+        }
+        if meant.mandatory && meant.ours {
+            let local = local.to_owned();
+            seen.must_understand.push(Name { namespace, local });
         }
     }
 }
 
-/// Whether a namespace is one of WS-Addressing (2005/08, or the submission of 2004/08).
-pub(crate) fn is_addressing(namespace: &str) -> bool {
-    matches!(
-        namespace,
-        "http://www.w3.org/2005/08/addressing" | "http://schemas.xmlsoap.org/ws/2004/08/addressing"
-    )
+/// The namespaces in scope, as the declarations of a start tag.
+fn scope(reader: &NsReader<&[u8]>) -> String {
+    let mut out = String::new();
+    for (prefix, namespace) in reader.resolver().bindings() {
+        // As it was written, so that it holds one kind of quote at most.
+        let quote = if namespace.0.contains('"') { '\'' } else { '"' };
+        out.push_str(" xmlns");
+        if let PrefixDeclaration::Named(prefix) = prefix {
+            out.push(':');
+            out.push_str(prefix);
+        }
+        out.extend(['=', quote]);
+        out.push_str(namespace.0);
+        out.push(quote);
+    }
+    out
 }
 
-/// Whether a header block must be understood, and by us: actor (SOAP 1.1 section 4.2.2) or role
-/// (SOAP 1.2 part 1 section 2.2) is not set, next, or the ultimate receiver.
-fn is_mandatory(
+/// What a header block says of whom it is for.
+struct Meant {
+    mandatory: bool,
+    ours: bool,
+}
+
+/// Whether a header block must be understood, and whether it is for us: actor (SOAP 1.1 section
+/// 4.2.2) or role (SOAP 1.2 part 1 section 2.2) is not set, next, or the ultimate receiver.
+fn meant(
     reader: &NsReader<&[u8]>,
     start: &BytesStart<'_>,
     version: Version,
-) -> Result<bool, NotSoap> {
-    let mut mandatory = false;
-    let mut ours = true;
+) -> Result<Meant, NotSoap> {
+    let mut meant = Meant {
+        mandatory: false,
+        ours: true,
+    };
     for attribute in start.attributes().with_checks(false) {
         let attribute = attribute.map_err(malformed)?;
         let (resolved, local) = reader.resolver().resolve_attribute(attribute.key);
@@ -309,9 +396,9 @@ fn is_mandatory(
         }
         let value = attribute.value.trim();
         match local.into_inner() {
-            "mustUnderstand" => mandatory = matches!(value, "1" | "true"),
+            "mustUnderstand" => meant.mandatory = matches!(value, "1" | "true"),
             "actor" | "role" => {
-                ours = matches!(
+                meant.ours = matches!(
                     value,
                     "" | "http://schemas.xmlsoap.org/soap/actor/next"
                         | "http://www.w3.org/2003/05/soap-envelope/role/next"
@@ -321,7 +408,7 @@ fn is_mandatory(
             _ => {}
         }
     }
-    Ok(mandatory && ours)
+    Ok(meant)
 }
 
 fn first_in_body(

@@ -99,6 +99,16 @@ impl Url {
         match &self.path {
             Path::Constant(uri) => Some(uri.path()),
             Path::Parts(_) => None,
+    /// Scheme, host and port as one writes them.
+    pub(crate) fn place(&self) -> String {
+        let (scheme, usual) = if self.secure {
+            ("https", 443)
+        } else {
+            ("http", 80)
+        };
+        match self.port == usual {
+            true => format!("{scheme}://{}", self.host),
+            false => format!("{scheme}://{}:{}", self.host, self.port),
         }
     }
 

@@ -54,7 +54,11 @@ pub(crate) fn fixed(text: &str) -> Option<Vec<Mailbox>> {
         return Some(vec![one]);
     }
     let all: Mailboxes = text.parse().ok()?;
-    let all: Vec<Mailbox> = all.into_iter().collect();
+    let all: Option<Vec<Mailbox>> = all
+        .into_iter()
+        .map(|one| Some(Mailbox::new(one.name, address(one.email.as_ref())?)))
+        .collect();
+    let all = all?;
     // The parser stops at what it does not understand: nothing may be left out.
     let complete = all.len() == text.matches('@').count() && !all.is_empty();
     complete.then_some(all)
@@ -121,7 +125,13 @@ fn address(text: &str) -> Option<Address> {
     if text.chars().any(odd) {
         return None;
     }
-    text.parse().ok()
+    let written: Address = text.parse().ok()?;
+    if written.domain().is_ascii() {
+        return Some(written);
+    }
+    // As DNS knows it (RFC 5891), so that every server takes it.
+    let domain = idna::domain_to_ascii_strict(written.domain()).ok()?;
+    Address::new(written.user(), domain).ok()
 }
 
 #[cfg(test)]
@@ -160,9 +170,40 @@ mod tests {
             "a b@c.example",
             "a@b.example>",
             "evil@x <a@b.example>",
+            "group: a@b.example;",
+            "undisclosed-recipients:;",
+            "\"a b\"@c.example",
+            "\"a@b\"@c.example",
+            "a(comment)@b.example",
+            "a@b.example (comment)",
+            "@relay.example:a@b.example",
+            "a%b.example",
+            "a@b..example",
+            "a@-b.example",
+            "a@b.example\0",
+            "a@b.example\u{2028}c",
+            "a@b\u{ff0e}example, c",
+            "=?utf-8?Q?a=40b.example?=",
+            "x <<a@b.example>>",
+            "a@b.example SIZE=1",
         ] {
             assert!(parse(text).is_none(), "{text:?}");
         }
+    }
+
+    #[test]
+    fn domains_go_out_as_dns_knows_them() {
+        for (text, address) in [
+            ("desk@bücher.example", "desk@xn--bcher-kva.example"),
+            ("Desk <desk@BÜCHER.example>", "desk@xn--bcher-kva.example"),
+            ("Grüße <grüße@acme.example>", "grüße@acme.example"),
+            ("a@[127.0.0.1]", ""),
+        ] {
+            let parsed = parse(text).map(|one| one.email.to_string());
+            assert_eq!(parsed.unwrap_or_default(), address, "{text}");
+        }
+        let both = fixed("a@bücher.example, b@acme.example").unwrap();
+        assert_eq!(both[0].email.domain(), "xn--bcher-kva.example");
     }
 
     #[test]

@@ -137,7 +137,8 @@ impl Answers {
                 None => draft.attachments.push(Attached {
                     name: file_name(message),
                     content_type: content_type(message, false),
-                    content: message.body.bytes().to_vec(),
+                    content_id: None,
+                    content: message.body.bytes().clone(),
                 }),
             },
         }

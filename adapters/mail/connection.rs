@@ -16,7 +16,7 @@ use lettre::transport::smtp::authentication::{Credentials, Mechanism};
 use lettre::transport::smtp::client::{
     AsyncSmtpConnection, Certificate, CertificateStore, TlsParameters,
 };
-use lettre::transport::smtp::commands::{Data, Mail, Rcpt};
+use lettre::transport::smtp::commands::{Data, Ehlo, Mail, Rcpt};
 use lettre::transport::smtp::extension::{ClientId, Extension, MailBodyParameter, MailParameter};
 use tokio::time::{Instant, timeout, timeout_at};
 use xbus_core::SendError;
@@ -32,6 +32,8 @@ const IDLE_MOST: usize = 4;
 const PLACE: &str = "";
 /// How long an idle connection is kept.
 const IDLE_TIME: Duration = Duration::from_secs(30);
+/// Mails beyond this many bytes are not offered before the server has said how large they may be.
+const SIZE_ASKED: usize = 256 * 1024;
 /// How long taking leave of the server may take.
 const LEAVE: Duration = Duration::from_secs(2);
 
@@ -268,7 +270,7 @@ impl Smtp {
                 Some(server) => server,
                 None => self.connect().await?,
             };
-            let parameters = match self.parameters_for(&server, envelope, data) {
+            let parameters = match self.parameters_for(&mut server, envelope, data).await {
                 Ok(parameters) => parameters,
                 Err(error) => {
                     leave(server);
@@ -284,10 +286,10 @@ impl Smtp {
         }
     }
 
-    /// What MAIL has to say (RFC 6152, RFC 6531), or why this server cannot take the mail.
-    fn parameters_for(
+    /// What MAIL has to say (RFC 1870, RFC 6152, RFC 6531), or why this server cannot take the mail.
+    async fn parameters_for(
         &self,
-        server: &AsyncSmtpConnection,
+        server: &mut AsyncSmtpConnection,
         envelope: &Envelope,
         data: &[u8],
     ) -> Result<Vec<MailParameter>, SendError> {
@@ -310,6 +312,17 @@ impl Smtp {
                 .supports_feature(Extension::EightBitMime)
         {
             parameters.push(MailParameter::Body(MailBodyParameter::EightBitMime));
+        }
+        if data.len() > SIZE_ASKED
+            && let Some(most) = largest(server).await
+        {
+            if most > 0 && data.len() as u64 > most {
+                return Err(SendError::rejected(self.said(&format!(
+                    "the mail has {} bytes, and it takes {most} at the most (SIZE)",
+                    data.len()
+                ))));
+            }
+            parameters.push(MailParameter::Size(data.len()));
         }
         Ok(parameters)
     }
@@ -425,6 +438,17 @@ impl Smtp {
     fn said(&self, what: &str) -> String {
         format!("mail server {}: {what}", self.shown())
     }
+}
+
+/// The most that the server takes, in bytes, where it says so; 0: it sets no limit.
+async fn largest(server: &mut AsyncSmtpConnection) -> Option<u64> {
+    // What it said on connecting is not kept. Another EHLO is allowed at any time (RFC 5321 section 4.1.4).
+    let said = server.command(Ehlo::new(hello())).await.ok()?;
+    said.message().find_map(|line| {
+        let mut words = line.split_ascii_whitespace();
+        let size = words.next()?.eq_ignore_ascii_case("SIZE");
+        size.then(|| words.next().map_or(Some(0), |most| most.parse().ok()))?
+    })
 }
 
 /// Takes leave of the server, without anybody waiting for it.

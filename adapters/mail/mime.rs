@@ -334,6 +334,7 @@ fn leaf<'a>(fields: &Fields<'a>, kind: Typed, place: Place, raw: &'a [u8]) -> Le
 }
 
 /// A name that encoded words may hide (RFC 2047 forbids them in parameters, and everybody uses them).
+/// A path ahead of it says nothing here (RFC 2183 section 2.3).
 fn file_name(raw: &str) -> String {
     let name = match raw.contains("=?") {
         true => Field {
@@ -343,7 +344,11 @@ fn file_name(raw: &str) -> String {
         .text(),
         false => one_line(raw),
     };
-    name.chars().take(255).collect()
+    let name = name.rsplit(['/', '\\']).next().unwrap_or_default();
+    match name.trim() {
+        "." | ".." => String::new(),
+        name => name.chars().take(255).collect(),
+    }
 }
 
 /// The parts between the boundary's lines. Where no boundary is named, the first line that looks

@@ -4,10 +4,11 @@
 //! program can read (encryption, TNEF) is refused with words that help.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use mail_parser::{Addr, HeaderValue};
 use xbus_charset::Charset;
-use xbus_core::{Code, Fault, Format, Headers, Message};
+use xbus_core::{Attachment, Code, Fault, Format, Headers, Message};
 
 use crate::mime::{self, Fields, Leaf, encrypted, one_line};
 
@@ -39,6 +40,8 @@ const HEADERS_SIZE: usize = 64 * 1024;
 pub(crate) enum Attachments {
     /// Each is a message.
     Each,
+    /// They go with the text, as attachments of one message.
+    All,
     /// They are left out.
     Ignore,
 }
@@ -222,7 +225,21 @@ fn make(leaves: &[Leaf<'_>], headers: &Headers, reading: &Reading) -> Result<Vec
                 .collect();
         }
     }
-    Ok(vec![text(leaves, headers, reading)?])
+    let mut message = text(leaves, headers, reading)?;
+    if reading.attachments == Attachments::All && !is_whole(leaves) {
+        let all: Result<Vec<Attachment>, Fault> = leaves
+            .iter()
+            .filter(|leaf| is_beside_text(leaf))
+            .map(|leaf| attached(leaf, reading))
+            .collect();
+        message.attachments = all?.into();
+    }
+    Ok(vec![message])
+}
+
+/// A mail that is nothing but a document.
+fn is_whole(leaves: &[Leaf<'_>]) -> bool {
+    matches!(leaves, [leaf] if leaf.name.is_none() && leaf.disposition != "attachment")
 }
 
 /// Whether it is a text that people read in the mail itself.
@@ -232,16 +249,21 @@ fn is_text(leaf: &Leaf<'_>) -> bool {
         && leaf.name.is_none()
 }
 
-/// Neither a text of the mail, nor one of its forms, nor a picture in it.
-fn is_attachment(leaf: &Leaf<'_>) -> bool {
+/// Neither a text of the mail, nor one of its forms.
+fn is_beside_text(leaf: &Leaf<'_>) -> bool {
     let form = leaf.place.alternative
         && leaf.name.is_none()
         && matches!(
             leaf.kind.word.as_str(),
             "text/enriched" | "text/richtext" | "text/x-amp-html" | "text/watch-html"
         );
+    !is_text(leaf) && !form
+}
+
+/// What is beside the text and no picture in it.
+fn is_attachment(leaf: &Leaf<'_>) -> bool {
     let shown = leaf.place.related && leaf.content_id.is_some();
-    !is_text(leaf) && !form && (!shown || leaf.disposition == "attachment")
+    is_beside_text(leaf) && (!shown || leaf.disposition == "attachment")
 }
 
 /// The message of the mail's text.
@@ -258,12 +280,10 @@ fn text(leaves: &[Leaf<'_>], headers: &Headers, reading: &Reading) -> Result<Mes
         (true, _, false) | (false, true, false) => (&html[..1], "text/html; charset=utf-8"),
         (_, false, _) => (&plain[..], "text/plain; charset=utf-8"),
         // A mail that is nothing but a document.
-        (_, true, true) => match leaves {
-            [leaf] if leaf.name.is_none() && leaf.disposition != "attachment" => {
-                return attachment(leaf, 1, headers, reading);
-            }
-            _ => (&plain[..], "text/plain; charset=utf-8"),
-        },
+        (_, true, true) if is_whole(leaves) => {
+            return attachment(&leaves[0], 1, headers, reading);
+        }
+        (_, true, true) => (&plain[..], "text/plain; charset=utf-8"),
     };
     let mut text = String::new();
     for leaf in chosen {
@@ -327,8 +347,26 @@ fn attachment(
     headers: &Headers,
     reading: &Reading,
 ) -> Result<Message, Fault> {
-    let mut message = Message::new(leaf.decoded()?.into_owned());
+    let mut attached = attached(leaf, reading)?;
+    let name: Arc<str> = match attached.name.take() {
+        Some(name) => name,
+        None if leaf.kind.word == "message/rfc822" => format!("attachment-{number}.eml").into(),
+        None => format!("attachment-{number}").into(),
+    };
+    attached.name = Some(name.clone());
+    let format = attached.format();
+    let mut message = Message::new(attached.body);
     message.headers = headers.clone();
+    if let Some(content_type) = &attached.content_type {
+        message.headers.set("content-type", content_type);
+    }
+    message.headers.set("mail.attachment", &name);
+    message.format = reading.format.or(format);
+    Ok(message)
+}
+
+/// An attachment: its bytes as they are, its type with the charset alone.
+fn attached(leaf: &Leaf<'_>, reading: &Reading) -> Result<Attachment, Fault> {
     let charset = reading
         .charset
         .as_deref()
@@ -343,32 +381,12 @@ fn attachment(
         Some(charset) if !charset.is_empty() => format!("{}; charset={charset}", leaf.kind.word),
         _ => leaf.kind.word.clone(),
     };
-    message
-        .headers
-        .set("content-type", &one_line(&content_type));
-    let name = match &leaf.name {
-        Some(name) => name.clone(),
-        None if leaf.kind.word == "message/rfc822" => format!("attachment-{number}.eml"),
-        None => format!("attachment-{number}"),
-    };
-    message.headers.set("mail.attachment", &name);
-    message.format = reading.format.or_else(|| format(&leaf.kind.word, &name));
-    Ok(message)
-}
-
-/// The format by the file's name, where the type says little.
-fn format(word: &str, name: &str) -> Option<Format> {
-    if Format::from_media_type(word).is_some_and(|format| format != Format::Text) {
-        return None;
-    }
-    let (_, extension) = name.rsplit_once('.')?;
-    match extension.to_ascii_lowercase().as_str() {
-        "xml" => Some(Format::Xml),
-        "json" => Some(Format::Json),
-        "csv" => Some(Format::Csv),
-        "txt" => Some(Format::Text),
-        _ => None,
-    }
+    Ok(Attachment {
+        name: leaf.name.as_deref().map(Arc::from),
+        content_type: Some(one_line(&content_type).into()),
+        content_id: leaf.content_id.as_deref().map(Arc::from),
+        body: leaf.decoded()?.into_owned().into(),
+    })
 }
 
 #[cfg(test)]
@@ -383,6 +401,10 @@ mod tests {
     };
     const IGNORE: Reading = Reading {
         attachments: Attachments::Ignore,
+        ..EACH
+    };
+    const ALL: Reading = Reading {
+        attachments: Attachments::All,
         ..EACH
     };
 
@@ -479,6 +501,74 @@ mod tests {
                 .all(|one| one.headers.get("mail.subject") == Some("order"))
         );
         assert_eq!(body(&one(&mail, &IGNORE)), "plain");
+
+        let message = one(&mail, &ALL);
+        assert_eq!(body(&message), "plain");
+        assert_eq!(message.content_type(), Some("text/plain; charset=utf-8"));
+        let told: Vec<_> = message
+            .attachments
+            .iter()
+            .map(|one| {
+                (
+                    one.name.as_deref(),
+                    one.content_type.as_deref().unwrap(),
+                    one.content_id.as_deref(),
+                    &one.body[..],
+                )
+            })
+            .collect();
+        let within: &[u8] = b"Subject: within\n\nx";
+        assert_eq!(
+            told,
+            [
+                (None, "image/png", Some("logo"), &b"png"[..]),
+                (Some("order.xml"), "application/octet-stream", None, b"<a/>"),
+                (None, "text/plain; charset=windows-1252", None, b"note"),
+                (None, "message/rfc822", None, within),
+            ]
+        );
+        assert_eq!(message.attachments[1].format(), Some(Format::Xml));
+    }
+
+    #[test]
+    fn one_message_with_all_attachments_reads_its_text_as_others_do() {
+        let none = one("Subject: x\n\nonly text", &ALL);
+        assert_eq!(body(&none), "only text");
+        assert!(none.attachments.is_empty());
+        let mut html = one(BOTH, &ALL);
+        assert!(html.attachments.is_empty(), "forms of the text are none");
+        html = one(
+            BOTH,
+            &Reading {
+                prefer_html: true,
+                ..ALL
+            },
+        );
+        assert_eq!(body(&html), "<p>html</p>");
+        // A mail that is a document is its body, one that has a file carries it.
+        let document = one("Content-Type: application/xml\n\n<a/>", &ALL);
+        assert_eq!(body(&document), "<a/>");
+        assert!(document.attachments.is_empty());
+        let file = one(
+            "Content-Type: image/png; name=\"C:\\\\x\\\\..\\\\a.png\"\n\npng",
+            &ALL,
+        );
+        assert_eq!(body(&file), "");
+        assert_eq!(file.attachments.len(), 1);
+        assert_eq!(file.attachments[0].name.as_deref(), Some("a.png"));
+        for (mail, word) in [
+            (
+                "Content-Type: application/ms-tnef; name=winmail.dat\n\nx",
+                "TNEF",
+            ),
+            (
+                "Content-Type: multipart/mixed; boundary=x\n\n--x\n\ntext\n--x\nContent-Type: image/png\nContent-Transfer-Encoding: base64\n\nAAAAA\n--x--\n",
+                "damaged",
+            ),
+        ] {
+            let said = reason(mail, &ALL);
+            assert!(said.contains(word), "{mail}: {said}");
+        }
     }
 
     #[test]
@@ -635,7 +725,7 @@ mod tests {
             }
             let reading = Reading {
                 prefer_html: dice.roll(2) == 0,
-                ..if dice.roll(2) == 0 { EACH } else { IGNORE }
+                ..[EACH, ALL, IGNORE][dice.roll(3)].clone()
             };
             match messages(&mail, &reading) {
                 Ok(all) => {
@@ -678,7 +768,9 @@ mod tests {
             ),
             format!("Content-Transfer-Encoding: base64\n\n{}", mega("=A")),
         ] {
-            let _ = messages(mail.as_bytes(), &EACH);
+            for reading in [&EACH, &ALL] {
+                let _ = messages(mail.as_bytes(), reading);
+            }
         }
         assert!(started.elapsed().as_secs() < 60, "{:?}", started.elapsed());
     }

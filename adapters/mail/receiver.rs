@@ -72,7 +72,8 @@ pub(crate) const FIELDS: &[Field] = &[
         "attachments",
         Type::Choice(&["each", "all", "ignore"]),
         "`each`: every attachment is a message, with its name in the header `mail.attachment`; a mail \
-         without any is one message, its text. `ignore`: the text alone.",
+         without any is one message, its text. `all`: one message, the text, that carries all of them as \
+         `attachments`. `ignore`: the text alone.",
     )
     .default("each"),
     Field::new(
@@ -207,14 +208,6 @@ pub(crate) fn build(args: Args<'_>) -> Option<Arc<dyn Receiver>> {
             "write a time such as 60s; with IDLE mails are taken at once anyway",
         );
     }
-    if args.text("attachments").as_deref() == Some("all") {
-        wrong(
-            "attachments",
-            "not-supported",
-            String::from("one message with all attachments is not supported"),
-            "write attachments: each, and split or aggregate in the route",
-        );
-    }
     let charset = args.text("charset");
     if let Some(label) = &charset
         && xbus_charset::Charset::by_label(label).is_err()
@@ -249,6 +242,7 @@ pub(crate) fn build(args: Args<'_>) -> Option<Arc<dyn Receiver>> {
     let reading = Reading {
         attachments: match args.text("attachments").as_deref() {
             Some("ignore") => Attachments::Ignore,
+            Some("all") => Attachments::All,
             _ => Attachments::Each,
         },
         prefer_html: args.text("prefer").as_deref() == Some("html"),

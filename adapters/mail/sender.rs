@@ -45,7 +45,7 @@ pub(crate) const FIELDS: &[Field] = &[
         "body",
         Type::Template,
         "The text. Left out: the message's body where it is text (HTML as such), otherwise the body \
-         is attached.",
+         is attached; nothing where `attach` takes the body.",
     ),
     Field::new(
         "html",
@@ -54,8 +54,12 @@ pub(crate) const FIELDS: &[Field] = &[
     ),
     Field::new(
         "attach",
-        Type::Either(&[Type::Text, Type::List(&Type::Object(ATTACH))]),
-        "`body` attaches the message's body; or a list of attachments.",
+        Type::OneOrMany(&Type::Either(&[
+            Type::Choice(&["body", "attachments"]),
+            Type::Object(ATTACH),
+        ])),
+        "What is attached, one or a list: `body`, the message's body; `attachments`, all that it carries; \
+         `{ name, content_type, body }`. What the HTML shows by its content id (`cid:…`) lies beside it.",
     ),
     Field::new(
         "headers",
@@ -99,18 +103,30 @@ struct MailSender {
     subject: Option<Template>,
     body: Option<Template>,
     html: Option<Template>,
-    attach_body: bool,
     attach: Vec<Attach>,
     headers: Vec<(String, Extra)>,
     bus: Arc<str>,
     target: Arc<str>,
 }
 
-#[derive(Default)]
-struct Attach {
-    name: Option<Template>,
-    content_type: Option<Template>,
-    body: Option<Template>,
+/// What is attached.
+enum Attach {
+    /// The message's body.
+    Body,
+    /// What the message carries.
+    All,
+    /// As the route says; without a body the message's.
+    Made {
+        name: Option<Template>,
+        content_type: Option<Template>,
+        body: Option<Template>,
+    },
+}
+
+impl Attach {
+    fn takes_body(&self) -> bool {
+        matches!(self, Attach::Body | Attach::Made { body: None, .. })
+    }
 }
 
 /// Where a further header's value comes from.
@@ -152,7 +168,6 @@ pub(crate) fn build(args: Args<'_>) -> Option<Arc<dyn Sender>> {
         );
         return None;
     }
-    let (attach_body, attach) = attach?;
     Some(Arc::new(MailSender {
         smtp,
         from,
@@ -162,8 +177,7 @@ pub(crate) fn build(args: Args<'_>) -> Option<Arc<dyn Sender>> {
         subject: subject?,
         body: body?,
         html: html?,
-        attach_body,
-        attach,
+        attach: attach?,
         headers: headers?,
         bus: args.build.bus.clone(),
         target: args.build.step.clone(),
@@ -209,39 +223,26 @@ fn connection(args: &Args<'_>) -> Option<Arc<Smtp>> {
     }
 }
 
-/// Whether the body is attached, and what else is; nothing when that is wrong, which is reported.
-fn attach(args: &Args<'_>) -> Option<(bool, Vec<Attach>)> {
-    let Some(node) = args.node("attach") else {
-        return Some((false, Vec::new()));
-    };
-    match node.text() {
-        Some("body") => return Some((true, Vec::new())),
-        Some(_) => {
-            problem(
-                args,
-                "attach",
-                "bad-value",
-                "'attach' is 'body' or a list of attachments",
-                "write attach: body, or attach: [{ name: order.xml }]",
-            );
-            return None;
-        }
-        None => {}
-    }
+/// What is attached; nothing when that is wrong, which is reported.
+fn attach(args: &Args<'_>) -> Option<Vec<Attach>> {
     let one = |node: &Node| {
+        match node.text() {
+            Some("attachments") => return Some(Attach::All),
+            Some(_) => return Some(Attach::Body),
+            None => {}
+        }
         let own = Args::new(Some(node), ATTACH, args.build);
         let part = |name: &str| match own.has(name) {
             true => own.template(name).map(Some),
             false => Some(None),
         };
-        Some(Attach {
+        Some(Attach::Made {
             name: part("name")?,
             content_type: part("content_type")?,
             body: part("body")?,
         })
     };
-    let all: Option<Vec<Attach>> = node.items().iter().map(one).collect();
-    all.map(|all| (false, all))
+    args.items("attach").iter().map(one).collect()
 }
 
 /// Further headers; nothing when one is wrong, which is reported.
@@ -310,32 +311,39 @@ impl MailSender {
             _ => html.render_with(message, context, |value| Ok(escaped(&value))),
         });
         let (mut body, mut html) = (text(&self.body)?, html.transpose()?);
+        let whole = || Attached {
+            name: file_name(message),
+            content_type: content_type(message, false),
+            content_id: None,
+            content: message.body.bytes().clone(),
+        };
         let mut attachments = Vec::new();
         for attach in &self.attach {
-            attachments.push(Attached {
-                name: text(&attach.name)?.unwrap_or_else(|| file_name(message)),
-                content_type: text(&attach.content_type)?
-                    .unwrap_or_else(|| content_type(message, attach.body.is_some())),
-                content: match text(&attach.body)? {
-                    Some(text) => text.into_bytes(),
-                    None => message.body.bytes().to_vec(),
-                },
-            });
+            match attach {
+                Attach::Body => attachments.push(whole()),
+                Attach::All => attachments.extend(carried(message)),
+                Attach::Made {
+                    name,
+                    content_type: kind,
+                    body,
+                } => attachments.push(Attached {
+                    name: text(name)?.unwrap_or_else(|| file_name(message)),
+                    content_type: text(kind)?
+                        .unwrap_or_else(|| content_type(message, body.is_some())),
+                    content_id: None,
+                    content: match text(body)? {
+                        Some(text) => text.into(),
+                        None => message.body.bytes().clone(),
+                    },
+                }),
+            }
         }
-        let mut attach_body = self.attach_body;
-        if body.is_none() && html.is_none() && !attach_body && attachments.is_empty() {
+        if body.is_none() && html.is_none() && !self.attach.iter().any(Attach::takes_body) {
             match text::of(message) {
                 Some(text) if text::is_html(message) => html = Some(text),
                 Some(text) => body = Some(text),
-                None => attach_body = true,
+                None => attachments.push(whole()),
             }
-        }
-        if attach_body {
-            attachments.push(Attached {
-                name: file_name(message),
-                content_type: content_type(message, false),
-                content: message.body.bytes().to_vec(),
-            });
         }
         Ok(Draft {
             from: addresses(std::slice::from_ref(&self.from))?.remove(0),
@@ -390,6 +398,25 @@ fn escaped(text: &str) -> String {
         .replace('\'', "&#39;")
 }
 
+/// What the message carries; what has no name is given one, so that it can be kept as a file.
+fn carried(message: &Message) -> impl Iterator<Item = Attached> {
+    message.attachments.iter().enumerate().map(|(at, one)| {
+        let content_type = one.content_type.as_deref();
+        let content_type = content_type.unwrap_or(Format::Bytes.media_type());
+        let mail = content_type.starts_with("message/rfc822");
+        Attached {
+            name: match (&one.name, mail) {
+                (Some(name), _) => name.to_string(),
+                (None, true) => format!("attachment-{}.eml", at + 1),
+                (None, false) => format!("attachment-{}", at + 1),
+            },
+            content_type: content_type.to_owned(),
+            content_id: one.content_id.as_deref().map(str::to_owned),
+            content: one.body.clone(),
+        }
+    })
+}
+
 /// The name under which the message's body is attached.
 pub(crate) fn file_name(message: &Message) -> String {
     if let Some(name) = message.headers.get("file.name") {
@@ -422,7 +449,9 @@ impl Sender for MailSender {
     }
 
     fn make(&self, message: Arc<Message>, context: &Context) -> Result<Request, Fault> {
-        let mail = self.draft(&message, context)?.compose()?;
+        let mail = self
+            .draft(&message, context)?
+            .compose_at(message.received_at)?;
         Ok(Request::Call(Box::new(MailCall {
             smtp: self.smtp.clone(),
             mail,
@@ -479,7 +508,6 @@ mod tests {
             subject: Some(Template::constant("Order")),
             body: None,
             html: None,
-            attach_body: false,
             attach: vec![],
             headers: vec![(String::from("X-Customer"), Extra::Passed)],
             bus: Arc::from("acme"),
@@ -513,12 +541,69 @@ mod tests {
     #[test]
     fn the_body_is_attached_when_asked() {
         let mut sender = sender(1);
-        sender.attach_body = true;
+        sender.attach = vec![Attach::Body];
         sender.body = Some(Template::constant("see below"));
         let mail = mail(&sender, "application/xml", b"<a/>");
         assert!(
             mail.contains("see below") && mail.contains("filename=\"message.xml\""),
             "{mail}"
+        );
+    }
+
+    #[test]
+    fn what_the_message_carries_goes_with_it_when_asked() {
+        let carried = |attach: Vec<Attach>, content_type: &str| {
+            let mut sender = sender(1);
+            sender.attach = attach;
+            let mut message = Message::new("see below");
+            message.headers.set("content-type", content_type);
+            message.attachments = vec![
+                xbus_core::Attachment {
+                    name: Some("a.xml".into()),
+                    content_type: Some("application/xml".into()),
+                    content_id: Some("a@x".into()),
+                    body: "<a/>".into(),
+                },
+                xbus_core::Attachment {
+                    content_type: Some("message/rfc822".into()),
+                    body: "Subject: x\r\n\r\n".into(),
+                    ..xbus_core::Attachment::default()
+                },
+            ]
+            .into();
+            let message = Arc::new(message);
+            let context = Context::new(Arc::from("r"), message.clone());
+            let draft = sender.draft(&message, &context).unwrap();
+            let names: Vec<String> = draft.attachments.iter().map(|a| a.name.clone()).collect();
+            (draft.text.or(draft.html), names)
+        };
+        let text = Some(String::from("see below"));
+        assert_eq!(carried(vec![], "text/plain"), (text.clone(), vec![]));
+        let names = vec![String::from("a.xml"), String::from("attachment-2.eml")];
+        assert_eq!(carried(vec![Attach::All], "text/plain"), (text, names));
+        let body = String::from("message.txt");
+        assert_eq!(
+            carried(vec![Attach::Body], "text/plain"),
+            (None, vec![body])
+        );
+    }
+
+    #[test]
+    fn every_attempt_makes_the_same_head() {
+        let sender = sender(1);
+        let mut message = Message::new("x");
+        message.received_at = "2021-03-22T08:41:09Z".parse().unwrap();
+        let message = Arc::new(message);
+        let context = Context::new(Arc::from("r"), message.clone());
+        let make = || {
+            let draft = sender.draft(&message, &context).unwrap();
+            String::from_utf8(draft.compose_at(message.received_at).unwrap().data).unwrap()
+        };
+        assert_eq!(make(), make());
+        assert!(
+            make().contains("Date: Mon, 22 Mar 2021 08:41:09 +0000\r\n"),
+            "{}",
+            make()
         );
     }
 

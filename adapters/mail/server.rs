@@ -243,6 +243,79 @@ async fn one_refused_recipient_does_not_keep_the_mail_from_the_others() {
 }
 
 #[tokio::test]
+async fn a_large_mail_is_offered_with_its_size_and_not_sent_where_it_is_too_large() {
+    const LARGE: &str = "MAIL FROM:<bus@acme.example> SIZE=";
+    let told = Say::Line("552 told");
+    for (hello, text, expected) in [
+        (
+            "250-tiny\r\n250-SIZE 300000\r\n250 HELP",
+            400_000,
+            "takes 300000",
+        ),
+        ("250-tiny\r\n250 size 9000000", 400_000, "(552)"),
+        ("250-tiny\r\n250-SIZE\r\n250 HELP", 400_000, "(552)"),
+        ("250-tiny\r\n250 SIZE 0", 400_000, "(552)"),
+        ("250 tiny", 400_000, ""),
+        // A small one costs no question.
+        ("250-tiny\r\n250 SIZE 10", 10, ""),
+    ] {
+        let server = Server::start(&[("EHLO", Say::Line(hello)), (LARGE, told.clone())]).await;
+        let smtp = connection::to(server.port);
+        let mut draft = draft();
+        draft.text = Some("x\n".repeat(text / 2));
+        let mail = draft.compose().unwrap();
+        let deadline = Instant::now() + LONG;
+        let result = smtp.send(&mail.envelope, &mail.data, deadline).await;
+        let taken = server.taken.lock().unwrap().len();
+        match result {
+            Ok(_) => assert_eq!((expected, taken), ("", 1), "{hello}"),
+            Err(error) => {
+                assert_eq!((error.class, taken), (Class::Rejected, 0), "{hello}");
+                let detail = error.detail;
+                assert!(
+                    !expected.is_empty() && detail.contains(expected),
+                    "{detail}"
+                );
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_address_beyond_ascii_goes_only_where_it_is_understood() {
+    let international = "250-tiny\r\n250-8BITMIME\r\n250 SMTPUTF8";
+    for (hello, address, expected) in [
+        ("250-tiny\r\n250 8BITMIME", "grüße@acme.example", "SMTPUTF8"),
+        (international, "grüße@acme.example", "<grüße@acme.example>"),
+        // A domain has another form for those who do not.
+        (
+            "250 tiny",
+            "desk@bücher.example",
+            "<desk@xn--bcher-kva.example>",
+        ),
+    ] {
+        let server = Server::start(&[
+            ("EHLO", Say::Line(hello)),
+            ("MAIL FROM:<bus@acme.example> SMTPUTF8", Say::Line("250 ok")),
+        ])
+        .await;
+        let smtp = connection::to(server.port);
+        let mut draft = draft();
+        draft.to = crate::address::fixed(address).unwrap();
+        let mail = draft.compose().unwrap();
+        let deadline = Instant::now() + LONG;
+        match smtp.send(&mail.envelope, &mail.data, deadline).await {
+            Ok(_) => assert_eq!(server.taken.lock().unwrap()[0].recipients[0], expected),
+            Err(error) => {
+                assert_eq!(error.class, Class::Rejected);
+                assert!(error.detail.contains(expected), "{}", error.detail);
+                assert!(server.taken.lock().unwrap().is_empty());
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_dead_idle_connection_is_replaced() {
     let server = Server::start(&[("MAIL", Say::HangUpLater)]).await;
     let smtp = connection::to(server.port);

@@ -113,6 +113,7 @@ impl Consumer for Reader {
             let arrival = Arrival {
                 message: self.receiver.unwrap(&head.message)?,
                 caller: None,
+                passing: Vec::new(),
                 seen_as: None,
                 seen_also: None,
                 cause: head.cause,

@@ -6,6 +6,7 @@ mod alerts;
 mod check;
 mod client;
 mod init;
+mod log;
 mod messages;
 mod output;
 mod queues;

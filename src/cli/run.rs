@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 use xbus_config::{BusConfig, Mode};
 use xbus_core::adapter::OpenError;
 use xbus_core::bus::Bus;
@@ -16,6 +15,7 @@ use xbus_core::problem::Severity;
 use xbus_core::store::Retention;
 use xbus_core::{Stop, Store};
 
+use super::log;
 use super::output::{self, Failure};
 use crate::wiring::{self, Kept, Wired};
 
@@ -37,16 +37,10 @@ pub struct Args {
     dir: PathBuf,
     /// How to log, on standard error (left out: as xbus.yaml says)
     #[arg(long, value_enum)]
-    log: Option<LogFormat>,
+    log: Option<log::Format>,
     /// How long a stop may take for what is in flight, in seconds
     #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     grace: u64,
-}
-
-#[derive(Clone, Copy, clap::ValueEnum, PartialEq)]
-enum LogFormat {
-    Human,
-    Json,
 }
 
 /// Runs the command.
@@ -62,7 +56,7 @@ fn start(args: &Args) -> Result<(), Failure> {
         eprint!("{}", xbus_config::render(&problems, &args.dir, colour));
         return Err(Failure::told());
     };
-    start_log(args, &wired.bus);
+    log::start(args.log, &wired.bus);
     for problem in &problems {
         tracing::warn!(place = %problem.place, code = problem.code, "{}", problem.message);
     }
@@ -76,28 +70,6 @@ fn start(args: &Args) -> Result<(), Failure> {
     // What does not end by itself (a hanging file system) must not keep the process.
     runtime.shutdown_timeout(Duration::from_millis(100));
     result
-}
-
-fn start_log(args: &Args, bus: &BusConfig) {
-    // The AMQP library logs messages that came back with their bodies; what matters of it the bus
-    // says itself.
-    let level = EnvFilter::try_from_env("XBUS_LOG")
-        .unwrap_or_else(|_| EnvFilter::new(format!("{},lapin=off", bus.log_level)));
-    let json = args
-        .log
-        .map_or(bus.log_json, |format| format == LogFormat::Json);
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(level)
-        .with_writer(std::io::stderr);
-    if json {
-        builder.json().flatten_event(true).init();
-    } else {
-        use std::io::IsTerminal;
-        builder
-            .with_target(false)
-            .with_ansi(std::io::stderr().is_terminal())
-            .init();
-    }
 }
 
 async fn serve(args: &Args, wired: Wired) -> Result<(), Failure> {

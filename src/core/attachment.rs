@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::Format;
+
 /// One attachment, decoded from its transfer encoding.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Attachment {
@@ -18,6 +20,31 @@ pub struct Attachment {
     pub content_id: Option<Arc<str>>,
     /// Its octets.
     pub body: Bytes,
+}
+
+impl Attachment {
+    /// How it is read: by its content type, where that says little by the extension of its name.
+    pub fn format(&self) -> Option<Format> {
+        let said = self
+            .content_type
+            .as_deref()
+            .and_then(Format::from_media_type);
+        if said.is_some_and(|format| format != Format::Text) {
+            return said;
+        }
+        let extension = self.name.as_deref().and_then(|name| name.rsplit_once('.'));
+        let named =
+            extension.and_then(
+                |(_, extension)| match extension.to_ascii_lowercase().as_str() {
+                    "xml" => Some(Format::Xml),
+                    "json" => Some(Format::Json),
+                    "csv" => Some(Format::Csv),
+                    "txt" => Some(Format::Text),
+                    _ => None,
+                },
+            );
+        named.or(said)
+    }
 }
 
 impl fmt::Debug for Attachment {
@@ -70,5 +97,35 @@ impl Attachments {
     /// Octets of all of them together.
     pub fn size(&self) -> usize {
         self.iter().map(|attachment| attachment.body.len()).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_tells_where_the_type_says_little() {
+        let format = |name: Option<&str>, content_type: Option<&str>| {
+            Attachment {
+                name: name.map(Arc::from),
+                content_type: content_type.map(Arc::from),
+                ..Attachment::default()
+            }
+            .format()
+        };
+        let octets = Some("application/octet-stream");
+        assert_eq!(format(Some("a.XML"), octets), Some(Format::Xml));
+        assert_eq!(format(Some("a.csv"), Some("text/plain")), Some(Format::Csv));
+        assert_eq!(
+            format(Some("a.pdf"), Some("text/plain")),
+            Some(Format::Text)
+        );
+        assert_eq!(
+            format(Some("a.csv"), Some("application/json")),
+            Some(Format::Json)
+        );
+        assert_eq!(format(Some("a.pdf"), octets), None);
+        assert_eq!(format(None, None), None);
     }
 }

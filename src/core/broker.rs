@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
+use crate::progress::Progress;
 use crate::store::{Outcome, QueueStatus, Queued, StoreError};
 use crate::{Message, MessageId, SendError, Stop, Timestamp};
 
@@ -97,12 +98,18 @@ pub trait LaneWorker: Send + Sync {
     /// is as safe as the journal is.
     fn report(&self, report: Report) -> BoxFuture<'_, Result<(), StoreError>>;
 
-    /// The number up to which messages of `origin` have been delivered from this lane's partition,
-    /// as far as this node knows; kept over restarts.
-    fn delivered_up_to(&self, partition: u32, origin: &str) -> Option<u64>;
+    /// Which messages of `origin` have been delivered from this lane's partition, as far as this
+    /// node knows; kept over restarts.
+    fn progress(&self, partition: u32, origin: &str) -> Progress;
 
-    /// Remembers what [`LaneWorker::delivered_up_to`] tells.
-    fn set_delivered(&self, partition: u32, origin: &str, number: u64);
+    /// Remembers what [`LaneWorker::progress`] tells; also when nobody waits for what this gives. `Ok`
+    /// once a process that is killed does not forget it.
+    fn set_progress(
+        &self,
+        partition: u32,
+        origin: &str,
+        progress: Progress,
+    ) -> BoxFuture<'_, Result<(), StoreError>>;
 
     /// The broker cannot be worked with; told once for each new reason.
     fn broken(&self, error: &str);

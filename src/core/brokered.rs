@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use crate::broker::{LaneBroker, LaneName, LaneWorker, Report, Verdict};
 use crate::incident::Incidents;
 use crate::lanes::{Consumer, judge};
+use crate::progress::Progress;
 use crate::store::{Change, Commit, Durability, Queued, Store, StoreError, TargetEntry};
 
 /// How long a head waits whose target no route has now.
@@ -32,8 +33,8 @@ pub(crate) struct BrokerWorker {
     place: (Arc<str>, String),
     /// When it was last looked what waits in the lane.
     looked: Mutex<Option<Instant>>,
-    /// Up to which number messages of a partition and origin have been delivered.
-    delivered: Mutex<HashMap<(u32, Arc<str>), u64>>,
+    /// What has been delivered of a partition and origin.
+    delivered: Mutex<HashMap<(u32, Arc<str>), Progress>>,
     /// The last reason why the broker could not be worked with.
     broken: Mutex<Option<String>>,
 }
@@ -50,12 +51,12 @@ impl BrokerWorker {
         let mut delivered = HashMap::new();
         let prefix = prefix(&lane);
         for (name, value) in store.values(&prefix) {
-            if let (Some((partition, origin)), Ok(number)) = (
+            if let (Some((partition, origin)), Some(progress)) = (
                 name[prefix.len()..].split_once('/'),
-                <[u8; 8]>::try_from(&value[..]),
+                Progress::from_bytes(&value),
             ) && let Ok(partition) = partition.parse()
             {
-                delivered.insert((partition, Arc::from(origin)), u64::from_be_bytes(number));
+                delivered.insert((partition, Arc::from(origin)), progress);
             }
         }
         Self {
@@ -163,32 +164,31 @@ impl LaneWorker for BrokerWorker {
         })
     }
 
-    fn delivered_up_to(&self, partition: u32, origin: &str) -> Option<u64> {
+    fn progress(&self, partition: u32, origin: &str) -> Progress {
         self.delivered
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .get(&(partition, Arc::from(origin)))
-            .copied()
+            .cloned()
+            .unwrap_or_default()
     }
 
-    fn set_delivered(&self, partition: u32, origin: &str, number: u64) {
-        {
-            let mut delivered = self
-                .delivered
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            let known = delivered.entry((partition, Arc::from(origin))).or_default();
-            if *known >= number {
-                return;
-            }
-            *known = number;
-        }
+    fn set_progress(
+        &self,
+        partition: u32,
+        origin: &str,
+        progress: Progress,
+    ) -> BoxFuture<'_, Result<(), StoreError>> {
         let change = Change::Value {
             name: Arc::from(format!("{}{partition}/{origin}", prefix(&self.lane))),
-            value: Some(Bytes::copy_from_slice(&number.to_be_bytes())),
+            value: Some(Bytes::from(progress.to_bytes())),
         };
-        // A lazy commit is written soon whether or not somebody waits for it.
-        drop(self.store.commit(Commit::of(change), Durability::Lazy));
+        self.delivered
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert((partition, Arc::from(origin)), progress);
+        // Handed in before anybody waits.
+        self.store.commit(Commit::of(change), Durability::Written)
     }
 
     fn broken(&self, error: &str) {

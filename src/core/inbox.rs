@@ -1,12 +1,13 @@
 //! The inbox: where receivers hand in what they took, and what they learn of it.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tracing::Instrument;
 
 use crate::adapter::Reach;
 use crate::bus::Bus;
+use crate::current;
 use crate::plan::{LanePolicy, Route, Target};
 use crate::router;
 use crate::store::{Change, Commit, Durability, StoreError};
@@ -26,6 +27,9 @@ pub struct Arrival {
     pub message: Message,
     /// Who sent it, when it said who it is and was believed.
     pub caller: Option<Arc<str>>,
+    /// Where in the body (byte ranges in their order) stands what differs each time its sender
+    /// repeats it, such as a token that counts once: `once` compares the rest.
+    pub passing: Vec<Range<usize>>,
     /// What the receiver would see again after a crash (a file's identity, a mail's UID). It is
     /// remembered in the commit that accepts the message, until [`Inbox::forget`].
     pub seen_as: Option<Arc<str>>,
@@ -45,6 +49,7 @@ impl From<Message> for Arrival {
         Self {
             message,
             caller: None,
+            passing: Vec::new(),
             seen_as: None,
             seen_also: None,
             cause: None,
@@ -146,9 +151,10 @@ impl Inbox {
 
     async fn run(&self, arrival: Arrival, waits: bool) -> Result<Reply, Fault> {
         let (bus, route) = (self.bus.clone(), self.route.clone());
-        let span = tracing::info_span!("message", id = %arrival.message.id, route = %route.name);
-        let run = async move { router::run(&bus, &route, arrival, waits).await }.instrument(span);
-        match self.bus.tasks().spawn(run).await {
+        let (id, name) = (arrival.message.id, route.name.clone());
+        // Boxed, because a task's future is moved several times on its way in, and this one is large.
+        let run = Box::pin(async move { router::run(&bus, &route, arrival, waits).await });
+        match self.bus.tasks().spawn(current::about(id, name, run)).await {
             Ok(result) => result,
             Err(error) => {
                 tracing::error!(route = %self.route.name, %error, "a message's task ended by a defect of the bus");

@@ -2,6 +2,7 @@
 //! answered as it was answered before.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -11,6 +12,9 @@ use tokio::sync::watch;
 use crate::codec::{Decoder, Encoder};
 use crate::store::{Change, Commit, Durability, Outcome, Query, Store};
 use crate::{Code, Fault, Headers, Message, MessageId, Reply, Status, Timestamp};
+
+/// Tells payloads apart.
+pub(crate) type Fingerprint = uuid::Uuid;
 
 /// A name space and a key in it.
 type ScopedKey = (Arc<str>, Arc<str>);
@@ -34,6 +38,7 @@ pub(crate) struct First<'a> {
     once: &'a Once,
     scope: Arc<str>,
     key: Arc<str>,
+    print: Fingerprint,
     _ended: watch::Sender<()>,
 }
 
@@ -49,7 +54,7 @@ impl Once {
         store: &Arc<dyn Store>,
         scope: Arc<str>,
         key: &str,
-        message: &Message,
+        print: Fingerprint,
     ) -> Turn<'_> {
         let key: Arc<str> = Arc::from(key);
         loop {
@@ -62,7 +67,7 @@ impl Once {
                     Some(other) => other.clone(),
                     None => {
                         if let Some(value) = store.recall(&scope, &key)
-                            && let Some(answer) = answer(store, value, message)
+                            && let Some(answer) = answer(store, value, print)
                         {
                             return Turn::Repeat(answer);
                         }
@@ -72,6 +77,7 @@ impl Once {
                             once: self,
                             scope,
                             key,
+                            print,
                             _ended: ended,
                         });
                     }
@@ -93,7 +99,7 @@ impl First<'_> {
             http_status: None,
             headers: Headers::new(),
         };
-        self.change(keep, encode(message, Ok(&reply)))
+        self.change(keep, encode(self.print, message, Ok(&reply)))
     }
 
     /// What is remembered at the end: the answer; nothing of a failure, so that a repeat may
@@ -109,8 +115,8 @@ impl First<'_> {
         let unknown = in_doubt
             || matches!(result, Err(fault) if matches!(fault.code, Code::InDoubt | Code::Timeout));
         let change = match result {
-            Ok(reply) => self.change(keep, encode(message, Ok(reply))),
-            Err(_) if unknown => self.change(keep, encode(message, Err(()))),
+            Ok(reply) => self.change(keep, encode(self.print, message, Ok(reply))),
+            Err(_) if unknown => self.change(keep, encode(self.print, message, Err(()))),
             Err(_) => Change::Forget {
                 scope: self.scope.clone(),
                 key: self.key.clone(),
@@ -141,11 +147,9 @@ impl Drop for First<'_> {
     }
 }
 
-fn encode(message: &Message, outcome: Result<&Reply, ()>) -> Bytes {
+fn encode(print: Fingerprint, message: &Message, outcome: Result<&Reply, ()>) -> Bytes {
     let mut out = Encoder::new();
-    out.u8(1)
-        .bytes(fingerprint(message).as_bytes())
-        .id(message.id);
+    out.u8(1).bytes(print.as_bytes()).id(message.id);
     match outcome {
         Err(()) => {
             out.u8(0);
@@ -171,8 +175,12 @@ fn encode(message: &Message, outcome: Result<&Reply, ()>) -> Bytes {
 }
 
 /// What a repeat is told; nothing when the first one turned out to have failed.
-fn answer(store: &Arc<dyn Store>, value: Bytes, message: &Message) -> Option<Result<Reply, Fault>> {
-    let Some(answer) = decode(value, message) else {
+fn answer(
+    store: &Arc<dyn Store>,
+    value: Bytes,
+    print: Fingerprint,
+) -> Option<Result<Reply, Fault>> {
+    let Some(answer) = decode(value, print) else {
         return Some(Err(Fault::new(
             Code::Internal,
             "the answer to the first message cannot be read",
@@ -218,10 +226,10 @@ fn resolved(store: &Arc<dyn Store>, id: MessageId) -> Option<Result<Reply, Fault
 /// The message's outcome was unknown.
 struct InDoubt(MessageId);
 
-fn decode(value: Bytes, message: &Message) -> Option<Result<Result<Reply, Fault>, InDoubt>> {
+fn decode(value: Bytes, print: Fingerprint) -> Option<Result<Result<Reply, Fault>, InDoubt>> {
     let mut data = Decoder::new(value);
     (data.u8()? == 1).then_some(())?;
-    if data.bytes()?.as_ref() != fingerprint(message).as_bytes() {
+    if data.bytes()?.as_ref() != print.as_bytes() {
         let mut fault = Fault::new(
             Code::Client,
             "this key was used before, with another message",
@@ -258,11 +266,44 @@ fn decode(value: Bytes, message: &Message) -> Option<Result<Result<Reply, Fault>
     })))
 }
 
-/// Tells payloads apart: a name-based UUID (RFC 9562, version 5) of the bytes, and of those of each
-/// attachment within the one of what stands before it.
-fn fingerprint(message: &Message) -> uuid::Uuid {
-    let body = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, message.body.bytes());
+/// Tells payloads apart: a name-based UUID (RFC 9562, version 5) of the bytes, what is `passing` left
+/// out, and of those of each attachment within the one of what stands before it.
+pub(crate) fn fingerprint(message: &Message, passing: &[Range<usize>]) -> Fingerprint {
+    let of = &uuid::Uuid::NAMESPACE_OID;
+    let body = message.body.bytes();
+    let body = match passing {
+        [] => uuid::Uuid::new_v5(of, body),
+        _ => uuid::Uuid::new_v5(of, &without(body, passing)),
+    };
     message.attachments.iter().fold(body, |before, attachment| {
         uuid::Uuid::new_v5(&before, &attachment.body)
     })
+}
+
+fn without(body: &[u8], passing: &[Range<usize>]) -> Vec<u8> {
+    let mut kept = Vec::with_capacity(body.len());
+    let mut rest = 0;
+    for range in passing {
+        kept.extend_from_slice(body.get(rest..range.start).unwrap_or_default());
+        rest = range.end;
+    }
+    kept.extend_from_slice(body.get(rest..).unwrap_or_default());
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_passes_is_not_compared() {
+        let of = |text: &str, passing: &[(usize, usize)]| {
+            let passing: Vec<_> = passing.iter().map(|(from, to)| *from..*to).collect();
+            fingerprint(&Message::new(text.to_owned()), &passing)
+        };
+        assert_eq!(of("a<1>b<2>c", &[(1, 4), (5, 8)]), of("a<xy>bc", &[(1, 5)]));
+        assert_eq!(of("abc", &[]), of("a<1>bc", &[(1, 4)]));
+        assert_ne!(of("a<1>b", &[(1, 4)]), of("a<1>c", &[(1, 4)]));
+        assert_ne!(of("a<1>b", &[]), of("a<2>b", &[]));
+    }
 }

@@ -3,6 +3,7 @@
 //! A journey holds what one message has come to so far. Its outcome leaves by the return value and
 //! by the journal, and in no other way.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use tokio::time::Instant;
@@ -102,7 +103,9 @@ async fn admit(
             until: None,
         });
     }
-    let result = journey.once(arrival.caller, arrival.replayed).await;
+    let result = journey
+        .once(arrival.caller, &arrival.passing, arrival.replayed)
+        .await;
     if let Err(fault) = &result {
         journey.failed(fault).await;
     }
@@ -142,7 +145,12 @@ impl<'a> Journey<'a> {
     }
 
     /// Lets a repeat of an earlier message have the earlier answer.
-    async fn once(&mut self, caller: Option<Arc<str>>, replayed: bool) -> Result<Reply, Fault> {
+    async fn once(
+        &mut self,
+        caller: Option<Arc<str>>,
+        passing: &[Range<usize>],
+        replayed: bool,
+    ) -> Result<Reply, Fault> {
         let received = self.context.received.clone();
         let Some(plan) = self.route.once.as_ref().filter(|_| !replayed) else {
             return self.travel().await;
@@ -156,7 +164,8 @@ impl<'a> Journey<'a> {
         }
         let scope = once::scope(&self.route.name, caller.as_deref());
         let bus = self.bus;
-        match bus.once().turn(bus.store(), scope, &key, &received).await {
+        let print = once::fingerprint(&received, passing);
+        match bus.once().turn(bus.store(), scope, &key, print).await {
             Turn::Repeat(answer) => {
                 self.journalled = true;
                 tracing::info!(first = %answer.as_ref().map_or(received.id, |r| r.id), "a repeat is answered as the first one was");

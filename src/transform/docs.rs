@@ -1,7 +1,7 @@
 //! Runs every example of docs/transformations.md and docs/cookbook.md.
 //!
 //! A fenced block's first word is its language, the second its part: `input` is the message's body
-//! (its type follows from the language), `received` and `response:NAME` go into the context,
+//! (its type follows from the language), `attachment:NAME` goes with it, `received` and `response:NAME` go into the context,
 //! `file:NAME` into transforms/, `rhai` is run, `output` is what it must have made, `fault` the code
 //! and reason it must have failed with, and in `rhai expression` each line ends in `// value`.
 //! Blocks other than rhai last until the next heading.
@@ -9,7 +9,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use xbus_core::{Compiler, Context, Fault, Message};
+use xbus_core::{Attachment, Compiler, Context, Fault, Message};
 
 use crate::script::tests::{Bench, message};
 
@@ -107,6 +107,18 @@ fn run(name: &str) -> usize {
                 }
             }
             (language, "received") => context.received = Arc::new(body(language, &block)),
+            (_, part) if part.starts_with("attachment:") => {
+                let mut carrying = Message::clone(&input);
+                let mut all = carrying.attachments.to_vec();
+                all.push(Attachment {
+                    name: Some(part.trim_start_matches("attachment:").into()),
+                    body: (block.join("\n") + "\n").into(),
+                    ..Attachment::default()
+                });
+                carrying.attachments = all.into();
+                input = Arc::new(carrying);
+                context = Context::new("example".into(), input.clone());
+            }
             (language, part) if part.starts_with("response:") => {
                 let step = part.trim_start_matches("response:");
                 let response = Arc::new(body(language, &block));

@@ -10,7 +10,7 @@ use crate::broker_lanes::{
     wait_until_journal_is_complete,
 };
 use crate::lanes::Keep;
-use crate::support::amqp::Client;
+use crate::support::amqp::{Client, Message};
 use crate::support::rabbit::{Options, Rabbit};
 use crate::support::{Answer, Destination, get, post, wait_for};
 
@@ -84,6 +84,120 @@ fn a_bus_that_is_killed_fifty_times_holding_the_head_costs_no_message_and_no_ord
     let others = texts.iter().filter(|text| *text != "0").count();
     assert_eq!(others, 49, "only the head was ever sent more than once");
     wait_until_journal_is_complete(&bus);
+}
+
+/// What the broker refuses is handed over again behind later ones that it took, also by a process
+/// that knows nothing of that.
+#[test]
+fn messages_that_the_broker_refuses_out_of_turn_are_not_lost_when_the_bus_is_killed() {
+    const MESSAGES: usize = 400;
+    let rabbit = Rabbit::start();
+    let system = Destination::start();
+    let installation = node(&rabbit.url(), "a");
+    installation.route("r", &route(&system, FAST));
+    let mut bus = installation.start();
+    send(bus.http, 0..1);
+    wait_until_empty(&bus);
+    rabbit.ctl(&[
+        "set_policy",
+        "--apply-to",
+        "queues",
+        "short",
+        "^r[.]t$",
+        r#"{"max-length": 30}"#,
+    ]);
+    // They pile up in the store, so that they are handed over many at once.
+    rabbit.memory_alarm(true);
+    wait_for("the connection to be blocked", || {
+        send(bus.http, 0..1);
+        let status = get(bus.admin, "/api/v1/status").text();
+        status.contains("\"blocked\"").then_some(())
+    });
+    // So large that some leave the queue while a batch of them enters it.
+    let mut connection = Keep::open(bus.http);
+    for number in 1..MESSAGES {
+        let answer = connection.post("/r", "", &format!("{number:<60000}"));
+        assert_eq!(answer.status, 202, "{}", answer.text());
+    }
+    rabbit.memory_alarm(false);
+    let refused = || {
+        installation
+            .log()
+            .matches("the broker refused a message")
+            .count()
+    };
+    for _ in 0..4 {
+        // Before it is handed over again.
+        let before = refused();
+        wait_for("a refusal", || (refused() > before).then_some(()));
+        bus.kill();
+        bus = installation.start();
+    }
+    wait_until_empty(&bus);
+    let mut came: Vec<usize> = system
+        .texts()
+        .iter()
+        .filter_map(|t| t.trim().parse().ok())
+        .collect();
+    came.sort_unstable();
+    came.dedup();
+    assert!(came.iter().copied().eq(0..MESSAGES), "{} came", came.len());
+    wait_until_journal_is_complete(&bus);
+}
+
+/// Entries as a bus leaves them that is killed after the broker had refused one and taken the next,
+/// and as it hands them over after its next start.
+#[test]
+fn an_entry_that_comes_behind_a_later_one_is_delivered_and_a_repeat_is_not() {
+    let vhost = Rabbit::shared().vhost();
+    let system = Destination::start();
+    let installation = node(&vhost.url(), "a");
+    installation.route("r", &route(&system, FAST));
+    let bus = installation.start();
+    send(bus.http, 0..1);
+    wait_until_empty(&bus);
+    let client = Client::connect(&vhost.url());
+    let hand_over = |number: u64, after: Option<u64>| {
+        let mut meta = serde_json::json!({
+            "v": 1,
+            "id": format!("0192e4a6-0000-7000-8000-{number:012}"),
+            "received": 1_795_327_644_071_000_u64,
+            "headers": [],
+            "target": "t",
+            "since": 1_795_327_644_071_000_u64,
+            "origin": ["another store", number],
+        });
+        if let Some(after) = after {
+            meta["after"] = after.into();
+        }
+        let message = Message::new(format!("n{number}")).header("x-xbus", &meta.to_string());
+        client.send("r.t", message);
+    };
+    // 6 and 7 were refused, 8 was taken; then all of them come again.
+    hand_over(5, None);
+    hand_over(8, Some(7));
+    hand_over(6, None);
+    hand_over(7, Some(6));
+    hand_over(8, Some(7));
+    hand_over(9, Some(8));
+    hand_over(6, None);
+    hand_over(10, Some(9));
+    wait_for("the last one", || {
+        (system.texts().last().map(String::as_str) == Some("n10")).then_some(())
+    });
+    wait_until_empty(&bus);
+    let came = system.texts();
+    assert_eq!(came, ["0", "n5", "n8", "n6", "n7", "n9", "n10"]);
+    drop(bus);
+    // It is known beyond a restart.
+    let bus = installation.start();
+    hand_over(7, Some(6));
+    hand_over(11, Some(10));
+    wait_for("the one after the restart", || {
+        (system.texts().last().map(String::as_str) == Some("n11")).then_some(())
+    });
+    wait_until_empty(&bus);
+    assert_eq!(system.count(), 8);
 }
 
 #[test]

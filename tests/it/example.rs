@@ -131,6 +131,27 @@ fn an_invoice_in_the_folder_becomes_rows_and_a_booking() {
 }
 
 #[test]
+fn a_declaration_goes_to_customs_with_a_digest_and_nobody_else_gets_in() {
+    let installation = example();
+    let bus = installation.start();
+    let declaration = br#"{"order": "4711", "goods": "pumps"}"#;
+    for _ in 0..2 {
+        let answer = post(bus.http, "/declare", "application/json", declaration);
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let expected = serde_json::json!({ "order": "4711", "declaration": "D-4711" });
+        assert_eq!(answer.json(), expected);
+    }
+    let bare = "<e:Envelope xmlns:e=\"http://schemas.xmlsoap.org/soap/envelope/\"><e:Body><Declare/></e:Body></e:Envelope>";
+    let answer = post(bus.http, "/customs", "text/xml", bare.as_bytes());
+    assert_eq!(answer.status, 500);
+    assert!(
+        answer.text().contains("wsse:InvalidSecurity"),
+        "{}",
+        answer.text()
+    );
+}
+
+#[test]
 fn the_classic_pair_waits_for_a_system_that_is_down() {
     let mut installation = example();
     let port = free_port();

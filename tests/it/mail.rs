@@ -17,7 +17,12 @@ impl Sink {
         Self::at(free_port())
     }
 
-    fn at(port: u16) -> Self {
+    pub fn at(port: u16) -> Self {
+        Self::with(port, &[])
+    }
+
+    /// With further arguments, as smtp_sink.py explains them.
+    pub fn with(port: u16, more: &[&str]) -> Self {
         let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
         let python = root.join(".venv/bin/python");
         assert!(
@@ -30,6 +35,7 @@ impl Sink {
             .arg(root.join("tests/it/smtp_sink.py"))
             .arg(port.to_string())
             .arg(folder.path())
+            .args(more)
             .stdout(Stdio::null())
             .spawn()
             .expect("the SMTP server starts");
@@ -45,6 +51,12 @@ impl Sink {
     }
 
     pub fn mails(&self) -> Vec<String> {
+        let text = |mail: Vec<u8>| String::from_utf8_lossy(&mail).into_owned();
+        self.raw().into_iter().map(text).collect()
+    }
+
+    /// The mails as they came, in their order.
+    pub fn raw(&self) -> Vec<Vec<u8>> {
         let mut files: Vec<PathBuf> = std::fs::read_dir(self.folder.path())
             .into_iter()
             .flatten()
@@ -55,11 +67,10 @@ impl Sink {
         files
             .iter()
             .filter_map(|path| std::fs::read(path).ok())
-            .map(|mail| String::from_utf8_lossy(&mail).into_owned())
             .collect()
     }
 
-    fn subjects(&self) -> Vec<String> {
+    pub fn subjects(&self) -> Vec<String> {
         self.mails()
             .iter()
             .filter_map(|mail| {

@@ -220,7 +220,8 @@ fn what_a_mailbox_cannot_do_is_an_error_of_check() {
         (imap, "from: '[a'", &["bad-pattern"]),
         (imap, "poll: 0s", &["bad-value"]),
         (imap, "charset: klingon", &["unknown-charset"]),
-        (imap, "attachments: all", &["not-supported"]),
+        (imap, "attachments: all", &[]),
+        (imap, "attachments: some", &["bad-choice"]),
         (&far.to_owned(), "prefer: html", &["clear-password"]),
     ] {
         assert_eq!(codes(connection, mail), expected, "{connection} {mail}");
@@ -623,4 +624,149 @@ fn a_thousand_mails_and_twenty_kills_lose_none_and_repeat_none() {
     });
     assert_eq!(bus.queue("taken")["depth"], MAILS, "none lost, none twice");
     bus.stop();
+}
+
+/// Mails that few programs write, and whether they can be read.
+fn torture() -> Vec<(&'static str, Vec<u8>, bool)> {
+    let nested = |depth: usize| {
+        let open = |level: usize| {
+            format!("Content-Type: multipart/mixed; boundary=b{level}\n\n--b{level}\n")
+        };
+        (0..depth).map(open).collect::<String>() + "\ntext\n"
+    };
+    let parts = |count: usize| {
+        String::from("Content-Type: multipart/mixed; boundary=x\n\n") + &"--x\n\na\n".repeat(count)
+    };
+    let text = |charset: &str, body: &[u8]| {
+        let head = format!("Subject: t\nContent-Type: text/plain; charset={charset}\n\n");
+        [head.as_bytes(), body].concat()
+    };
+    vec![
+        ("deep", nested(15).into(), true),
+        ("too deep", nested(40).into(), false),
+        (
+            "mails in mails",
+            "Content-Type: message/rfc822\n\n".repeat(500).into(),
+            true,
+        ),
+        ("many parts", parts(200).into(), true),
+        ("too many parts", parts(1200).into(), false),
+        ("a wrong charset", text("utf-8", b"\xe4 x"), false),
+        ("no such charset", text("klingon-7", b"x"), false),
+        ("a charset of its own", text("us-ascii", b"\x80\xff"), true),
+        (
+            "a long header",
+            format!("Subject: {}\n\nx", "y".repeat(100_000)).into(),
+            true,
+        ),
+        (
+            "huge headers",
+            format!("{}\nx", "X-A: b\n".repeat(60_000)).into(),
+            false,
+        ),
+        (
+            "many names",
+            format!("To: {}\n\nx", "\"a, b\" <a@b.example>, ".repeat(3_000)).into(),
+            true,
+        ),
+        (
+            "broken words",
+            b"Subject: =?utf-8?Q?=E4=?= =?x?y?z?= \xff\xfe\nFrom: <<<,;:@\n\nx".to_vec(),
+            true,
+        ),
+        ("no headers", b"\nonly a body".to_vec(), true),
+        ("no body", b"Subject: x\n".to_vec(), true),
+        ("nul", b"Subject: a\0b\n\nc\0d".to_vec(), true),
+        (
+            "no boundary",
+            b"Content-Type: multipart/mixed\n\ntext".to_vec(),
+            true,
+        ),
+        (
+            "no end",
+            b"Content-Type: multipart/mixed; boundary=x\n\n--x\nContent-Type: text/html\n\n<p>"
+                .to_vec(),
+            true,
+        ),
+        (
+            "half of base64",
+            b"Content-Type: image/png; name=a\nContent-Transfer-Encoding: base64\n\nAAAAA".to_vec(),
+            false,
+        ),
+        (
+            "an encoding of its own",
+            b"Content-Transfer-Encoding: x-rot13\n\nx".to_vec(),
+            false,
+        ),
+        (
+            "winmail",
+            b"Content-Type: application/ms-tnef; name=winmail.dat\n\nx".to_vec(),
+            false,
+        ),
+        (
+            "names of paths",
+            b"Content-Type: text/plain; name=\"../../etc/passwd\"\n\nx".to_vec(),
+            true,
+        ),
+        (
+            "date",
+            b"Date: 99 Foo 20001 99:99 +9999\nMessage-ID: \n\nx".to_vec(),
+            true,
+        ),
+        ("line ends", "\n".repeat(300_000).into(), true),
+    ]
+}
+
+/// `XBUS_MAIL_SAMPLES` names a folder with more of them (`*.eml`).
+#[test]
+fn whatever_lies_in_a_mailbox_is_processed_or_set_aside_with_its_reason() {
+    let server = Dovecot::start();
+    let own = torture();
+    for (_, mail, _) in &own {
+        server.put("bus", "INBOX", mail);
+    }
+    let samples = std::env::var_os("XBUS_MAIL_SAMPLES").map_or_else(Vec::new, |folder| {
+        let entries = std::fs::read_dir(folder).expect("XBUS_MAIL_SAMPLES");
+        let paths = entries.flatten().map(|entry| entry.path());
+        paths
+            .filter(|path| path.extension().is_some_and(|extension| extension == "eml"))
+            .collect()
+    });
+    for path in &samples {
+        server.put("bus", "INBOX", std::fs::read(path).expect("a mail"));
+    }
+    let installation = reading(&imap(&server));
+    installation.route(
+        "r",
+        &to_files(
+            "attachments: all, failed: Trouble, max_size: 20MiB",
+            "{{ id }}",
+        ),
+    );
+    let bus = installation.start();
+    let all = own.len() + samples.len();
+    let (processed, failed) = wait_for("every mail to end", || {
+        let processed = installation.names("out").len();
+        let failed = server.mails("bus", "Trouble");
+        (processed + failed.len() == all && server.unseen("bus", "INBOX") == 0)
+            .then_some((processed, failed))
+    });
+    eprintln!("{processed} processed, {} set aside:", failed.len());
+    for (_, mail) in &failed {
+        let reason = mail
+            .lines()
+            .find_map(|line| line.strip_prefix("X-Xbus-Reason: "));
+        eprintln!("- {}", reason.expect("a reason"));
+    }
+    let good = own.iter().filter(|(_, _, good)| *good).count();
+    assert!(processed >= good && failed.len() >= own.len() - good);
+    if samples.is_empty() {
+        assert_eq!(processed, good);
+    }
+    // It goes on with the next.
+    server.put("bus", "INBOX", plain("after", "x"));
+    wait_for("the next", || {
+        (installation.names("out").len() == processed + 1).then_some(())
+    });
+    assert!(bus.stop().success());
 }

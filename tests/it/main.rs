@@ -5,6 +5,7 @@
 
 mod support;
 
+mod alerts;
 mod amqp;
 mod amqp_outages;
 mod amqp_queues;
@@ -24,10 +25,13 @@ mod flows;
 mod hostile;
 mod journal;
 mod lanes;
+mod log;
 mod mail;
+mod mail_sending;
 mod mailbox;
 mod rabbit_harness;
 mod regressions;
 mod rollback;
 mod soap;
+mod soap_security;
 mod store;

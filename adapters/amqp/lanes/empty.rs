@@ -1,5 +1,6 @@
 //! Taking all of a lane out of the broker, in order.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use lapin::types::FieldTable;
 use lapin::{Channel, Consumer};
 use tokio::time::Instant;
 use xbus_core::broker::LaneName;
+use xbus_core::progress::Progress;
 use xbus_core::store::{Queued, StoreError};
 
 use super::entry::{Content, Entry};
@@ -127,18 +129,18 @@ async fn consumed(
         .map_err(Failure::from)?;
     let mut consumer = consume(&channel, queue, BATCH).await?;
     let mut batch = Batch::new(lane, keep);
-    // One store's numbers ascend; what does not was handed over twice.
-    let mut seen = std::collections::HashMap::new();
+    // What was handed over twice is known by its number.
+    let mut seen: HashMap<Arc<str>, Progress> = HashMap::new();
     while let Some((entry, acker)) = next(&mut consumer, link, queue).await? {
         if let Content::Entry(entry) = &entry
-            && let (Some((store, number)), false) = (&entry.origin, entry.late)
+            && let Some((store, number)) = &entry.origin
         {
-            let last = seen.entry(store.clone()).or_insert(0);
-            if *number <= *last {
+            let progress = seen.entry(store.clone()).or_default();
+            if progress.has(*number) {
                 batch.skip(acker).await?;
                 continue;
             }
-            *last = *number;
+            progress.deliver(*number, entry.after);
         }
         batch.add(entry, acker, Some(states)).await?;
     }

@@ -40,9 +40,8 @@ pub(super) struct Entry {
     /// Who accepted it; empty for nobody.
     pub(super) node: Arc<str>,
     pub(super) origin: Option<(Arc<str>, u64)>,
-    /// It was refused once while a later one was taken: its number says nothing about whether it
-    /// has been delivered.
-    pub(super) late: bool,
+    /// The number of the one that was handed over before it to the same queue, where that is known.
+    pub(super) after: Option<u64>,
     pub(super) attempts: u32,
     pub(super) last_error: Option<String>,
     pub(super) parked: Option<String>,
@@ -82,8 +81,8 @@ struct Meta<'a> {
     node: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     origin: Option<(String, u64)>,
-    #[serde(default, skip_serializing_if = "is_false")]
-    late: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    after: Option<u64>,
     #[serde(default, skip_serializing_if = "is_zero")]
     attempts: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -104,10 +103,6 @@ struct Part {
     length: usize,
 }
 
-fn is_false(value: &bool) -> bool {
-    !value
-}
-
 fn is_zero(value: &u32) -> bool {
     *value == 0
 }
@@ -122,7 +117,7 @@ impl From<LaneEntry> for Entry {
             cause: entry.cause,
             node: entry.node,
             origin: entry.origin,
-            late: false,
+            after: None,
             attempts: 0,
             last_error: None,
             parked: None,
@@ -176,7 +171,7 @@ impl Entry {
                 .origin
                 .as_ref()
                 .map(|(store, number)| (store.to_string(), *number)),
-            late: self.late,
+            after: self.after,
             attempts: self.attempts,
             last_error: self.last_error.clone(),
             parked: self.parked.clone(),
@@ -282,7 +277,7 @@ impl Entry {
             origin: meta
                 .origin
                 .map(|(store, number)| (Arc::from(store), number)),
-            late: meta.late,
+            after: meta.after,
             attempts: meta.attempts,
             last_error: meta.last_error,
             parked: meta.parked,
@@ -306,7 +301,7 @@ impl Entry {
             cause: None,
             node: Arc::from(""),
             origin: None,
-            late: false,
+            after: None,
             attempts: 0,
             last_error: None,
             parked: Some(why.to_owned()),
@@ -384,7 +379,7 @@ mod tests {
         assert_eq!(left.cause, right.cause);
         assert_eq!(left.node, right.node);
         assert_eq!(left.origin, right.origin);
-        assert_eq!(left.late, right.late);
+        assert_eq!(left.after, right.after);
         assert_eq!(left.attempts, right.attempts);
         assert_eq!(left.last_error, right.last_error);
         assert_eq!(left.parked, right.parked);
@@ -432,7 +427,7 @@ mod tests {
             since in any::<i64>(),
             cause in prop::option::of(any::<u128>()),
             origin in prop::option::of(any::<(String, u64)>()),
-            late in any::<bool>(),
+            after in any::<Option<u64>>(),
             attempts in any::<u32>(),
             (last_error, parked) in any::<(Option<String>, Option<String>)>(),
         ) {
@@ -444,7 +439,7 @@ mod tests {
                 cause: cause.map(MessageId::from_u128),
                 node: node.into(),
                 origin: origin.map(|(store, number)| (Arc::from(store), number)),
-                late,
+                after,
                 attempts,
                 last_error,
                 parked,

@@ -165,12 +165,12 @@ impl Partition {
                 noted: false,
             });
         }
-        if held.front || held.entry.late {
+        if held.front {
             return None;
         }
         let (store, number) = held.entry.origin.as_ref()?;
-        let up_to = self.seat.worker.delivered_up_to(self.seat.index, store)?;
-        (*number <= up_to).then(|| {
+        let progress = self.seat.worker.progress(self.seat.index, store);
+        progress.has(*number).then(|| {
             tracing::debug!(%id, queue = %self.seat.queue, "was handed over twice; not sent again");
             Done {
                 id,
@@ -353,11 +353,17 @@ impl Partition {
             self.remember(held.front, &done);
         }
         if let (false, Some((store, number))) = (held.front, &held.entry.origin) {
-            let (seat, number) = (&self.seat, *number);
-            let known = seat.worker.delivered_up_to(seat.index, store);
-            if known.is_none_or(|known| known < number) {
-                seat.worker.set_delivered(seat.index, store, number);
-                self.nodes.delivered(&seat.queue, store, number);
+            let seat = &self.seat;
+            let mut progress = seat.worker.progress(seat.index, store);
+            if !progress.has(*number) {
+                progress.deliver(*number, held.entry.after);
+                self.nodes.delivered(&seat.queue, store, progress.clone());
+                // Before the broker lets go of it: what comes next would be taken for one that
+                // follows a gap.
+                let kept = seat.worker.set_progress(seat.index, store, progress).await;
+                if let Err(error) = kept {
+                    tracing::warn!(queue = %seat.queue, %error, "a delivery is not remembered beyond a restart");
+                }
             }
         }
         session.acknowledge(&held.acker).await?;
@@ -383,7 +389,7 @@ impl Partition {
                 entry.attempts = *attempts;
                 entry.last_error = held.queued.last_error.clone().or(Some(reason.clone()));
                 entry.parked = Some(reason.clone());
-                entry.late = false;
+                entry.after = None;
                 parked::set_aside(&self.nodes.link, &self.seat.queue, &entry).await?;
                 return Ok(());
             }

@@ -10,6 +10,7 @@ use futures_util::future::join_all;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use xbus_core::MessageId;
+use xbus_core::progress::Progress;
 use xbus_core::store::StoreError;
 
 use super::control;
@@ -17,7 +18,7 @@ use super::failure::Failure;
 use super::names;
 use super::seat::{Act, Seat};
 use super::state::count;
-use super::wire::{Answer, Ask, Head, Hello, Said};
+use super::wire::{Answer, Ask, Delivered, Head, Hello, Said};
 use crate::link::Link;
 
 /// A node that was not heard for so long is gone; nodes speak every two seconds.
@@ -38,7 +39,7 @@ pub(super) struct Nodes {
     pub(super) instance: String,
     seats: Mutex<HashMap<Arc<str>, Arc<Seat>>>,
     peers: Mutex<HashMap<String, Peer>>,
-    /// What was delivered since others were told: queue and origin, number.
+    /// What was delivered since others were told: by queue and origin.
     delivered: Mutex<Numbers>,
     /// Queues beside lanes that were not there when they were looked at; asking for one costs a
     /// channel, and a line in the broker's log.
@@ -50,8 +51,8 @@ pub(super) struct Nodes {
     up: watch::Sender<Option<Instant>>,
 }
 
-/// Numbers by queue and origin.
-type Numbers = HashMap<(Arc<str>, Arc<str>), u64>;
+/// By queue and origin.
+type Numbers = HashMap<(Arc<str>, Arc<str>), Progress>;
 
 /// Another node.
 struct Peer {
@@ -226,24 +227,27 @@ impl Nodes {
                 .collect(),
             delivered: delivered
                 .into_iter()
-                .map(|((queue, origin), number)| (queue.to_string(), origin.to_string(), number))
+                .map(|((queue, origin), progress)| Delivered::new(&queue, &origin, &progress))
                 .collect(),
             asks,
         }
     }
 
     /// Notes what was delivered, for the others to know should they get it again.
-    pub(super) fn delivered(&self, queue: &Arc<str>, origin: &Arc<str>, number: u64) {
-        lock(&self.delivered).insert((queue.clone(), origin.clone()), number);
+    pub(super) fn delivered(&self, queue: &Arc<str>, origin: &Arc<str>, progress: Progress) {
+        lock(&self.delivered).insert((queue.clone(), origin.clone()), progress);
     }
 
     /// Another node has spoken.
     pub(super) fn heard(self: &Arc<Self>, hello: Hello) {
-        for (queue, origin, number) in hello.delivered {
-            if let Some(seat) = self.seat(&queue) {
-                let known = seat.worker.delivered_up_to(seat.index, &origin);
-                if known.is_none_or(|known| known < number) {
-                    seat.worker.set_delivered(seat.index, &origin, number);
+        for delivered in hello.delivered {
+            let origin = delivered.origin.clone();
+            if let Some(seat) = self.seat(&delivered.queue)
+                && let Some(theirs) = delivered.progress()
+            {
+                let mut progress = seat.worker.progress(seat.index, &origin);
+                if progress.learn(&theirs) {
+                    drop(seat.worker.set_progress(seat.index, &origin, progress));
                 }
             }
         }

@@ -3,8 +3,8 @@
 //!
 //! Each lane has a channel of its own for this. It lives on one connection and is never opened
 //! again, so that nothing of a batch can overtake what was lost before it. What a broker refuses
-//! while it takes a later one is the one case in which numbers do not ascend; it is marked as late
-//! when it is handed over again.
+//! while it takes a later one is the one case in which numbers do not ascend: each entry says which
+//! was handed over before it, so that one that is missing is known.
 
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
@@ -50,12 +50,14 @@ struct State {
     declared: HashSet<Arc<str>>,
     /// How many more to confirm one by one.
     careful: usize,
-    /// The highest number that a queue took before a lower one of the same origin.
-    ahead: HashMap<(Arc<str>, Arc<str>), u64>,
+    /// The last number of each origin that each queue has.
+    last: HashMap<Place, u64>,
     /// A queue that was deleted is not declared again before.
     declare_at: Option<Instant>,
 }
 
+/// A queue, and the store that a message comes from.
+type Place = (Arc<str>, Arc<str>);
 type Answer = lapin::Result<Confirmation>;
 type Confirming = Pin<Box<dyn Future<Output = Answer> + Send>>;
 
@@ -114,6 +116,7 @@ impl State {
         until: Instant,
     ) -> (usize, Option<SendError>) {
         let mut sent: Vec<Sent> = Vec::with_capacity(entries.len());
+        let mut last = self.last.clone();
         let mut stopped = None;
         for entry in entries {
             let partition = names::partition_of(&entry.key, entry.lane.partitions);
@@ -126,7 +129,10 @@ impl State {
                 }
             };
             let mut entry = Entry::from(entry);
-            entry.late = self.is_late(&queue, &entry);
+            if let Some((store, number)) = &entry.origin {
+                let before = last.insert((queue.clone(), store.clone()), *number);
+                entry.after = before.filter(|before| before < number);
+            }
             let mut published = Sent::new(channel, queue, &entry).await;
             if self.careful > 0 {
                 self.careful -= 1;
@@ -202,25 +208,6 @@ impl State {
         Ok(channel)
     }
 
-    /// Whether a later one of its origin is already there.
-    fn is_late(&mut self, queue: &Arc<str>, entry: &Entry) -> bool {
-        let Some((store, number)) = &entry.origin else {
-            return false;
-        };
-        if self.ahead.is_empty() {
-            return false;
-        }
-        let place = (queue.clone(), store.clone());
-        match self.ahead.get(&place) {
-            Some(ahead) if number <= ahead => true,
-            Some(_) => {
-                self.ahead.remove(&place);
-                false
-            }
-            None => false,
-        }
-    }
-
     /// Counts what is there for certain. What came back says itself which it is: the client library
     /// hands it to any one of the confirms that came together.
     fn settle(&mut self, sent: &[Sent]) -> (usize, Option<SendError>) {
@@ -236,11 +223,17 @@ impl State {
         let mut confirmed = 0;
         let mut first = None;
         let mut by_broker = false;
-        let mut taken = Vec::new();
         for published in sent {
             match published.refusal(&returned) {
-                None if first.is_none() => confirmed += 1,
-                None => taken.push(published),
+                None if first.is_none() => {
+                    confirmed += 1;
+                    if let Some((store, number)) = &published.origin {
+                        let place = (published.queue.clone(), store.clone());
+                        self.last.insert(place, *number);
+                    }
+                }
+                // It is handed over again, behind the one that is missing.
+                None => {}
                 Some((error, refused)) => {
                     by_broker |= refused;
                     first = first.or(Some(error));
@@ -253,13 +246,6 @@ impl State {
             self.declared.clear();
             self.declare_at = Some(Instant::now() + AFTER_DELETION);
             self.careful = CAREFUL;
-            for published in taken {
-                if let Some((store, number)) = &published.origin {
-                    let place = (published.queue.clone(), store.clone());
-                    let ahead = self.ahead.entry(place).or_default();
-                    *ahead = (*number).max(*ahead);
-                }
-            }
         }
         (confirmed, first)
     }

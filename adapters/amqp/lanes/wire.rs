@@ -8,6 +8,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use xbus_core::broker::Report;
 use xbus_core::codec::{Decoder, Encoder};
+use xbus_core::progress::Progress;
 use xbus_core::store::{EntryRef, Outcome, Queued, StoreError};
 use xbus_core::{Attachments, MessageId, Timestamp};
 
@@ -57,12 +58,38 @@ pub(super) struct Hello {
     pub(super) node: String,
     /// Lanes whose partitions it consumes, all of them.
     pub(super) lanes: Vec<String>,
-    /// What it has delivered since the last time: queue, origin, number.
+    /// What it has delivered since the last time.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(super) delivered: Vec<(String, String, u64)>,
+    pub(super) delivered: Vec<Delivered>,
     /// It wants to hear who else is there.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) asks: bool,
+}
+
+/// What has been delivered from a partition's queue: see [`Progress`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Delivered {
+    pub(super) queue: String,
+    pub(super) origin: String,
+    up_to: Option<u64>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    missing: Vec<(u64, u64)>,
+}
+
+impl Delivered {
+    pub(super) fn new(queue: &str, origin: &str, progress: &Progress) -> Self {
+        let (up_to, missing) = progress.parts();
+        Self {
+            queue: queue.to_owned(),
+            origin: origin.to_owned(),
+            up_to,
+            missing: missing.to_vec(),
+        }
+    }
+
+    pub(super) fn progress(self) -> Option<Progress> {
+        Progress::from_parts(self.up_to, self.missing)
+    }
 }
 
 /// A question.

@@ -25,10 +25,7 @@ async fn ways_are_shown_and_tried() {
 async fn an_incident_says_what_waits_for_it() {
     let world = World::start(None).await;
     world.says(Says::Down);
-    let sent = world
-        .ask("POST", "/api/v1/routes/orders/send", &[], "x")
-        .await;
-    assert_eq!(sent.status, 202);
+    world.order("1").await;
     let open = world
         .until("/api/v1/incidents", |open| {
             open[0]["waiting"].as_u64() == Some(1)

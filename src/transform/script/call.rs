@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
+use bytes::Bytes;
 use rhai::ImmutableString;
 use xbus_core::{Code, Context, Format, Headers, Message};
 
@@ -35,6 +36,8 @@ pub(crate) struct Call {
     pub(crate) made: RefCell<Vec<(ImmutableString, Format)>>,
     /// Bytes of all headers that the script has set, those set again included.
     pub(crate) header_bytes: Cell<usize>,
+    /// Bytes of all blobs that functions of the bus have made.
+    pub(crate) made_octets: Cell<usize>,
 }
 
 thread_local! {
@@ -78,20 +81,37 @@ impl Call {
         Budget::new(self.shared.limits.xpath_visits, Some(self.deadline))
     }
 
+    /// Whom octets came from, as they are: a destination or the sender. Nothing: a script made them.
+    fn origin(&self, bytes: &Bytes) -> Option<Code> {
+        let same = |other: &Bytes| other.as_ptr() == bytes.as_ptr() && other.len() == bytes.len();
+        let has = |message: &Message| {
+            let mut attached = message.attachments.iter();
+            same(message.body.bytes()) || attached.any(|one| same(&one.body))
+        };
+        let response = self.context.responses.iter().any(|(_, m)| has(m))
+            || self.context.response.as_deref().is_some_and(has);
+        if response {
+            Some(Code::Destination)
+        } else {
+            has(&self.context.received).then_some(Code::Client)
+        }
+    }
+
     /// Whose fault it is when `message` cannot be parsed.
     fn blame(&self, message: &Message) -> Code {
-        let bytes = message.body.bytes();
-        let same = |other: &Message| {
-            other.body.bytes().as_ptr() == bytes.as_ptr() && other.body.bytes().len() == bytes.len()
-        };
-        let response = self.context.responses.iter().any(|(_, m)| same(m))
-            || self.context.response.as_deref().is_some_and(same);
-        if response {
-            Code::Destination
-        } else if same(&self.context.received) || self.context.responses.is_empty() {
-            Code::Client
-        } else {
-            Code::Transform
+        self.origin(message.body.bytes())
+            .unwrap_or(if self.context.responses.is_empty() {
+                Code::Client
+            } else {
+                Code::Transform
+            })
+    }
+
+    /// The error of octets that do not parse: of whoever sent them, as a body or an attachment.
+    pub(crate) fn bad_octets(&self, bytes: &Bytes, what: String) -> ScriptError {
+        match self.origin(bytes) {
+            Some(code) => ScriptError::fault(code, format!("what was sent cannot be read: {what}")),
+            None => ScriptError::text(what),
         }
     }
 

@@ -13,6 +13,7 @@ use super::namespaces::Namespaces;
 pub(crate) const VARIABLES: &[&str] = &[
     "body",
     "headers",
+    "attachments",
     "id",
     "correlation_id",
     "route",
@@ -141,6 +142,7 @@ pub(crate) fn check(
             Some(ASTNode::Stmt(Stmt::FnCall(call, position))) => {
                 checker.call(call, *position, false)
             }
+            Some(ASTNode::Stmt(Stmt::Var(var, _, position))) => declaration(&var.0.name, *position),
             Some(ASTNode::Stmt(Stmt::Share(captured))) => {
                 captures(path, captured.first().map(|(name, _)| name.pos))
             }
@@ -158,6 +160,21 @@ pub(crate) fn check(
         Some(wrong) => Err(wrong),
         None => Ok(()),
     }
+}
+
+/// A variable of this name would hide the message's own, and setting it would change nothing.
+fn declaration(name: &str, position: Position) -> Result<(), CompileError> {
+    if name != "attachments" {
+        return Ok(());
+    }
+    Err(error(
+        "a variable named 'attachments' would hide the attachments of the message".to_owned(),
+        position,
+        Some(
+            "without `let` the message's are set: attachments = …; else choose another name"
+                .to_owned(),
+        ),
+    ))
 }
 
 /// Methods that call a function and do not keep it.

@@ -271,6 +271,8 @@ pub(crate) fn friendly(text: &str) -> String {
         .replace("xbus_transform::script::values::Responses", "responses")
         .replace("xbus_transform::script::values::Node", "node")
         .replace("xbus_transform::script::values::List", "list")
+        .replace("xbus_transform::script::octets::Octets", "blob")
+        .replace("xbus_transform::script::attachments::Part", "attachment")
 }
 
 /// The error of a text that does not parse.

@@ -11,11 +11,12 @@ use xbus_core::{Code, Format};
 
 use super::call::{self, current};
 use super::error::ScriptError;
+use super::octets::Octets;
 use super::values::{
     HeadersHandle, JsonObject, List, LongNumber, LookupTable, MessageHandle, Node, Responses, copy,
     from_json, xml_text,
 };
-use super::{lists, memory, numbers, output, reading};
+use super::{attachments, lists, memory, numbers, octets, output, reading};
 use crate::Limits;
 use crate::json::Json;
 use crate::xml::{Document, Element, NodeRef};
@@ -66,6 +67,8 @@ pub(crate) fn engine(limits: &Limits) -> rhai::Engine {
     handles(&mut engine);
     comparisons(&mut engine);
     lists::register(&mut engine);
+    octets::register(&mut engine);
+    attachments::register(&mut engine);
     numbers::register(&mut engine);
     // It would hold a thread.
     engine.register_fn("sleep", |_: INT| -> R<()> { no_sleep() });
@@ -157,11 +160,11 @@ fn reading_functions(engine: &mut rhai::Engine) {
         .register_fn("text", |m: &mut MessageHandle| -> R<ImmutableString> {
             Ok(current()?.text(&m.0)?)
         })
-        .register_fn("bytes", || -> R<Blob> {
-            Ok(current()?.message.body.bytes().to_vec())
+        .register_fn("bytes", || -> R<Octets> {
+            Ok(Octets::shared(current()?.message.body.bytes()))
         })
-        .register_fn("bytes", |m: &mut MessageHandle| -> Blob {
-            m.0.body.bytes().to_vec()
+        .register_fn("bytes", |m: &mut MessageHandle| {
+            Octets::shared(m.0.body.bytes())
         })
         .register_fn("header", |name: &str| -> R<Dynamic> {
             let call = current()?;
@@ -262,8 +265,9 @@ fn building_functions(engine: &mut rhai::Engine) {
             Ok(text)
         })
         .register_fn("copy", |value: Dynamic| -> R<Dynamic> { Ok(copy(&value)?) })
-        .register_fn("encode", |text: &str, label: &str| -> R<Blob> {
-            Ok(xbus_charset::encode(text, label).map_err(ScriptError::text)?)
+        .register_fn("encode", |text: &str, label: &str| -> R<Octets> {
+            let bytes = xbus_charset::encode(text, label).map_err(ScriptError::text)?;
+            Ok(Octets::made(bytes)?)
         })
         .register_fn("decode", |blob: Blob, label: &str| -> R<ImmutableString> {
             let charset = Charset::by_label(label).map_err(ScriptError::text)?;
@@ -341,7 +345,7 @@ fn build(name: &str, attributes: Option<Map>, content: Dynamic) -> R<Node> {
     Ok(Node::Built(Arc::new(element)))
 }
 
-fn hash(algorithm: &str, bytes: &[u8]) -> R<String> {
+pub(super) fn hash(algorithm: &str, bytes: &[u8]) -> R<String> {
     let hex = |digest: &[u8]| digest.iter().map(|b| format!("{b:02x}")).collect();
     Ok(match algorithm {
         "sha256" => hex(&sha2::Sha256::digest(bytes)),
@@ -371,12 +375,13 @@ fn small_functions(engine: &mut rhai::Engine) {
         .register_fn("uuid", || uuid::Uuid::new_v4().to_string())
         .register_fn("base64", |text: &str| STANDARD.encode(text))
         .register_fn("base64", |blob: Blob| STANDARD.encode(blob))
-        .register_fn("base64_decode", |text: &str| -> R<Blob> {
+        .register_fn("base64_decode", |text: &str| -> R<Octets> {
             let compact: String = text.split_ascii_whitespace().collect();
-            Ok(STANDARD
+            let bytes = STANDARD
                 .decode(&compact)
                 .or_else(|_| STANDARD_NO_PAD.decode(&compact))
-                .map_err(|error| ScriptError::text(format!("not valid base64: {error}")))?)
+                .map_err(|error| ScriptError::text(format!("not valid base64: {error}")))?;
+            Ok(Octets::made(bytes)?)
         })
         .register_fn("hash", |text: &str| hash("sha256", text.as_bytes()))
         .register_fn("hash", |blob: Blob| hash("sha256", &blob))
@@ -544,6 +549,9 @@ fn handles(engine: &mut rhai::Engine) {
         })
         .register_get("headers", |m: &mut MessageHandle| {
             HeadersHandle(Some(m.0.clone()))
+        })
+        .register_get("attachments", |m: &mut MessageHandle| {
+            attachments::list(&m.0.attachments)
         })
         .register_get("id", |m: &mut MessageHandle| m.0.id.to_string())
         .register_get("correlation_id", |m: &mut MessageHandle| m.0.correlation())

@@ -2,6 +2,7 @@
 //!
 //! Absent: `eval`, `sleep`, modules and `import`; nothing a script does reaches a file or the net.
 
+mod attachments;
 pub(crate) mod call;
 mod check;
 mod error;
@@ -13,6 +14,7 @@ mod memory;
 pub(crate) mod names;
 mod namespaces;
 mod numbers;
+mod octets;
 mod output;
 pub(crate) mod reading;
 #[cfg(test)]
@@ -129,6 +131,7 @@ impl Scripts {
             shared: self.shared.clone(),
             namespaces: Arc::new(namespaces),
             sets_headers: file.is_some() && text.contains("headers"),
+            sets_attachments: file.is_some() && text.contains("attachments"),
             origin: Origin {
                 file,
                 text: text.to_owned(),
@@ -167,6 +170,7 @@ struct Program {
     namespaces: Arc<Namespaces>,
     origin: Origin,
     sets_headers: bool,
+    sets_attachments: bool,
 }
 
 impl Program {
@@ -181,20 +185,34 @@ impl Program {
             typed: Cell::new(false),
             made: RefCell::new(Vec::new()),
             header_bytes: Cell::new(0),
+            made_octets: Cell::new(0),
         })
     }
 
-    fn run(&self) -> Result<Dynamic, Fault> {
+    /// The value of the last statement, and `attachments` where the program has changed it.
+    fn run(&self, message: &Message) -> Result<(Dynamic, Option<Dynamic>), Fault> {
         memory::begin();
         let mut scope = rhai::Scope::new();
         if self.sets_headers {
             // The other names are found on demand, but those cannot be assigned to.
             scope.push("headers", values::HeadersHandle(None));
         }
-        self.engine
+        let own = self
+            .sets_attachments
+            .then(|| attachments::list(&message.attachments));
+        if let Some(own) = &own {
+            scope.push("attachments", own.clone());
+        }
+        let value = self
+            .engine
             .eval_ast_with_scope::<Dynamic>(&mut scope, &self.ast)
             .map(Dynamic::flatten)
-            .map_err(|error| self.origin.fault(&error))
+            .map_err(|error| self.origin.fault(&error))?;
+        let changed = own.and_then(|own| {
+            let now = scope.get("attachments")?;
+            (!attachments::is_same(&own, now)).then(|| now.flatten_clone())
+        });
+        Ok((value, changed))
     }
 }
 
@@ -204,8 +222,8 @@ impl Transform for Script {
     fn apply(&self, message: &Arc<Message>, context: &Context) -> Result<Message, Fault> {
         let call = self.0.call(message, context);
         let _guard = call::enter(call.clone());
-        let value = self.0.run()?;
-        output::message(&call, value).map_err(|error| self.0.origin.unusable(&error))
+        let (value, changed) = self.0.run(message)?;
+        output::message(&call, value, changed).map_err(|error| self.0.origin.unusable(&error))
     }
 }
 
@@ -215,7 +233,7 @@ impl Expression for Formula {
     fn evaluate(&self, message: &Arc<Message>, context: &Context) -> Result<Value, Fault> {
         let call = self.0.call(message, context);
         let _guard = call::enter(call);
-        let value = self.0.run()?;
+        let (value, _) = self.0.run(message)?;
         output::value(value).map_err(|error| self.0.origin.unusable(&error))
     }
 }

@@ -1,12 +1,17 @@
 //! What becomes of a script's last value: a body with its type, or the value of an expression.
 
-use rhai::{Array, Blob, Dynamic, ImmutableString, Map};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rhai::{Array, Dynamic, ImmutableString, Map};
 use xbus_charset::Charset;
 use xbus_core::transform::Value;
 use xbus_core::{Body, Format, Headers, Message};
 
+use super::attachments::{self, Part};
 use super::call::{Call, current};
 use super::error::ScriptError;
+use super::octets::{self, Octets};
 use super::values::{
     HeadersHandle, Items, JsonObject, List, LongNumber, MessageHandle, Node, Responses, described,
     row, xml_text,
@@ -22,59 +27,35 @@ pub(crate) fn float_text(number: f64) -> String {
     number.to_string()
 }
 
-/// The message that a script's value makes.
-pub(crate) fn message(call: &Call, value: Dynamic) -> Result<Message, ScriptError> {
-    let headers = call.headers.borrow().clone();
-    let untouched = |headers| {
-        let mut message = Message::clone(&call.message);
-        if let Some(headers) = headers {
-            message.headers = headers;
-        }
-        message
-    };
-    if is_own_body(call, &value) {
-        return Ok(untouched(headers));
+/// The message that a script's value makes; `changed` are its attachments, where the script set them.
+pub(crate) fn message(
+    call: &Call,
+    value: Dynamic,
+    changed: Option<Dynamic>,
+) -> Result<Message, ScriptError> {
+    let mut message = with_body(call, &value)?;
+    if let Some(changed) = changed {
+        message.attachments = attachments::collect(call, &changed)?;
+    }
+    Ok(message)
+}
+
+/// The message with the body that a value makes.
+fn with_body(call: &Call, value: &Dynamic) -> Result<Message, ScriptError> {
+    let mut message = Message::clone(&call.message);
+    if let Some(headers) = call.headers.borrow().clone() {
+        message.headers = headers;
+    }
+    if is_own_body(call, value) {
+        return Ok(message);
     }
     // A content type that the script has set decides charset and format.
     let chosen = call.typed.get();
-    let content_type: Option<String> = headers
-        .as_ref()
-        .unwrap_or(&call.message.headers)
-        .get("content-type")
-        .map(str::to_owned);
-    let label = content_type
-        .as_deref()
-        .filter(|_| chosen)
-        .and_then(xbus_charset::label)
-        .unwrap_or("utf-8")
-        .to_owned();
-    let (bytes, format) = if let Some(node) = value.read_lock::<Node>().map(|node| node.clone()) {
-        let shown = known(&label)?.name();
-        let text = xml_text(&node, Some(shown))?;
-        (encoded(text, &label)?, Format::Xml)
-    } else if let Some(text) = value
-        .read_lock::<ImmutableString>()
-        .map(|text| text.clone())
-    {
-        let made = call
-            .made
-            .borrow()
-            .iter()
-            .rev()
-            .find(|(known, _)| known.ptr_eq(&text))
-            .map(|(_, format)| *format);
-        (
-            encoded(text.into_owned(), &label)?,
-            made.unwrap_or(Format::Text),
-        )
-    } else if value.is_blob() {
-        let blob = value.into_blob().unwrap_or_default();
-        (blob, Format::Bytes)
-    } else if let Some(handle) = value.read_lock::<MessageHandle>().map(|m| m.clone()) {
-        // `received` or a response as the last value: its body and content type.
-        let mut message = untouched(headers);
+    if let Some(handle) = value.read_lock::<MessageHandle>() {
+        // `received` or a response as the last value: all of its content.
         message.body = handle.0.body.clone();
         message.format = handle.0.format;
+        message.attachments = handle.0.attachments.clone();
         if !chosen {
             match handle.0.content_type() {
                 Some(content_type) => message.headers.set("content-type", content_type),
@@ -84,28 +65,27 @@ pub(crate) fn message(call: &Call, value: Dynamic) -> Result<Message, ScriptErro
             }
         }
         return Ok(message);
-    } else if value.is_unit() {
+    }
+    let content_type = message.content_type().map(str::to_owned);
+    let label = content_type
+        .as_deref()
+        .filter(|_| chosen)
+        .and_then(xbus_charset::label)
+        .unwrap_or("utf-8");
+    if value.is_unit() {
         return Err(ScriptError::text(
             "the script ends without a value: end it with the new body, with `body` to leave it \
              as it is, or with \"\" for an empty one",
         ));
-    } else if value.is_int()
-        || value.is_float()
-        || value.is_bool()
-        || value.is_char()
-        || value.is::<LongNumber>()
-    {
-        let text = super::reading::plain_text(&value)?.into_owned();
-        (encoded(text, &label)?, Format::Text)
-    } else {
-        let mut out = String::new();
-        write_json(&mut out, &value, call.shared.limits.output_size, 0)?;
-        (encoded(out, &label)?, Format::Json)
-    };
-    let mut message = untouched(headers);
-    message.body = Body::from(bytes);
+    }
+    let made = Made::of(call, value, label)?;
+    message.body = Body::from(made.bytes);
     message.format = None;
     if !chosen {
+        if let Some(part) = value.read_lock::<Part>() {
+            message.format = part.attachment().format();
+        }
+        let format = made.format;
         let before = content_type.as_deref().unwrap_or_default();
         let essence = before.split(';').next().unwrap_or_default().trim();
         let keeps = match format {
@@ -114,21 +94,93 @@ pub(crate) fn message(call: &Call, value: Dynamic) -> Result<Message, ScriptErro
             }
             _ => false,
         };
-        let new = match (keeps, format) {
-            (true, Format::Json) => essence.to_owned(),
-            (true, _) => format!("{essence}; charset=utf-8"),
-            (false, _) => format.media_type().to_owned(),
+        let new = match (made.content_type, keeps, format) {
+            (Some(own), ..) => own.to_string(),
+            (None, true, Format::Json) => essence.to_owned(),
+            (None, true, _) => format!("{essence}; charset=utf-8"),
+            (None, false, _) => format.media_type().to_owned(),
         };
         message.headers.set("content-type", &new);
     }
     Ok(message)
 }
 
-fn encoded(text: String, label: &str) -> Result<Vec<u8>, ScriptError> {
-    if known(label)?.is_utf8() {
-        return Ok(text.into_bytes());
+/// Octets that a value of a script makes.
+pub(crate) struct Made {
+    pub(crate) bytes: Bytes,
+    pub(crate) format: Format,
+    /// Where they have one already: what was received, as it came.
+    pub(crate) content_type: Option<Arc<str>>,
+}
+
+impl Made {
+    /// The octets of `value`; characters in the charset `label`.
+    pub(crate) fn of(call: &Call, value: &Dynamic, label: &str) -> Result<Self, ScriptError> {
+        let whole = |message: &Message| Self {
+            bytes: message.body.bytes().clone(),
+            format: call.format(message),
+            content_type: message.content_type().map(Arc::from),
+        };
+        if is_own_body(call, value) {
+            return Ok(whole(&call.message));
+        }
+        if let Some(handle) = value.read_lock::<MessageHandle>() {
+            return Ok(whole(&handle.0));
+        }
+        if let Some(part) = value.read_lock::<Part>() {
+            let attachment = part.attachment();
+            return Ok(Self {
+                bytes: attachment.body.clone(),
+                format: attachment.format().unwrap_or(Format::Bytes),
+                content_type: attachment.content_type.clone(),
+            });
+        }
+        let (bytes, format) = if let Some(node) = value.read_lock::<Node>() {
+            let shown = known(label)?.name();
+            (encoded(xml_text(&node, Some(shown))?, label)?, Format::Xml)
+        } else if let Some(text) = value.read_lock::<ImmutableString>() {
+            let made = call
+                .made
+                .borrow()
+                .iter()
+                .rev()
+                .find(|(known, _)| known.ptr_eq(&text))
+                .map(|(_, format)| *format);
+            (
+                encoded(text.to_string(), label)?,
+                made.unwrap_or(Format::Text),
+            )
+        } else if let Some(octets) = octets::of(value) {
+            (octets, Format::Bytes)
+        } else if value.is_unit() {
+            return Err(ScriptError::text("() has no content: \"\" is empty"));
+        } else if value.is_int()
+            || value.is_float()
+            || value.is_bool()
+            || value.is_char()
+            || value.is::<LongNumber>()
+        {
+            let text = super::reading::plain_text(value)?.into_owned();
+            (encoded(text, label)?, Format::Text)
+        } else {
+            let mut out = String::new();
+            write_json(&mut out, value, call.shared.limits.output_size, 0)?;
+            (encoded(out, label)?, Format::Json)
+        };
+        Ok(Self {
+            bytes,
+            format,
+            content_type: None,
+        })
     }
-    xbus_charset::encode(&text, label).map_err(ScriptError::text)
+}
+
+fn encoded(text: String, label: &str) -> Result<Bytes, ScriptError> {
+    if known(label)?.is_utf8() {
+        return Ok(text.into_bytes().into());
+    }
+    let bytes = xbus_charset::encode(&text, label).map_err(ScriptError::text)?;
+    Ok(bytes.into())
 }
 
 fn known(label: &str) -> Result<Charset, ScriptError> {
@@ -142,6 +194,9 @@ fn is_own_body(call: &Call, value: &Dynamic) -> bool {
     }
     if let Some(list) = value.read_lock::<List>() {
         return list.body;
+    }
+    if let Some(octets) = value.read_lock::<Octets>() {
+        return octets.body;
     }
     if let Some(Node::Parsed(node)) = value.read_lock::<Node>().as_deref() {
         return node.id == Id::ROOT
@@ -214,8 +269,10 @@ pub(crate) fn write_json(
             None => current()?.with_headers(|headers| write_headers(out, headers)),
         }
     } else {
-        let help = if value.is_blob() {
+        let help = if value.is_blob() || value.is::<Octets>() {
             ": base64(…) or decode(…) makes a text of it"
+        } else if value.is::<Part>() {
+            ": name what of it is meant, such as .name or .text()"
         } else if value.is::<MessageHandle>() {
             ": name what of it is meant, such as .body or .headers"
         } else if value.is::<Responses>() {
@@ -282,11 +339,10 @@ pub(crate) fn value(value: Dynamic) -> Result<Value, ScriptError> {
     if let Ok(number) = value.as_float() {
         return Ok(Value::Float(number));
     }
-    if value.is_blob() {
-        let bytes = value.into_blob().unwrap_or_else(|_| Blob::new());
-        return Ok(Value::Text(String::from_utf8(bytes).map_err(|_| {
-            ScriptError::text("the bytes are not a text: decode(blob, charset) makes one")
-        })?));
+    if let Some(bytes) = octets::of(&value) {
+        return Ok(Value::Text(String::from_utf8(bytes.into()).map_err(
+            |_| ScriptError::text("the bytes are not a text: decode(blob, charset) makes one"),
+        )?));
     }
     if let Some(handle) = value.read_lock::<MessageHandle>() {
         return Ok(Value::Text(current()?.text(&handle.0)?.to_string()));

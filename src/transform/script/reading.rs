@@ -7,8 +7,10 @@ use rhai::{Dynamic, ImmutableString, Map};
 use serde_json_path::{JsonPath, PathElement};
 use xbus_core::{Format, Message};
 
+use super::attachments;
 use super::call::{Call, current};
 use super::error::ScriptError;
+use super::octets::Octets;
 use super::values::{
     HeadersHandle, Items, JsonObject, List, LongNumber, MessageHandle, Node, Responses, from_json,
 };
@@ -31,6 +33,7 @@ pub(crate) fn variable(name: &str) -> Result<Option<Dynamic>, ScriptError> {
             body(&call, &call.message)?
         }
         "headers" => Dynamic::from(HeadersHandle(None)),
+        "attachments" => Dynamic::from(attachments::list(&current()?.message.attachments)),
         "id" => current()?.message.id.to_string().into(),
         "correlation_id" => current()?.message.correlation().into(),
         "route" => (&*current()?.context.route).into(),
@@ -60,7 +63,7 @@ pub(crate) fn body(call: &Call, message: &Message) -> Result<Dynamic, ScriptErro
         Format::Csv => Dynamic::from(List::rows(call.csv(message)?, true)),
         Format::Form => form(&call.text(message)?).into(),
         Format::Text => call.text(message)?.into(),
-        Format::Bytes => Dynamic::from_blob(message.body.bytes().to_vec()),
+        Format::Bytes => Dynamic::from(Octets::whole_body(message)),
     })
 }
 

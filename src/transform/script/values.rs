@@ -6,8 +6,10 @@ use std::sync::Arc;
 use rhai::{Array, Dynamic, FLOAT, INT, ImmutableString, Map};
 use xbus_core::Message;
 
+use super::attachments::Part;
 use super::call::current;
 use super::error::ScriptError;
+use super::octets::Octets;
 use crate::json::{Json, Object};
 use crate::number::Number;
 use crate::table::{Lookup, Table};
@@ -468,7 +470,8 @@ pub(crate) fn described(value: &Dynamic) -> String {
         (value.is::<Node>(), "a node"),
         (value.is::<JsonObject>() || value.is_map(), "a map"),
         (value.is::<List>() || value.is_array(), "a list"),
-        (value.is_blob(), "a blob"),
+        (value.is_blob() || value.is::<Octets>(), "a blob"),
+        (value.is::<Part>(), "an attachment"),
         (value.is::<LongNumber>(), "a number"),
         (value.is_int() || value.is_float(), "a number"),
         (value.is_bool(), "a boolean"),
@@ -491,5 +494,8 @@ pub(crate) fn unmark(value: &mut Dynamic) {
     }
     if let Some(mut list) = value.write_lock::<List>() {
         list.body = false;
+    }
+    if let Some(mut octets) = value.write_lock::<Octets>() {
+        octets.body = false;
     }
 }
