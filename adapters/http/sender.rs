@@ -222,8 +222,19 @@ pub(crate) fn build(args: Args<'_>) -> Option<HttpSender> {
         bad(args, "method", message, "leave 'method' out");
     }
     let success = success(args);
-    let place = place(args, url);
-    let (url, destination, credential) = place?;
+    let (url, destination, credential) = place(args, url)?;
+    let shown = soap
+        .as_ref()
+        .and_then(|soap| soap.security.as_ref())
+        .is_some_and(|security| security.shows_password());
+    if shown && !url.secure && !is_loopback(&url.host) {
+        args.build.problems.warning(
+            &args.place("soap"),
+            "clear-password",
+            "the password of username_token goes to the destination unencrypted",
+            "write https:// in 'url', or send a digest (type: digest)",
+        );
+    }
     Some(HttpSender(Arc::new(Config {
         step: args.build.step.clone(),
         method: method?,
@@ -277,6 +288,14 @@ pub(crate) fn build_post(args: Args<'_>, step: &str) -> Option<HttpSender> {
         }
     }
     let (url, destination, credential) = place(args, url)?;
+    if !url.secure && !is_loopback(&url.host) {
+        args.build.problems.warning(
+            &args.place("url"),
+            "clear-password",
+            "what is posted, and who posts it, goes over the network unencrypted",
+            "write https:// in 'url'",
+        );
+    }
     Some(HttpSender(Arc::new(Config {
         step: Arc::from(step),
         method: Method::POST,
@@ -333,18 +352,6 @@ fn place(args: Args<'_>, url: Option<Url>) -> Option<Place> {
             "tls",
             message,
             "write https:// in 'url', or leave 'tls' out",
-        );
-    }
-    let shown = soap
-        .as_ref()
-        .and_then(|soap| soap.security.as_ref())
-        .is_some_and(|security| security.shows_password());
-    if shown && !url.secure && !is_loopback(&url.host) {
-        args.build.problems.warning(
-            &args.place("soap"),
-            "clear-password",
-            "the password of username_token goes to the destination unencrypted",
-            "write https:// in 'url', or send a digest (type: digest)",
         );
     }
     let destination = Destination::of(url.secure, &url.host, url.port, identity?)?;

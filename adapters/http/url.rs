@@ -99,6 +99,9 @@ impl Url {
         match &self.path {
             Path::Constant(uri) => Some(uri.path()),
             Path::Parts(_) => None,
+        }
+    }
+
     /// Scheme, host and port as one writes them.
     pub(crate) fn place(&self) -> String {
         let (scheme, usual) = if self.secure {
