@@ -217,7 +217,7 @@ impl Notifier for Mailer {
         Box::pin(async move {
             let mail = self
                 .draft(notice)
-                .compose()
+                .compose_at(notice.at)
                 .map_err(|fault| SendError::rejected(fault.reason))?;
             let deadline = Instant::now() + DEADLINE;
             let taken = self.smtp.send(&mail.envelope, &mail.data, deadline).await?;

@@ -84,7 +84,7 @@ impl Alerts {
     pub fn read(args: Args<'_>) -> Self {
         let digest = digest(args).unwrap_or(DIGEST);
         let gather = args.duration("gather").unwrap_or_default();
-        if gather > digest {
+        if args.has("gather") && gather > digest {
             args.build.problems.error(
                 &args.place("gather"),
                 "bad-alerts",
@@ -102,7 +102,7 @@ impl Alerts {
             .then(|| Webhook::build(args.object("webhook", WEBHOOK_FIELDS)));
         Self {
             digest,
-            gather,
+            gather: gather.min(digest),
             escalate,
             mail: mail.flatten(),
             webhook: webhook.flatten(),
