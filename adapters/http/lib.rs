@@ -32,6 +32,7 @@ mod splice;
 mod table;
 mod tls;
 mod url;
+mod webhook;
 mod wellformed;
 mod wrap;
 pub mod wsdl;
@@ -56,6 +57,7 @@ pub use settings::{
     limits, listener, settings,
 };
 pub use soap::{Name, Version};
+pub use webhook::{WEBHOOK_FIELDS, Webhook};
 
 /// HTTP as routes see it. Its receivers attach to the listeners of `hub`.
 pub fn kind(hub: Arc<Hub>) -> Kind {

@@ -214,11 +214,9 @@ fn bad(args: Args<'_>, key: &str, message: String, help: &str) {
 }
 
 pub(crate) fn build(args: Args<'_>) -> Option<HttpSender> {
-    let url = args.template("url").and_then(|template| {
-        Url::parse(&template)
-            .map_err(|(message, help)| bad(args, "url", message, help))
-            .ok()
-    });
+    let url = args
+        .template("url")
+        .and_then(|template| url(args, &template));
     let method = method(args);
     let headers = sent(args);
     let soap = args.has("soap").then(|| soap_out(args));
@@ -232,6 +230,121 @@ pub(crate) fn build(args: Args<'_>) -> Option<HttpSender> {
     }
     let attach = attach(args, soap.is_some(), method.as_ref());
     let success = success(args);
+    let (url, destination, credential) = place(args, url)?;
+    let shown = soap
+        .as_ref()
+        .and_then(|soap| soap.security.as_ref())
+        .is_some_and(|security| security.shows_password());
+    if shown && !url.secure && !is_loopback(&url.host) {
+        args.build.problems.warning(
+            &args.place("soap"),
+            "clear-password",
+            "the password of username_token goes to the destination unencrypted",
+            "write https:// in 'url', or send a digest (type: digest)",
+        );
+    }
+    Some(HttpSender(Arc::new(Config {
+        step: args.build.step.clone(),
+        method: method?,
+        destination,
+        url,
+        headers: headers?,
+        credential,
+        soap,
+        attach: attach?,
+        success: success?,
+        follow: args.boolean("follow"),
+        max_body: args.build.max_body,
+    })))
+}
+
+/// What can stand under `alerts.webhook`, `timeout` apart.
+pub(crate) const POST_FIELDS: [Field; 4] = [
+    Field::new(
+        "url",
+        Type::Text,
+        "The address, `http://…` or `https://…`. Its path is not shown anywhere: with many services it is the password.",
+    )
+    .required(),
+    Field::new(
+        "headers",
+        Type::Map(&Type::Secret),
+        "Further request headers.",
+    ),
+    Field::new("auth", Type::Object(AUTH_FIELDS), "The credentials to send."),
+    Field::new("tls", Type::Object(TLS_FIELDS), "Certificates for https."),
+];
+
+/// A sender that posts, named `step` in the idempotency key, from [`POST_FIELDS`].
+pub(crate) fn build_post(args: Args<'_>, step: &str) -> Option<HttpSender> {
+    let text = args.text("url")?;
+    let url = url(args, &Template::constant(text));
+    let mut headers = Some(Vec::new());
+    for (key, node) in args.entries("headers") {
+        let value = node.text().unwrap_or_default().to_owned();
+        if HeaderValue::from_bytes(value.as_bytes()).is_err() {
+            let message = format!("the value of '{}' holds a control character", key.name);
+            bad(args, "headers", message, "a header is one line of text");
+            headers = None;
+        }
+        match header_name(args, "headers", &key.name) {
+            Some(name) => {
+                if let Some(all) = &mut headers {
+                    all.push((name, Template::constant(value)));
+                }
+            }
+            None => headers = None,
+        }
+    }
+    let (url, destination, credential) = place(args, url)?;
+    if !url.secure && !is_loopback(&url.host) {
+        args.build.problems.warning(
+            &args.place("url"),
+            "clear-password",
+            "what is posted, and who posts it, goes over the network unencrypted",
+            "write https:// in 'url'",
+        );
+    }
+    Some(HttpSender(Arc::new(Config {
+        step: Arc::from(step),
+        method: Method::POST,
+        destination,
+        url,
+        headers: Sent::Made(headers?),
+        credential,
+        soap: None,
+        attach: None,
+        success: Success(vec![(200, 299)]),
+        follow: false,
+        max_body: 64 * 1024,
+    })))
+}
+
+impl HttpSender {
+    /// Scheme, host and port, for people.
+    pub(crate) fn destination(&self) -> String {
+        self.0.destination.shown()
+    }
+
+    /// A text for administrators in which the address's own path does not show.
+    pub(crate) fn without_path(&self, text: &str) -> String {
+        match self.0.url.path() {
+            Some(path) if path.len() > 1 => text.replace(path, "/..."),
+            _ => text.to_owned(),
+        }
+    }
+}
+
+fn url(args: Args<'_>, template: &Template) -> Option<Url> {
+    Url::parse(template)
+        .map_err(|(message, help)| bad(args, "url", message, help))
+        .ok()
+}
+
+type Place = (Url, Arc<Destination>, Option<(HeaderName, HeaderValue)>);
+
+/// Where requests go, and how they prove who sends them.
+fn place(args: Args<'_>, url: Option<Url>) -> Option<Place> {
     let identity = tls_identity(args);
     let own = credential(args);
     let url = url?;
@@ -251,32 +364,8 @@ pub(crate) fn build(args: Args<'_>) -> Option<HttpSender> {
             "write https:// in 'url', or leave 'tls' out",
         );
     }
-    let shown = soap
-        .as_ref()
-        .and_then(|soap| soap.security.as_ref())
-        .is_some_and(|security| security.shows_password());
-    if shown && !url.secure && !is_loopback(&url.host) {
-        args.build.problems.warning(
-            &args.place("soap"),
-            "clear-password",
-            "the password of username_token goes to the destination unencrypted",
-            "write https:// in 'url', or send a digest (type: digest)",
-        );
-    }
     let destination = Destination::of(url.secure, &url.host, url.port, identity?)?;
-    Some(HttpSender(Arc::new(Config {
-        step: args.build.step.clone(),
-        method: method?,
-        destination,
-        url,
-        headers: headers?,
-        credential,
-        soap,
-        attach: attach?,
-        success: success?,
-        follow: args.boolean("follow"),
-        max_body: args.build.max_body,
-    })))
+    Some((url, destination, credential))
 }
 
 fn method(args: Args<'_>) -> Option<Method> {

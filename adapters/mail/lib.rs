@@ -14,6 +14,7 @@ mod imap;
 mod mailbox;
 mod mailer;
 mod mime;
+mod notice;
 mod open;
 mod pop3;
 mod receiver;
@@ -23,13 +24,14 @@ mod server;
 mod take;
 mod text;
 mod trouble;
+mod vitals;
 mod watch;
 mod wire;
 
 use xbus_core::Kind;
 use xbus_core::adapter::{ConnectionKind, ReceiverKind, SenderKind};
 
-pub use mailer::Mailer;
+pub use mailer::{ALERT_FIELDS, MailAlerts, Mailer, Recipients};
 
 /// The word `mail` of routes.
 pub fn kind() -> Kind {
@@ -67,7 +69,7 @@ pub fn connection_kind() -> Kind {
             example: "relay: { smtp: { host: mail.acme.example, port: 587, tls: starttls, user: bus, password: \"${SMTP_PASSWORD}\" } }",
             build: Box::new(connection::build),
             lanes: None,
-            health: None,
+            health: Some(vitals::of_smtp),
         }),
     }
 }
@@ -85,7 +87,7 @@ pub fn imap_kind() -> Kind {
             example: "inbox: { imap: { host: mail.acme.example, tls: tls, user: orders, password: \"${IMAP_PASSWORD}\" } }",
             build: Box::new(account::build_imap),
             lanes: None,
-            health: None,
+            health: Some(vitals::of_account),
         }),
     }
 }
@@ -103,7 +105,7 @@ pub fn pop3_kind() -> Kind {
             example: "inbox: { pop3: { host: mail.acme.example, tls: tls, user: orders, password: \"${POP3_PASSWORD}\" } }",
             build: Box::new(account::build_pop3),
             lanes: None,
-            health: None,
+            health: Some(vitals::of_account),
         }),
     }
 }

@@ -5,6 +5,7 @@
 
 mod support;
 
+mod alerts;
 mod amqp;
 mod amqp_outages;
 mod amqp_queues;
