@@ -2,7 +2,7 @@
 //! again when it was not. So the order of each lane is known, and what was begun is waited for, so that counts are exact.
 //!
 //! `load <port> <path> <lanes> <seconds> <count> <size>` ends after the seconds or the messages, whichever comes
-//! first, and prints what came out. The header `x-lane` has the lane. Sent to the destination itself it is the bare client
+//! first, and prints what came out. `{lane}` in the path is the lane; the header `x-lane` has it too. Sent to the destination itself it is the bare client
 //! that delivers lanes in order.
 
 use std::cell::{Cell, RefCell};
@@ -65,7 +65,7 @@ impl Running {
         stream.set_nodelay(true)?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         tokio::task::spawn_local(connection);
-        let path: Uri = self.load.path.parse()?;
+        let path: Uri = self.load.path.replace("{lane}", &lane.to_string()).parse()?;
         let mut number = 0;
         while Instant::now() < self.until && self.begun.get() < self.load.count {
             self.begun.set(self.begun.get() + 1);
