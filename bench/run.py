@@ -6,6 +6,7 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
+import growth  # noqa: E402
 from e2e import durable, files, many, requests  # noqa: E402
 from e2e.setup import Setup  # noqa: E402
 from lib import rounds  # noqa: E402
@@ -27,7 +28,8 @@ def smoke(setup, wanted):
 
 def main():
     words = argparse.ArgumentParser()
-    words.add_argument("which", nargs="*", default=list(BENCHMARKS), choices=[*BENCHMARKS, []], help="numbers; left out: all")
+    words.add_argument("which", nargs="*", choices=[*BENCHMARKS, "growth", "memory", []], help="left out: the eight")
+    words.add_argument("--full", action="store_true", help="growth: up to ten million journaled messages")
     words.add_argument("--smoke", action="store_true", help="a second each, with the debug build: only whether it works and counts right")
     words.add_argument("--rounds", type=int, default=5)
     words.add_argument("--minutes", type=float, default=15, help="for all of them together")
@@ -37,6 +39,11 @@ def main():
     setup = Setup(given.smoke)
     if given.smoke:
         Place.profile = "debug"
+    if wanted == ["growth"]:
+        return growth.run(setup, given.full, given.smoke)
+    if wanted == ["memory"]:
+        return growth.memory(setup, given.smoke)
+    if given.smoke:
         return smoke(setup, wanted)
     cases, end = [], time.time() + 60 * given.minutes
     for at, name in enumerate(wanted):

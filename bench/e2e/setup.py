@@ -21,9 +21,9 @@ class Setup:
     def destination(self, port=None):
         return Destination(port or self.to)
 
-    def bus(self, folder, copies=0, **variables):
+    def bus(self, folder, copies=0, before=None, **variables):
         variables = {"TO": self.to, "OTHER": self.to, "OWN": self.own} | variables
-        return Bus(os.path.join(E2E, folder), (self.under_test, self.admin), copies, **variables)
+        return Bus(os.path.join(E2E, folder), (self.under_test, self.admin), copies, before, **variables)
 
 
 class Bad(SystemExit):

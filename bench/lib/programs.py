@@ -116,12 +116,14 @@ class Destination(Program):
 class Bus(Program):
     """The real command with a copy of an installation folder; what is measured with it is the whole product."""
 
-    def __init__(self, folder, ports, copies=0, **variables):
+    def __init__(self, folder, ports, copies=0, before=None, **variables):
         self.dir = tempfile.mkdtemp(prefix=os.path.basename(folder) + "-", dir=Place.work())
         shutil.copytree(folder, self.dir, dirs_exist_ok=True)
         self.http, self.admin = ports
         if copies:
             self.multiply(copies)
+        if before:
+            before(self.dir)
         variables = {"HTTP_PORT": self.http, "ADMIN_PORT": self.admin} | variables
         self.log = os.path.join(self.dir, "bus.log")
         with open(self.log, "w") as log:

@@ -1,9 +1,10 @@
-//! Callers that each send a lane of numbered messages: the next when the one before was answered well, the same one
+//! Callers that send lanes of numbered messages: the next when the one before was answered well, the same one
 //! again when it was not. So the order of each lane is known, and what was begun is waited for, so that counts are exact.
 //!
-//! `load <port> <path> <lanes> <seconds> <count> <size>` ends after the seconds or the messages, whichever comes
-//! first, and prints what came out. `{lane}` in the path is the lane; the header `x-lane` has it too. Sent to the destination itself it is the bare client
-//! that delivers lanes in order.
+//! `load <port> <path> <callers> <seconds> <count> <size> [<lanes>]` ends after the seconds or the messages, whichever
+//! comes first, and prints what came out. Where there are more lanes than callers each caller has some in turn.
+//! `{lane}` in the path is the lane; the header `x-lane` has it too. Sent to the destination itself it is the bare
+//! client that delivers lanes in order.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -27,6 +28,8 @@ pub struct Load {
     /// Where messages are posted to.
     pub path: String,
     /// Callers, each with a connection of its own.
+    pub callers: u32,
+    /// At least as many.
     pub lanes: u32,
     /// The longest that it goes on.
     pub seconds: f64,
@@ -34,6 +37,29 @@ pub struct Load {
     pub count: u64,
     /// Bytes of a message, at least the 16 that hold its lane and number.
     pub size: usize,
+}
+
+impl Load {
+    /// From the words of a command.
+    pub fn read(
+        port: &str,
+        path: &str,
+        callers: &str,
+        seconds: &str,
+        count: &str,
+        size: &str,
+        lanes: &str,
+    ) -> Fallible<Self> {
+        Ok(Self {
+            port: port.parse()?,
+            path: path.to_owned(),
+            callers: callers.parse()?,
+            lanes: lanes.parse()?,
+            seconds: seconds.parse()?,
+            count: count.parse()?,
+            size: size.parse()?,
+        })
+    }
 }
 
 /// A message of a lane.
@@ -60,21 +86,27 @@ struct Running {
 }
 
 impl Running {
-    async fn lane(self: Rc<Self>, lane: u32) -> Fallible<()> {
+    async fn call(self: Rc<Self>, caller: u32) -> Fallible<()> {
         let stream = TcpStream::connect(("127.0.0.1", self.load.port)).await?;
         stream.set_nodelay(true)?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         tokio::task::spawn_local(connection);
-        let path: Uri = self.load.path.replace("{lane}", &lane.to_string()).parse()?;
-        let mut number = 0;
+        let mut lanes = Vec::new();
+        for lane in (caller..self.load.lanes).step_by(self.load.callers as usize) {
+            let path = self.load.path.replace("{lane}", &lane.to_string());
+            lanes.push((lane, path.parse::<Uri>()?, 0));
+        }
+        let mut turn = 0;
         while Instant::now() < self.until && self.begun.get() < self.load.count {
             self.begun.set(self.begun.get() + 1);
-            let body = message(lane, number, self.load.size);
+            let place = turn % lanes.len();
+            let (lane, path, number) = &mut lanes[place];
+            let body = message(*lane, *number, self.load.size);
             loop {
                 let request = Request::post(path.clone())
                     .header("host", "127.0.0.1")
                     .header("content-type", "text/plain")
-                    .header("x-lane", lane)
+                    .header("x-lane", *lane)
                     .body(Full::new(body.clone()))?;
                 let begun = Instant::now();
                 let response = sender.send_request(request).await?;
@@ -88,7 +120,8 @@ impl Running {
                 self.errors.set(self.errors.get() + 1);
                 sender.ready().await?;
             }
-            number += 1;
+            *number += 1;
+            turn += 1;
         }
         Ok(())
     }
@@ -97,7 +130,7 @@ impl Running {
 /// Runs it to its end.
 pub fn run(load: Load) -> Fallible<()> {
     let begun = Instant::now();
-    let lanes = load.lanes;
+    let callers = load.callers;
     let running = Rc::new(Running {
         until: begun + Duration::from_secs_f64(load.seconds),
         load,
@@ -109,8 +142,8 @@ pub fn run(load: Load) -> Fallible<()> {
         .enable_all()
         .build()?;
     LocalSet::new().block_on(&runtime, async {
-        let callers: Vec<_> = (0..lanes)
-            .map(|lane| tokio::task::spawn_local(running.clone().lane(lane)))
+        let callers: Vec<_> = (0..callers)
+            .map(|caller| tokio::task::spawn_local(running.clone().call(caller)))
             .collect();
         for caller in callers {
             caller.await??;

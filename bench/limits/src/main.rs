@@ -54,14 +54,12 @@ fn main() -> Fallible<()> {
             log::run(port.parse()?, file.as_ref(), how == "synced")
         }
         ["destination", port] => destination::run(port.parse()?),
-        ["load", port, path, lanes, seconds, count, size] => load::run(load::Load {
-            port: port.parse()?,
-            path: path.to_owned(),
-            lanes: lanes.parse()?,
-            seconds: seconds.parse()?,
-            count: count.parse()?,
-            size: size.parse()?,
-        }),
+        ["load", port, path, callers, seconds, count, size] => {
+            load::run(load::Load::read(port, path, callers, seconds, count, size, callers)?)
+        }
+        ["load", port, path, callers, seconds, count, size, lanes] => {
+            load::run(load::Load::read(port, path, callers, seconds, count, size, lanes)?)
+        }
         ["files", "make", folder, count, size] => {
             files::make(folder.as_ref(), count.parse()?, size.parse()?)
         }
