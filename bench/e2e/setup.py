@@ -70,8 +70,8 @@ def calls(setup, name, program, connections, body, kind="application/xml", each=
     """A side whose destination gets `each` requests a message."""
     def measure():
         with setup.destination() as destination:
-            destination.reset()
             with program() as running:
+                destination.reset()
                 found, count = loaded(setup, running, connections, body, kind, also=[destination])
                 answered(setup, destination, name, count, connections, each, running if journalled else None)
                 return found
