@@ -20,7 +20,7 @@ LONGEST = 50 * MIB
 
 def cost(setup, program, destination, requests, send):
     """Microseconds of the bus's CPU a message, of the clock a message, and what others took, over so many messages."""
-    meter = Meter(program.pid, destination.pid)
+    meter = Meter(program.pids(), destination.pids())
     begun = time.time()
     send(requests, meter)
     took = time.time() - begun

@@ -45,12 +45,8 @@ def main():
         return growth.memory(setup, given.smoke)
     if given.smoke:
         return smoke(setup, wanted)
-    cases, end = [], time.time() + 60 * given.minutes
-    for at, name in enumerate(wanted):
-        of_one = list(BENCHMARKS[name](setup))
-        cases += of_one
-        rounds.run(of_one, given.rounds, (end - time.time()) / (len(wanted) - at), given.keep)
-        print(f"{name}: {min(len(case.clean) for case in of_one)} rounds, {sum(case.thrown for case in of_one)} thrown away", file=sys.stderr)
+    cases = [case for name in wanted for case in BENCHMARKS[name](setup)]
+    rounds.run(cases, given.rounds, 60 * given.minutes, given.keep)
     rounds.save("-".join(["e2e", *wanted]), cases)
     missed = rounds.table(cases)
     if given.keep:

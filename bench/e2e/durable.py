@@ -64,7 +64,7 @@ def accept(setup):
 
 def numbered(setup, program, port, path, also=()):
     """Callers of which each fills a lane; the figures of acceptance, and the meter that goes on."""
-    meter = Meter(program.pid, *(other.pid for other in also))
+    meter = Meter(program.pids(), [other.pid for other in also])
     return tool("load", port, path, LANES, setup.seconds, 10**9, KIB, meter=meter), meter
 
 

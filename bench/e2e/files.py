@@ -32,7 +32,7 @@ def files(setup):
         try:
             at = lambda name: os.path.join(folder, name)
             tool("files", "make", at("in"), count, SIZE)
-            meter = Meter(os.getpid())
+            meter = Meter()
             found = tool("files", "move", at("in"), at("out"), at("done"), meter=meter)
             spent = meter.read()
             right(at("out"), at("done"))
@@ -45,7 +45,7 @@ def files(setup):
             at = lambda name: os.path.join(program.dir, name)
             # Made beside and moved in at once, so that the clock has a beginning.
             tool("files", "make", at("beside"), count, SIZE)
-            meter, begun = Meter(program.pid), time.time()
+            meter, begun = Meter(program.pids()), time.time()
             for name in os.listdir(at("beside")):
                 os.rename(os.path.join(at("beside"), name), os.path.join(at("in"), name))
             end = lambda: program.metrics()["xbus_messages_acknowledged_total"] >= count
@@ -56,7 +56,7 @@ def files(setup):
             spent = meter.read()
             until(lambda: len(os.listdir(at("in/.done"))) == count, "sources that are moved away")
             right(at("out"), at("in/.done"))
-            return {"rate": count / took, "cpu": spent["own"] / count * 1e6, "memory": program.memory(), "foreign": spent["foreign"]}
+            return {"rate": count / took, "cpu": spent["own"] / count * 1e6, "memory": program.most_memory(), "foreign": spent["foreign"]}
 
     yield Case(f"8 {count:,} files of 4 KiB", {"limit": loop, "xbus": bus},
                [at_least("rate, of the bare loop", 0.6, lambda case: case.ratio("xbus", "limit"))])

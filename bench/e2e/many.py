@@ -20,7 +20,7 @@ def connections(setup):
         with setup.destination() as destination:
             destination.reset(delay)
             with setup.bus("7-connections", copies=routes) as program:
-                meter = Meter(program.pid, destination.pid)
+                meter = Meter(program.pids(), destination.pids())
                 found = tool("load", setup.under_test, "/in/r{lane}", callers, 120, callers * each, 1024, meter=meter)
                 spent = meter.read()
                 must(not found["errors"] and found["requests"] == callers * each, f"7: {found}")

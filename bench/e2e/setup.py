@@ -39,7 +39,7 @@ def loaded(setup, program, connections, body, kind="application/xml", path="/in"
     """Warms up, then measures; gives the figures and how many requests were answered in all."""
     warm = hey(setup.under_test, min(connections, 32), 32 if setup.smoke else 30 * min(connections, 32), body, kind,
                path.replace("%d", "0"))
-    meter = Meter(program.pid, *(other.pid for other in also))
+    meter = Meter(program.pids(), [other.pid for other in also])
     found = wrk(setup.under_test, connections, setup.seconds, body, kind, path, paths, meter)
     spent = meter.read()
     must(found["errors"] == 0, f"{found['errors']} requests failed")

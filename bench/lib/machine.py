@@ -47,10 +47,10 @@ def memory(pid, field="VmRSS"):
 
 
 class Meter:
-    """What a stretch of time cost the program under test (the first of `pids`), our other processes, and strangers."""
+    """What a stretch of time cost the program under test (processes `own`), our other processes, and strangers."""
 
-    def __init__(self, *pids):
-        self.pids = [*pids, os.getpid()]
+    def __init__(self, own=(), others=()):
+        self.own, self.pids = len(own), [*own, *others, os.getpid()]
         # Children that ended meanwhile: whoever waits for them adds what they used.
         self.children = 0
         self.before = [cpu(pid) for pid in self.pids]
@@ -60,7 +60,7 @@ class Meter:
         took, everything = time.time() - self.begun, busy() - self.busy
         spent = [cpu(pid) - before for pid, before in zip(self.pids, self.before)]
         ours = sum(spent) + self.children + kernel_threads() - self.kernel
-        return {"own": spent[0], "took": took, "foreign": max(0.0, everything - ours) / (took * CORES)}
+        return {"own": sum(spent[:self.own]), "took": took, "foreign": max(0.0, everything - ours) / (took * CORES)}
 
 
 def wait_for_quiet(most=15):

@@ -72,11 +72,15 @@ class Program:
         socket.create_connection(("127.0.0.1", self.port)).close()
         return True
 
+    def pids(self):
+        """Its processes, as things stand."""
+        return [self.pid]
+
     def memory(self):
-        return memory(self.pid)
+        return sum(memory(pid) for pid in self.pids())
 
     def most_memory(self):
-        return memory(self.pid, "VmHWM")
+        return sum(memory(pid, "VmHWM") for pid in self.pids())
 
 
 def limit(*words):

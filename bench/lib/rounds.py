@@ -1,5 +1,5 @@
 """Rounds: the sides of a case in turn, disturbed rounds thrown away and repeated, medians of what is left; and the table."""
-import json, os, statistics, time
+import json, os, statistics, sys, time
 
 from . import machine
 from .programs import BENCH
@@ -37,13 +37,16 @@ def at_most(what, bound, value):
 
 
 def run(cases, rounds, seconds, keep=False):
-    """Measures until each case has its rounds, or the time is up. `keep`: disturbed rounds count too."""
+    """Measures, one round of each case after the other, until all have theirs or the time is up; a case that was disturbed
+    twice as often as it has rounds is left. `keep`: disturbed rounds count too."""
     end = time.time() + seconds
     while time.time() < end:
         left = [case for case in cases if len(case.clean) < rounds and case.thrown < 2 * rounds]
         if not left:
             break
         for case in left:
+            if time.time() > end:
+                break
             names = list(case.sides)
             turn = (len(case.clean) + case.thrown) % len(names)
             if not keep:
@@ -53,6 +56,7 @@ def run(cases, rounds, seconds, keep=False):
                 case.thrown += 1
             else:
                 case.clean.append(found)
+            print(f"{case.name}: {len(case.clean)} rounds, {case.thrown} thrown away", file=sys.stderr, flush=True)
 
 
 def number(value, digits=0):

@@ -15,7 +15,6 @@ from e2e import requests  # noqa: E402
 from e2e.setup import SOAP, Setup, calls  # noqa: E402
 from lib import rounds  # noqa: E402
 from lib.documents import order  # noqa: E402
-from lib.machine import memory  # noqa: E402
 from lib.programs import BENCH, TARGET, Place, Program  # noqa: E402
 
 PEERS = os.path.join(BENCH, "peers")
@@ -48,9 +47,6 @@ class Peer(Program):
     def pids(self):
         with open(f"/proc/{self.pid}/task/{self.pid}/children") as children:
             return [self.pid, *map(int, children.read().split())]
-
-    def memory(self):
-        return sum(memory(pid) for pid in self.pids())
 
 
 def folder():
