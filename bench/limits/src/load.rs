@@ -40,21 +40,16 @@ pub struct Load {
 }
 
 impl Load {
-    /// From the words of a command.
-    pub fn read(
-        port: &str,
-        path: &str,
-        callers: &str,
-        seconds: &str,
-        count: &str,
-        size: &str,
-        lanes: &str,
-    ) -> Fallible<Self> {
+    /// From the words of the command.
+    pub fn read(words: &[&str]) -> Fallible<Self> {
+        let [port, path, callers, seconds, count, size, lanes @ ..] = words else {
+            return Err("load <port> <path> <callers> <seconds> <count> <size> [<lanes>]".into());
+        };
         Ok(Self {
             port: port.parse()?,
-            path: path.to_owned(),
+            path: (*path).to_owned(),
             callers: callers.parse()?,
-            lanes: lanes.parse()?,
+            lanes: lanes.first().unwrap_or(callers).parse()?,
             seconds: seconds.parse()?,
             count: count.parse()?,
             size: size.parse()?,

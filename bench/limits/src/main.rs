@@ -54,12 +54,7 @@ fn main() -> Fallible<()> {
             log::run(port.parse()?, file.as_ref(), how == "synced")
         }
         ["destination", port] => destination::run(port.parse()?),
-        ["load", port, path, callers, seconds, count, size] => {
-            load::run(load::Load::read(port, path, callers, seconds, count, size, callers)?)
-        }
-        ["load", port, path, callers, seconds, count, size, lanes] => {
-            load::run(load::Load::read(port, path, callers, seconds, count, size, lanes)?)
-        }
+        ["load", ref words @ ..] => load::run(load::Load::read(words)?),
         ["files", "make", folder, count, size] => {
             files::make(folder.as_ref(), count.parse()?, size.parse()?)
         }

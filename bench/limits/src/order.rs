@@ -74,10 +74,7 @@ fn at(inside: &[BytesStart<'_>], path: &[&str]) -> bool {
 }
 
 /// Hands each piece of text with the elements around it to `take`, until that says that it has enough.
-fn walk(
-    document: &[u8],
-    mut take: impl FnMut(&[BytesStart<'_>], &str) -> bool,
-) -> Fallible<()> {
+fn walk(document: &[u8], mut take: impl FnMut(&[BytesStart<'_>], &str) -> bool) -> Fallible<()> {
     let mut reader = Reader::from_reader(document);
     let mut inside: Vec<BytesStart<'_>> = Vec::new();
     loop {
