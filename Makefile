@@ -13,7 +13,7 @@ NPM := /usr/bin/npm
 BENCH ?=
 ROUNDS ?= 5
 
-.PHONY: run build test check fmt tools docs bench bench-smoke bench-peers bench-build clean
+.PHONY: run build test check fmt tools docs bench bench-smoke bench-peers bench-build fuzz clean
 
 ## Build the release binary and run the example installation (this folder).
 run: build
@@ -68,6 +68,20 @@ check:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	$(CARGO) test --workspace --lib --bins --locked --quiet
+
+## Strange input at every parser, FUZZ_SECONDS for each (TARGETS: which). Needs a C++ compiler. What is found lies in
+## tests/fuzz/artifacts: mend it, and put the input into tests/fuzz/corpus.
+FUZZ := --fuzz-dir tests/fuzz --sanitizer none
+FUZZ_SECONDS ?= 20
+TARGETS ?= $(notdir $(wildcard tests/fuzz/corpus/*))
+fuzz:
+	$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-fuzz
+	$(CARGO) fuzz build $(FUZZ)
+	set -e; for target in $(TARGETS); do \
+	    mkdir -p tests/fuzz/target/corpus/$$target; \
+	    $(CARGO) fuzz run $(FUZZ) $$target tests/fuzz/target/corpus/$$target tests/fuzz/corpus/$$target \
+	        -- -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=2048 -max_len=8192 -verbosity=0 -print_final_stats=1; \
+	done
 
 ## The bus beside its limits, on a quiet machine: bench/README.md. BENCH=5 runs one of the eight, BENCH="1 3" two of them; also
 ## growth, memory; amqp (with RabbitMQ); stores and runtime, the programs behind docs/decisions.

@@ -63,7 +63,11 @@ impl Reading {
             }
         }
         if let Some(charset) = &self.charset {
-            set_charset(&mut message, charset);
+            let xml = self.format.or_else(|| message.format()) == Some(Format::Xml);
+            let (body, given) = (message.body.bytes(), message.content_type());
+            if let Some(settled) = xbus_charset::by_route(body, given, xml, charset) {
+                message.headers.set("content-type", &settled);
+            }
         }
         message.id = carried.id;
         message.received_at = carried.received_at;
@@ -140,19 +144,7 @@ fn is_about(name: &str) -> bool {
 /// Makes the content type say the charset.
 fn set_charset(message: &mut Message, charset: &str) {
     let given = message.content_type().unwrap_or("text/plain");
-    let mut parts = given.split(';').map(str::trim);
-    let mut value = parts.next().unwrap_or_default().to_owned();
-    for parameter in parts {
-        let is_charset = parameter
-            .get(..8)
-            .is_some_and(|start| start.eq_ignore_ascii_case("charset="));
-        if !is_charset && !parameter.is_empty() {
-            value.push_str("; ");
-            value.push_str(parameter);
-        }
-    }
-    value.push_str("; charset=");
-    value.push_str(charset);
+    let value = xbus_charset::relabelled(given, charset);
     message.headers.set("content-type", &value);
 }
 
@@ -235,14 +227,19 @@ mod tests {
             charset: Some(String::from("windows-1252")),
             ..reading()
         };
-        let delivery = delivery("text/csv; charset=utf-8; header=present", "", Vec::new());
-        let (message, _) = own
-            .message(&delivery, delivery.data.clone().into(), &carried)
-            .unwrap();
-        assert_eq!(
-            message.content_type(),
-            Some("text/csv; header=present; charset=windows-1252")
-        );
+        for (given, expected) in [
+            (
+                "text/csv; header=present",
+                "text/csv; header=present; charset=windows-1252",
+            ),
+            ("text/csv; charset=utf-8", "text/csv; charset=utf-8"),
+        ] {
+            let delivery = delivery(given, "", Vec::new());
+            let (message, _) = own
+                .message(&delivery, delivery.data.clone().into(), &carried)
+                .unwrap();
+            assert_eq!(message.content_type(), Some(expected));
+        }
     }
 
     #[test]

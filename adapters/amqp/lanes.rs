@@ -32,6 +32,7 @@ use xbus_core::broker::{LaneBroker, LaneCommand, LaneDone, LaneEntry, LaneName, 
 use xbus_core::store::{QueueStatus, Queued, StoreError};
 use xbus_core::{SendError, Stop};
 
+pub(crate) use self::entry::fuzz;
 use self::nodes::Nodes;
 use self::partition::Partition;
 use self::put::Putter;

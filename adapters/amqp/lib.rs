@@ -13,6 +13,8 @@ mod binding;
 mod connect;
 mod counters;
 mod error;
+#[doc(hidden)]
+pub mod fuzz;
 mod grip;
 mod held;
 mod incoming;

@@ -77,7 +77,8 @@ pub(crate) const FIELDS: &[Field] = &[
     Field::new(
         "charset",
         Type::Text,
-        "The charset of the bodies, by its IANA label, whatever their content type says.",
+        "The charset of the bodies (an IANA label) where neither a byte order mark nor the content type \
+         nor an XML declaration says one.",
     ),
 ];
 

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use xbus_charset::Writing;
 use xbus_core::adapter::{Reach, Stage};
 use xbus_core::spec::{Args, Field, Role, Type};
 use xbus_core::template::Template;
@@ -49,6 +50,12 @@ pub(crate) const FIELDS: &[Field] = &[
     )
     .default("none"),
     Field::new(
+        "charset",
+        xbus_charset::TYPE,
+        "Publishes the text in this charset (IANA label); XML declaration and content type say so. \
+         Left out: the bytes as they are.",
+    ),
+    Field::new(
         "headers",
         Type::Map(&Type::Template),
         "Further application headers, beside those of the message.",
@@ -83,6 +90,7 @@ struct AmqpSender {
     persistent: bool,
     mandatory: bool,
     envelope: bool,
+    charset: Option<Writing>,
     headers: Vec<(String, Template)>,
     expiration: Option<Duration>,
     priority: Option<u8>,
@@ -127,6 +135,15 @@ pub(crate) fn build(args: Args<'_>) -> Option<Arc<dyn Sender>> {
     let headers: Option<Vec<(String, Template)>> = headers
         .map(|(key, node)| Some((key.name.clone(), args.build.template(node)?)))
         .collect();
+    let charset = Writing::read(args, "charset");
+    if args.has("charset") && args.text("envelope").as_deref() == Some("xbus") {
+        wrong(
+            "charset",
+            "useless-key",
+            "an envelope is always UTF-8 and keeps the body's bytes",
+            "take 'charset' or 'envelope' away",
+        );
+    }
     let asks = args.build.role == Role::Invoke;
     if args.has("reply") && !asks {
         problems.warning(
@@ -156,6 +173,7 @@ pub(crate) fn build(args: Args<'_>) -> Option<Arc<dyn Sender>> {
         persistent: args.boolean("persistent"),
         mandatory: args.boolean("mandatory"),
         envelope: args.text("envelope").as_deref() == Some("xbus"),
+        charset: charset?,
         headers,
         expiration: args.duration("expiration"),
         priority: args
@@ -181,15 +199,16 @@ impl AmqpSender {
                 ),
             ));
         }
-        let mut sent = match self.envelope {
-            true => {
+        let mut sent = match (&self.charset, self.envelope) {
+            (_, true) => {
                 let mut wrapped = message.with_body(xbus_envelope::write(message));
                 let content_type = Format::Xml.media_type();
                 wrapped.headers.set("content-type", content_type);
                 wrapped.format = Some(Format::Xml);
                 wrapped
             }
-            false => (**message).clone(),
+            (Some(charset), _) => charset.apply(message)?,
+            _ => (**message).clone(),
         };
         for (name, value) in &self.headers {
             sent.headers.set(name, &value.render(message, context)?);

@@ -3,7 +3,6 @@
 //! Absent on purpose: any transformation of what is read (the body is the file's bytes), and any
 //! trust in file-system events (they only make the polling scan come sooner).
 
-mod charset;
 mod claim;
 mod disk;
 mod events;

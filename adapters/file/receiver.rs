@@ -62,7 +62,7 @@ pub(crate) const FIELDS: &[Field] = &[
     Field::new(
         "charset",
         Type::Text,
-        "The charset of the files, by its IANA label. Left out: as the file itself says (XML), else UTF-8.",
+        "The charset of the files (an IANA label) where neither a byte order mark nor an XML declaration says one. Left out: UTF-8.",
     ),
     Field::new("recursive", Type::Bool, "Takes files from sub-folders too, except those that begin with a dot.")
         .default("false"),

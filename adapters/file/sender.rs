@@ -3,13 +3,12 @@
 use std::path::{Component, PathBuf};
 use std::sync::Arc;
 
-use bytes::Bytes;
+use xbus_charset::Writing;
 use xbus_core::adapter::{Call, Reach, Request, Stage};
 use xbus_core::spec::{Args, Field, Type};
 use xbus_core::template::{Part, Template};
 use xbus_core::{Code, Context, Fault, Message, MessageId, Sender};
 
-use crate::charset;
 use crate::names::{TEMPORARY, fitted, safe_piece};
 use crate::stage::{self, Append, Exists, StagedFile, Token};
 
@@ -33,7 +32,7 @@ pub(crate) const FIELDS: &[Field] = &[
     .default("fail"),
     Field::new(
         "charset",
-        Type::Text,
+        xbus_charset::TYPE,
         "Writes the text in this charset (IANA label), and XML declarations to match. Left out: \
          the bytes as they are.",
     ),
@@ -49,7 +48,7 @@ pub(crate) struct FileSender {
     dir: PathBuf,
     name: Template,
     exists: Exists,
-    charset: Option<String>,
+    charset: Option<Writing>,
     mode: Option<u32>,
     target: Arc<str>,
     owner: String,
@@ -92,17 +91,7 @@ pub(crate) fn build(args: Args<'_>) -> Option<Arc<dyn xbus_core::Sender>> {
             );
         }
     }
-    let charset = args.text("charset");
-    if let Some(label) = &charset
-        && xbus_charset::Charset::by_label(label).is_err()
-    {
-        wrong(
-            "charset",
-            "unknown-charset",
-            format!("no charset has the label '{label}'"),
-            "write an IANA label such as utf-8, iso-8859-1, windows-1252 or utf-16le",
-        );
-    }
+    let charset = Writing::read(args, "charset");
     let mode = args.text("mode").map(|text| {
         u32::from_str_radix(text.trim_start_matches("0o"), 8)
             .ok()
@@ -135,7 +124,7 @@ pub(crate) fn build(args: Args<'_>) -> Option<Arc<dyn xbus_core::Sender>> {
         depth: outline(&name).components().count().saturating_sub(1),
         name,
         exists,
-        charset,
+        charset: charset?,
         mode,
         target: args.build.step.clone(),
     };
@@ -209,7 +198,7 @@ impl Sender for FileSender {
     fn make(&self, message: Arc<Message>, context: &Context) -> Result<Request, Fault> {
         let (folders, name) = self.path(&message, context)?;
         let body = match &self.charset {
-            Some(label) => Bytes::from(charset::encode(&message, label)?),
+            Some(charset) => charset.apply(&message)?.body.bytes().clone(),
             None => message.body.bytes().clone(),
         };
         if self.exists == Exists::Append {

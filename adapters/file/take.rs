@@ -264,18 +264,17 @@ fn message(rules: &Rules, path: &Path, body: Bytes, stamp: Stamp, id: MessageId)
         Some("txt") => Some(Format::Text),
         _ => None,
     });
-    let media_type = match (format, &rules.charset) {
-        (Some(format), charset) => {
-            let media_type = format.media_type();
-            let bare = media_type.split(';').next().unwrap_or(media_type);
-            Some(match charset {
-                Some(charset) => format!("{bare}; charset={charset}"),
-                None => bare.to_owned(),
-            })
-        }
-        (None, Some(charset)) => Some(format!("text/plain; charset={charset}")),
-        (None, None) => None,
-    };
+    let bare = format.map(|format| {
+        let media_type = format.media_type();
+        media_type.split(';').next().unwrap_or(media_type)
+    });
+    let body = message.body.bytes();
+    let xml = format == Some(Format::Xml);
+    let media_type = rules
+        .charset
+        .as_deref()
+        .and_then(|charset| xbus_charset::by_route(body, bare, xml, charset))
+        .or_else(|| bare.map(str::to_owned));
     message.format = format;
     let headers = &mut message.headers;
     if let Some(media_type) = media_type {

@@ -340,7 +340,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<T> {
 
 /// Where in the stream of requests the next byte lies.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-enum At {
+pub(crate) enum At {
     /// Before a request line; empty lines are passed over.
     #[default]
     Start,
@@ -482,27 +482,28 @@ impl Framing {
     }
 }
 
+/// Feeds `stream` in pieces of every size, and gives what was ambiguous, where it ended and how many
+/// heads there were. Panics when the size of the pieces makes a difference.
+pub(crate) fn follow(stream: &[u8]) -> (Option<u64>, At, u64) {
+    let mut results = Vec::new();
+    for size in [1, 2, 3, 7, stream.len().max(1)] {
+        let mut framing = Framing::default();
+        let mut ambiguous = None;
+        for piece in stream.chunks(size) {
+            ambiguous = ambiguous.or(framing.feed(piece));
+        }
+        results.push((ambiguous, framing.at, framing.heads));
+    }
+    assert!(
+        results.windows(2).all(|pair| pair[0] == pair[1]),
+        "{results:?}"
+    );
+    results[0]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Feeds `stream` in pieces of every size, and gives what was ambiguous and where it ended.
-    fn follow(stream: &[u8]) -> (Option<u64>, At, u64) {
-        let mut results = Vec::new();
-        for size in [1, 2, 3, 7, stream.len().max(1)] {
-            let mut framing = Framing::default();
-            let mut ambiguous = None;
-            for piece in stream.chunks(size) {
-                ambiguous = ambiguous.or(framing.feed(piece));
-            }
-            results.push((ambiguous, framing.at, framing.heads));
-        }
-        assert!(
-            results.windows(2).all(|pair| pair[0] == pair[1]),
-            "{results:?}"
-        );
-        results[0]
-    }
 
     #[test]
     fn framing_is_followed_through_lengths_chunks_and_pipelines() {

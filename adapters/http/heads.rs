@@ -13,7 +13,6 @@ use crate::auth::API_KEY;
 use crate::door::Config;
 use crate::hub::Connection;
 use crate::table::decode;
-use crate::xml;
 
 /// The headers of the message: what the protocol says of it under its prefixes, and the request's
 /// own, but for those that are secret, of one hop only, or feign a prefix.
@@ -47,9 +46,6 @@ pub(crate) fn headers(connection: &Connection, config: &Config, head: &Parts) ->
         if !skipped {
             add(&mut headers, text, head.headers.get_all(name).iter());
         }
-    }
-    if let Some(charset) = &config.charset {
-        set_charset(&mut headers, charset);
     }
     headers
 }
@@ -189,22 +185,4 @@ pub(crate) fn form_decode(text: &str) -> String {
     } else {
         decode(text).into_owned()
     }
-}
-
-/// Makes the content type say the charset that the route says.
-fn set_charset(headers: &mut Headers, charset: &str) {
-    let given = headers.get("content-type").unwrap_or("text/plain");
-    let mut value = xml::essence(given).to_owned();
-    for parameter in given.split(';').skip(1).map(str::trim) {
-        let is_charset = parameter
-            .get(..8)
-            .is_some_and(|start| start.eq_ignore_ascii_case("charset="));
-        if !is_charset && !parameter.is_empty() {
-            value.push_str("; ");
-            value.push_str(parameter);
-        }
-    }
-    value.push_str("; charset=");
-    value.push_str(charset);
-    headers.set("content-type", &value);
 }

@@ -12,6 +12,8 @@ mod contract;
 mod describe;
 mod door;
 mod form;
+#[doc(hidden)]
+pub mod fuzz;
 mod guard;
 mod heads;
 mod hub;

@@ -91,7 +91,7 @@ pub(crate) static FIELDS: &[Field] = &[
     Field::new(
         "charset",
         Type::Text,
-        "The body's charset, whatever its content type says (an IANA label).",
+        "The body's charset (an IANA label) where neither a byte order mark nor its content type nor an XML declaration says one.",
     ),
     Field::new(
         "wellformed",

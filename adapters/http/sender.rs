@@ -12,6 +12,7 @@ use http::header::{
     HeaderValue, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use http::{Method, StatusCode, Uri};
+use xbus_charset::Writing;
 use xbus_core::adapter::SenderKind;
 use xbus_core::spec::{Args, Field, Raw, Type};
 use xbus_core::template::Template;
@@ -39,6 +40,11 @@ pub(crate) static FIELDS: &[Field] = &[
         "headers",
         Type::Either(&[Type::Text, Type::List(&Type::Text), Type::Map(&Type::Template)]),
         "A list of message headers to send along, or a map of names to values. Content type, X-Message-Id, X-Correlation-Id, Idempotency-Key and traceparent are always sent.",
+    ),
+    Field::new(
+        "charset",
+        xbus_charset::TYPE,
+        "Sends the text in this charset (IANA label); XML declaration and content type say so. Left out: the bytes as they are.",
     ),
     Field::new("auth", Type::Object(AUTH_FIELDS), "The credentials to send."),
     Field::new(
@@ -158,6 +164,7 @@ pub(crate) struct Config {
     pub(crate) credential: Option<(HeaderName, HeaderValue)>,
     soap: Option<SoapOut>,
     attach: Option<Attach>,
+    charset: Option<Writing>,
     pub(crate) success: Success,
     pub(crate) follow: bool,
     /// Largest answer in bytes.
@@ -230,6 +237,7 @@ pub(crate) fn build(args: Args<'_>) -> Option<HttpSender> {
     }
     let attach = attach(args, soap.is_some(), method.as_ref());
     let success = success(args);
+    let charset = Writing::read(args, "charset");
     let (url, destination, credential) = place(args, url)?;
     let shown = soap
         .as_ref()
@@ -243,6 +251,14 @@ pub(crate) fn build(args: Args<'_>) -> Option<HttpSender> {
             "write https:// in 'url', or send a digest (type: digest)",
         );
     }
+    let headed = soap
+        .as_ref()
+        .is_some_and(|soap| soap.security.is_some() || soap.addressing);
+    if headed && args.has("charset") {
+        let message = "what WS-Security and WS-Addressing put into envelopes goes out in UTF-8";
+        bad(args, "charset", message.to_owned(), "leave 'charset' out");
+        return None;
+    }
     Some(HttpSender(Arc::new(Config {
         step: args.build.step.clone(),
         method: method?,
@@ -252,6 +268,7 @@ pub(crate) fn build(args: Args<'_>) -> Option<HttpSender> {
         credential,
         soap,
         attach: attach?,
+        charset: charset?,
         success: success?,
         follow: args.boolean("follow"),
         max_body: args.build.max_body,
@@ -314,6 +331,7 @@ pub(crate) fn build_post(args: Args<'_>, step: &str) -> Option<HttpSender> {
         credential,
         soap: None,
         attach: None,
+        charset: None,
         success: Success(vec![(200, 299)]),
         follow: false,
         max_body: 64 * 1024,
@@ -712,6 +730,15 @@ impl Config {
                 }
                 _ => {}
             }
+            if let Some(writing) = &self.charset {
+                let made = writing.apply(message)?;
+                insert(
+                    headers,
+                    CONTENT_TYPE,
+                    made.content_type().unwrap_or_default(),
+                )?;
+                return Ok(made.body.bytes().clone().into());
+            }
             let value = match given {
                 Some(given) => HeaderValue::from_bytes(given.as_bytes()).ok(),
                 None => message
@@ -754,6 +781,17 @@ impl Config {
         let charset = match charset {
             _ if changed || xbus_charset::is_utf8(&body, charset) => Some("utf-8"),
             other => other,
+        };
+        let (body, charset) = match &self.charset {
+            None => (body, charset),
+            Some(writing) => {
+                let text = xbus_charset::decode(&body, charset, true)
+                    .map_err(|error| cannot("the request is no text", error.to_string()))?;
+                let bytes = writing
+                    .bytes(&text, true)
+                    .map_err(|error| Fault::new(Code::Transform, error.to_string()))?;
+                (Bytes::from(bytes), Some(writing.label()))
+            }
         };
         let mut content_type = String::from(soap.version.media_type());
         if let Some(charset) = charset {

@@ -9,7 +9,7 @@ use http::request::Parts;
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Collected, Full};
 use hyper::body::Incoming;
-use xbus_core::{Arrival, Attachments, Code, Message, MessageId, Reply, Timestamp};
+use xbus_core::{Arrival, Attachments, Code, Format, Message, MessageId, Reply, Timestamp};
 
 use crate::addressing::{Addressed, Generation};
 use crate::auth::Denied;
@@ -295,6 +295,7 @@ async fn enter(
     check_type(&door.config, &head)?;
     let body = read(connection, &head, body, door.config.max_body).await?;
     let (body, carried) = open(&door.config, &mut head, body).await?;
+    settle_charset(&door.config, &mut head, &body);
     let seen = match &door.config.soap {
         Some(_) => Some(envelope(
             &door.config,
@@ -360,6 +361,24 @@ fn no_element() -> Refusal {
     )
 }
 
+/// Makes the content type say the charset that the route says, where nothing else says one.
+fn settle_charset(config: &Config, head: &mut Parts, body: &Bytes) {
+    let Some(route) = &config.charset else {
+        return;
+    };
+    let given = head.headers.get(header::CONTENT_TYPE);
+    let given = given.and_then(|value| value.to_str().ok());
+    let format = config
+        .format
+        .or_else(|| given.and_then(Format::from_media_type));
+    let xml = config.soap.is_some() || format == Some(Format::Xml);
+    if let Some(settled) = xbus_charset::by_route(body, given, xml, route)
+        && let Ok(value) = HeaderValue::from_str(&settled)
+    {
+        head.headers.insert(header::CONTENT_TYPE, value);
+    }
+}
+
 fn charset_of(head: &Parts) -> Option<&str> {
     head.headers
         .get(header::CONTENT_TYPE)
@@ -398,6 +417,11 @@ async fn choose(
         Some((door, _)) => open(&door.config, head, body).await?,
         None => (body, Carried::default()),
     };
+    // Which route it is for can only be read in a charset: that of the first that says one.
+    let says = |(door, _): &&(Arc<Door>, _)| door.config.charset.is_some();
+    if let Some((door, _)) = fitting.iter().find(says) {
+        settle_charset(&door.config, head, &body);
+    }
     let seen = match fitting.iter().find(|(door, _)| door.config.soap.is_some()) {
         Some((door, _)) => Some(envelope(&door.config, head, &body, asker, true)?),
         None => None,

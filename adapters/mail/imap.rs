@@ -62,16 +62,21 @@ pub(crate) enum Want {
 }
 
 impl Imap {
-    /// Connects and logs in.
-    pub(crate) async fn open(account: &Account) -> Result<Self, Trouble> {
-        let mut imap = Self {
-            wire: account.connect().await?,
+    /// A session on a connection that has been made; nothing is said yet.
+    pub(crate) fn over(wire: Wire) -> Self {
+        Self {
+            wire,
             tag: 0,
             capabilities: BTreeSet::new(),
             exists: 0,
             known: 0,
             validity: 0,
-        };
+        }
+    }
+
+    /// Connects and logs in.
+    pub(crate) async fn open(account: &Account) -> Result<Self, Trouble> {
+        let mut imap = Self::over(account.connect().await?);
         let greeting = imap.wire.line().await?;
         let greeting = String::from_utf8_lossy(&greeting).into_owned();
         let word = greeting
@@ -118,7 +123,7 @@ impl Imap {
         self.capabilities.contains(capability)
     }
 
-    async fn ask_capabilities(&mut self) -> Result<(), Trouble> {
+    pub(crate) async fn ask_capabilities(&mut self) -> Result<(), Trouble> {
         let mut all = BTreeSet::new();
         self.command_with("CAPABILITY", STRAY_MOST, |answer| {
             if let Some(Piece::Text(text)) = answer.first()
@@ -151,7 +156,7 @@ impl Imap {
         })
     }
 
-    async fn authenticate(&mut self, secret: &str) -> Result<(), Trouble> {
+    pub(crate) async fn authenticate(&mut self, secret: &str) -> Result<(), Trouble> {
         if self.can("SASL-IR") {
             let command = format!("AUTHENTICATE PLAIN {secret}");
             return self.command(&command).await.map(drop);
@@ -254,6 +259,8 @@ impl Imap {
             if let Some(fetched) = fetched(answer)
                 && uids.contains(&fetched.uid)
             {
+                // However often the server tells of a mail, it is held once.
+                all.retain(|known: &Fetched| known.uid != fetched.uid);
                 all.push(fetched);
             }
         })
@@ -456,9 +463,10 @@ impl Imap {
         Err(Trouble::nonsense(word))
     }
 
-    /// Reads one answer with its literals, none larger than `most`.
+    /// Reads one answer with its literals, which are not larger than `most` together.
     async fn answer(&mut self, most: u64) -> Result<Answer, Trouble> {
         let mut answer = Vec::new();
+        let mut left = most;
         loop {
             let line = self.wire.line().await?;
             let mut text = String::from_utf8_lossy(&line).into_owned();
@@ -471,8 +479,11 @@ impl Imap {
             let Some(size) = size else {
                 return Ok(answer);
             };
-            answer.push(match self.wire.literal(size, most).await? {
-                Bounded::Whole(bytes) => Piece::Literal(bytes),
+            answer.push(match self.wire.literal(size, left).await? {
+                Bounded::Whole(bytes) => {
+                    left -= size;
+                    Piece::Literal(bytes)
+                }
                 Bounded::TooLarge(size) => Piece::TooLarge(size),
             });
             if answer.len() > 1000 {

@@ -10,6 +10,8 @@ mod answer;
 mod compose;
 mod connection;
 mod failed;
+#[doc(hidden)]
+pub mod fuzz;
 mod imap;
 mod mailbox;
 mod mailer;

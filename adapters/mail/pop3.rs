@@ -27,12 +27,17 @@ pub(crate) struct Listed {
 }
 
 impl Pop3 {
+    /// A session on a connection that has been made; nothing is said yet.
+    pub(crate) fn over(wire: Wire) -> Self {
+        Self {
+            wire,
+            has_top: true,
+        }
+    }
+
     /// Connects and logs in.
     pub(crate) async fn open(account: &Account) -> Result<Self, Trouble> {
-        let mut pop = Self {
-            wire: account.connect().await?,
-            has_top: true,
-        };
+        let mut pop = Self::over(account.connect().await?);
         match pop.status("the greeting").await {
             Ok(_) => {}
             Err(Trouble::No(text)) => return Err(Trouble::Lost(text)),

@@ -97,8 +97,8 @@ pub(crate) const FIELDS: &[Field] = &[
     Field::new(
         "charset",
         Type::Text,
-        "The charset of attachments, by its IANA label, whatever the mail says. Left out: as the mail \
-         says.",
+        "The charset of attachments (an IANA label) where neither a byte order mark nor the mail nor an \
+         XML declaration says one.",
     ),
 ];
 

@@ -251,8 +251,8 @@ pub(crate) fn client_config(ca: Option<&Path>) -> Result<ClientConfig, String> {
         .with_no_client_auth())
 }
 
-#[cfg(test)]
-pub(crate) fn of(stream: tokio::io::DuplexStream) -> Wire {
+/// A connection over `stream`, for what stands in for a server.
+pub(crate) fn of(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Wire {
     Wire {
         stream: Box::new(stream),
         buffer: BytesMut::new(),

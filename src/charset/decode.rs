@@ -1,12 +1,12 @@
 //! From bytes to text. Precedence is that of RFC 7303 section 3: byte order mark, then the
-//! transport's `charset` parameter, then the XML declaration, then UTF-8.
+//! transport's `charset` parameter, then the XML declaration, then what the route says, then UTF-8.
 
 use std::borrow::Cow;
 
 use encoding_rs::{DecoderResult, Encoding, UTF_8, UTF_16BE, UTF_16LE};
 use xbus_core::{Format, Message};
 
-use crate::{Charset, Error, declaration, label};
+use crate::{Charset, Error, declaration, label, relabelled};
 
 /// The charset of `bytes`, and the length of their byte order mark. `label` is what the transport
 /// says, and `xml` whether an XML declaration counts. [`Error::Unknown`] when the label that decides
@@ -33,6 +33,16 @@ fn declared(bytes: &[u8]) -> Result<Option<Charset>, Error> {
             .map(|label| Charset::by_label(label).map(Charset::readable_by_byte))
             .transpose(),
     }
+}
+
+/// The content type of a body of which a route says that it is in `route`: what the route says counts
+/// last, where neither a byte order mark nor the transport nor an XML declaration says anything.
+/// `given` is the content type that came with it; nothing: that one stays.
+pub fn by_route(bytes: &[u8], given: Option<&str>, xml: bool, route: &str) -> Option<String> {
+    let says = Encoding::for_bom(bytes).is_some()
+        || given.and_then(label).is_some()
+        || (xml && !matches!(declared(bytes), Ok(None)));
+    (!says).then(|| relabelled(given.unwrap_or("text/plain"), route))
 }
 
 /// Whether an XML document is in UTF-8, as far as it and the transport's `label` say.
@@ -179,6 +189,40 @@ mod tests {
         let narrow = "<?xml version='1.0' encoding='utf-16'?><a>é</a>";
         assert_eq!(decode(narrow.as_bytes(), None, true).unwrap(), narrow);
         assert!(is_utf8(narrow.as_bytes(), None));
+    }
+
+    #[test]
+    fn what_a_route_says_counts_last() {
+        let declared = b"<?xml version='1.0' encoding='iso-8859-1'?><a/>";
+        let utf16 = utf16le("<a/>");
+        for (bytes, given, xml, expected) in [
+            (&b"<a/>"[..], None, true, Some("text/plain; charset=cp1252")),
+            (
+                b"<a/>",
+                Some("text/xml"),
+                true,
+                Some("text/xml; charset=cp1252"),
+            ),
+            (b"<a/>", Some("text/xml; charset=x; a=b"), true, None),
+            (
+                b"<a/>",
+                Some("text/xml; charset="),
+                true,
+                Some("text/xml; charset=cp1252"),
+            ),
+            (b"\xef\xbb\xbf<a/>", None, true, None),
+            (declared, Some("text/xml"), true, None),
+            (
+                declared,
+                Some("text/csv"),
+                false,
+                Some("text/csv; charset=cp1252"),
+            ),
+            (&utf16, None, true, None),
+        ] {
+            let found = by_route(bytes, given, xml, "cp1252");
+            assert_eq!(found.as_deref(), expected, "{given:?} {bytes:?}");
+        }
     }
 
     #[test]

@@ -14,7 +14,7 @@ pub fn encode(text: &str, label: &str) -> Result<Vec<u8>, Error> {
 
 impl Charset {
     /// The bytes of `text`, else the offset of the first character that cannot be written.
-    fn bytes(self, text: &str) -> Result<Vec<u8>, usize> {
+    pub(crate) fn bytes(self, text: &str) -> Result<Vec<u8>, usize> {
         let encoding = self.encoding;
         match self.repertoire {
             Repertoire::Ascii => match text.bytes().position(|byte| !byte.is_ascii()) {
@@ -86,7 +86,7 @@ fn whole(text: &str, encoding: &'static Encoding) -> Result<Vec<u8>, usize> {
     }
 }
 
-fn lacking(text: &str, at: usize, label: &str) -> Error {
+pub(crate) fn lacking(text: &str, at: usize, label: &str) -> Error {
     let before = &text[..at];
     let start = before.rfind('\n').map_or(0, |end| end + 1);
     Error::Lacking {

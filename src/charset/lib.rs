@@ -1,5 +1,5 @@
 //! xbus-charset: which charset a body is in, and the way from bytes to text and back, strictly: what
-//! does not fit is an error that says where, never a question mark.
+//! does not fit is an error that says where, never a question mark unless a route asks for it.
 //!
 //! Labels are those of the WHATWG Encoding Standard, which take in the IANA names in use. When
 //! reading, that standard takes US-ASCII and ISO 8859-1 for windows-1252, ISO 8859-9 for
@@ -12,13 +12,15 @@ mod declaration;
 mod decode;
 mod encode;
 mod error;
+mod writing;
 
 use encoding_rs::{Encoding, UTF_8};
 
 pub use declaration::declare;
-pub use decode::{decode, find, is_utf8, latin1, text, text_leniently};
+pub use decode::{by_route, decode, find, is_utf8, latin1, text, text_leniently};
 pub use encode::encode;
 pub use error::Error;
+pub use writing::{FIELDS, TYPE, Writing, relabelled};
 
 /// A charset, as one of its labels names it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

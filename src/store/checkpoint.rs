@@ -14,7 +14,7 @@ use crate::lane::{Lane, PageRef};
 use crate::pages::{Pages, Place};
 use crate::state::{Parked, Queue, Remembered, State, Tries};
 
-const MAGIC: [u8; 8] = *b"xbusck01";
+pub const MAGIC: [u8; 8] = *b"xbusck01";
 
 /// Name of a checkpoint.
 pub fn checkpoint_file(number: u32) -> String {

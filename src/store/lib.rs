@@ -13,6 +13,8 @@ mod checkpoint;
 mod codec;
 mod disk;
 mod find;
+#[doc(hidden)]
+pub mod fuzz;
 mod index;
 mod keeper;
 mod lane;

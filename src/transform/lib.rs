@@ -6,6 +6,8 @@
 mod convert;
 #[cfg(test)]
 mod docs;
+#[doc(hidden)]
+pub mod fuzz;
 mod json;
 mod limits;
 mod number;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use ahash::AHashSet;
 use rhai::ImmutableString;
 
 /// How a CSV text is read or written.
@@ -55,6 +56,7 @@ impl Table {
             table.columns = columns.iter().map(|c| c.as_str().into()).collect();
         }
         let mut record = csv::StringRecord::new();
+        let mut names = AHashSet::new();
         let mut first = true;
         let mut last = 0;
         loop {
@@ -78,13 +80,14 @@ impl Table {
             if first && options.header {
                 first = false;
                 for (at, name) in record.iter().enumerate() {
-                    if table.columns.iter().any(|known| known == name) {
+                    let name = ImmutableString::from(name);
+                    if !names.insert(name.clone()) {
                         return Err(format!(
                             "the CSV header names '{name}' twice (column {})",
                             at + 1
                         ));
                     }
-                    table.columns.push(name.into());
+                    table.columns.push(name);
                 }
                 continue;
             }

@@ -12,6 +12,8 @@ use quick_xml::events::Event;
 
 use super::{XML_NAMESPACE, XMLNS_NAMESPACE, XmlLimits, is_ncname, is_xml_char, split_name};
 
+/// Characters that an error tells at most, beside the place.
+const MESSAGE_MOST: usize = 200;
 /// Declarations that may be in scope at one place.
 const MAX_DECLARATIONS: usize = 256;
 
@@ -535,12 +537,12 @@ fn reference(name: &str) -> Result<char, String> {
         "quot" => return Ok('"'),
         _ => {}
     }
-    let wrong = || format!("'&{};' is not a character", shorten(name));
+    let wrong = || format!("'&{};' is not a character", shorten(name, 40));
     let number = match name.strip_prefix('#') {
         None => {
             return Err(format!(
                 "the entity '&{};' is not declared (DTDs are not accepted)",
-                shorten(name)
+                shorten(name, 40)
             ));
         }
         Some(digits) => match digits.strip_prefix('x') {
@@ -558,8 +560,8 @@ fn reference(name: &str) -> Result<char, String> {
         .ok_or_else(wrong)
 }
 
-fn shorten(text: &str) -> Cow<'_, str> {
-    match text.char_indices().nth(40) {
+fn shorten(text: &str, most: usize) -> Cow<'_, str> {
+    match text.char_indices().nth(most) {
         None => Cow::Borrowed(text),
         Some((at, _)) => Cow::Owned(format!("{}…", &text[..at])),
     }
@@ -660,7 +662,8 @@ fn place(text: &str, at: usize, message: String) -> XmlError {
     let before = &text[..at];
     let line_start = before.rfind('\n').map_or(0, |n| n + 1);
     XmlError {
-        message,
+        // A name in it may be as long as the document.
+        message: shorten(&message, MESSAGE_MOST).into_owned(),
         line: memchr::memchr_iter(b'\n', before.as_bytes()).count() + 1,
         column: before[line_start..].chars().count() + 1,
     }

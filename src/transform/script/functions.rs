@@ -269,6 +269,14 @@ fn building_functions(engine: &mut rhai::Engine) {
             let bytes = xbus_charset::encode(text, label).map_err(ScriptError::text)?;
             Ok(Octets::made(bytes)?)
         })
+        .register_fn(
+            "encode",
+            |text: &str, label: &str, replacement: &str| -> R<Blob> {
+                let writing = xbus_charset::Writing::replacing(label, replacement);
+                let bytes = writing.and_then(|writing| writing.bytes(text, false));
+                Ok(bytes.map_err(ScriptError::text)?)
+            },
+        )
         .register_fn("decode", |blob: Blob, label: &str| -> R<ImmutableString> {
             let charset = Charset::by_label(label).map_err(ScriptError::text)?;
             let text = charset.decode(&blob).map_err(ScriptError::text)?;

@@ -754,3 +754,48 @@ fn stylesheets_and_templates_are_told_not_to_run_yet() {
         assert!(error.help.unwrap().contains(".rhai"));
     }
 }
+
+#[test]
+fn a_document_is_parsed_once_and_only_as_far_as_it_is_read() {
+    let bench = Bench::new();
+    let made = |text: &str| {
+        let mut message = Message::new(text.to_owned());
+        message.headers.set("content-type", "text/xml");
+        Arc::new(message)
+    };
+    let evaluate = |message: &Arc<Message>, text: &str| {
+        let compiled = bench.engine.expression(text, &bench.scope).unwrap();
+        compiled.evaluate(message, &Context::new("r".into(), message.clone()))
+    };
+    let cache = |message: &Message| xbus_xml::cache::of(message);
+    // Nothing of this could be parsed.
+    let broken = made("<a><b>1</b><c>\u{1}</a>");
+    for text in ["id", "header(\"content-type\")", "received.headers[\"x\"]"] {
+        assert!(evaluate(&broken, text).is_ok(), "{text}");
+        assert!(!cache(&broken).is_tried(), "{text}");
+    }
+    // What stands before the mistake can be read.
+    let cut = made("<a><b>1</b><c></a>");
+    assert_eq!(
+        evaluate(&cut, "xpath(\"//b\")").unwrap(),
+        Value::Text("1".into())
+    );
+    assert!(!cache(&cut).is_tried(), "no tree for a plain path");
+    assert!(evaluate(&cut, "xpath(\"//c\")").is_err());
+    // However many expressions, scripts and copies of the message read it: one tree.
+    let whole = made("<a><b>1</b><b>2</b></a>");
+    assert!(cache(&whole).parsed().is_none());
+    assert!(evaluate(&whole, "xpath(\"count(//b)\")").is_ok());
+    let tree = cache(&whole).parsed().expect("parsed").clone();
+    for text in [
+        "xpath(\"sum(//b)\")",
+        "xpath(\"//b\")",
+        "body.xpath(\"//b[2]\")",
+        "xpath_all(\"//b\").len()",
+        "received.xpath(\"string(/a)\")",
+    ] {
+        let copy = Arc::new((*whole).clone());
+        assert!(evaluate(&copy, text).is_ok(), "{text}");
+        assert!(Arc::ptr_eq(&tree, cache(&copy).parsed().unwrap()), "{text}");
+    }
+}
