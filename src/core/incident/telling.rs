@@ -1,9 +1,9 @@
 //! When administrators are told of incidents, and what in one notice.
 //!
-//! - What opens within `gather` of the first goes into one notice, and so does what ends. Between two
-//!   notices of one event there are 15 s, doubling to 5 minutes while they keep coming (never more
+//! - What opens within `gather` of the first is told together, and so is what ends: up to two with a
+//!   notice each, more in one. Between two such times there are 15 s, doubling to 5 minutes while they keep coming (never more
 //!   than `digest`), so that a fault that spreads over hundreds of steps is a handful of notices.
-//! - Digests of all incidents go into one notice, at most one each `digest`.
+//! - Digests of all incidents are told together too, at most once each `digest`.
 //! - A step that flaps has one opening and one end told in each `digest`; what happens beside that is
 //!   told in the next digest.
 //! - Levels of escalation are told once each, by the age of the oldest message that waits, or of the
@@ -26,6 +26,8 @@ const LONGEST: Duration = Duration::from_secs(300);
 const LOOK: Duration = Duration::from_secs(60);
 /// How often the store is looked at.
 const LOOK_AT_STORE: Duration = Duration::from_secs(10);
+/// So many incidents get notices of their own; more go into one.
+const APART: usize = 2;
 /// So many incidents of a notice are told in full.
 const DETAILED: usize = 50;
 /// Characters of an error where a notice tells of several.
@@ -146,16 +148,13 @@ impl Telling<'_> {
             return;
         }
         let digest = self.incidents.settings.digest;
-        let told: Vec<&mut Incident> = state
-            .values_mut()
-            .filter(|incident| since(incident).is_some())
-            .map(|incident| {
-                incident.owes_opening = None;
-                incident.told_open = true;
-                incident.window_ends = now.after(digest);
-                incident
-            })
-            .collect();
+        let mut told = Vec::new();
+        for incident in state.values_mut().filter(|i| since(i).is_some()) {
+            incident.owes_opening = None;
+            incident.told_open = true;
+            incident.window_ends = now.after(digest);
+            told.push(incident);
+        }
         pace.told(now, digest);
         self.put(Event::Opened, 0, told);
     }
@@ -280,10 +279,20 @@ impl Telling<'_> {
         }
     }
 
-    /// Makes a notice for every way. It and what it changes about the incidents are one commit.
+    /// Tells of incidents, the oldest first: of few apart.
     fn put(&mut self, event: Event, level: u32, mut told: Vec<&mut Incident>) {
-        let id = MessageId::new();
         told.sort_by_key(|incident| (incident.opened_at, incident.id));
+        if told.len() > APART {
+            return self.put_one(event, level, told);
+        }
+        for incident in told {
+            self.put_one(event, level, vec![incident]);
+        }
+    }
+
+    /// Makes a notice for every way. It and what it changes about the incidents are one commit.
+    fn put_one(&mut self, event: Event, level: u32, mut told: Vec<&mut Incident>) {
+        let id = MessageId::new();
         for incident in &mut told {
             // An escalation is told to others than the digest is.
             if event != Event::Escalated {
