@@ -61,7 +61,7 @@ test: tools
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	$(CARGO) test --workspace --locked --quiet
-	$(MAKE) bench-smoke
+	$(MAKE) bench-smoke BUILD="--workspace --bins --tests"
 
 ## The quick ones, before a commit.
 check:
@@ -100,9 +100,11 @@ endif
 bench-build: $(WRK) $(HEY)
 	$(CARGO) build --release --locked -p xbus -p xbus-limits
 
-## Each of the eight for a second: that it works, and that nothing is lost or doubled.
+## Each of the eight for a second: that it works, and that nothing is lost or doubled. After the tests it is built as they
+## were (BUILD), so that nothing is compiled twice.
+bench-smoke: BUILD ?= -p xbus -p xbus-limits
 bench-smoke: $(WRK) $(HEY)
-	$(CARGO) build --locked --quiet -p xbus -p xbus-limits
+	$(CARGO) build --locked --quiet $(BUILD)
 	python3 bench/run.py --smoke
 
 ## nginx, HAProxy and Node-RED with the same load, where they can do the same.
