@@ -55,7 +55,7 @@ pub(crate) static FIELDS: &[Field] = &[
     Field::new(
         "attach",
         Type::Choice(&["mtom", "swa", "inline", "form", "none"]),
-        "How attachments are sent. With `soap`: `mtom` or `swa`, in a multipart beside the envelope; `inline`, as base64 where the envelope refers to them by `xop:Include`. Without `soap`: `form`, as files of a `multipart/form-data`. `none`: not at all. Left out, SOAP takes MTOM where the envelope has an `xop:Include`, else SwA; without `soap` a message with attachments is a fault.",
+        "How attachments are sent. With `soap`: `mtom` or `swa`, in a multipart beside the envelope; `inline`, as base64 where the envelope refers to them by `xop:Include`. Without `soap`: `form`, as files of a `multipart/form-data`. `none`: not at all. Left out, SOAP takes MTOM where the envelope has an `xop:Include`, else SwA; without `soap` the body is sent alone.",
     ),
     Field::new("tls", Type::Object(TLS_FIELDS), "Certificates for https."),
     Field::new(
@@ -715,20 +715,10 @@ impl Config {
         }
         let given = message.content_type();
         let Some(soap) = &self.soap else {
-            match self.attach {
-                Some(Attach::Form) => {
-                    let packed = form::packed(message)?;
-                    packed.describe(headers)?;
-                    return Ok(packed.body.into());
-                }
-                None if !message.attachments.is_empty() => {
-                    return Err(cannot(
-                        "the message has attachments, and the step does not say how to send them",
-                        "set attach: form on the step to send them as files, or attach: none to \
-                         send the body alone",
-                    ));
-                }
-                _ => {}
+            if self.attach == Some(Attach::Form) {
+                let packed = form::packed(message)?;
+                packed.describe(headers)?;
+                return Ok(packed.body.into());
             }
             if let Some(writing) = &self.charset {
                 let made = writing.apply(message)?;
