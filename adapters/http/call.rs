@@ -8,10 +8,11 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::header::{CONTENT_ENCODING, HOST, HeaderMap, LOCATION, RETRY_AFTER};
+use http::header::{CONTENT_ENCODING, HeaderMap, LOCATION, RETRY_AFTER};
 use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::Full;
 use hyper::body::Incoming;
+use memchr::memmem;
 use tokio::time::Instant;
 use xbus_core::adapter::Class;
 use xbus_core::{Attachments, Call, Fault, Message, SendError, Timestamp};
@@ -151,9 +152,7 @@ impl HttpCall {
         let mut request = Request::new(Full::new(attempt.body.clone()));
         *request.method_mut() = attempt.method.clone();
         *request.uri_mut() = attempt.target.clone();
-        let headers = request.headers_mut();
-        *headers = self.headers.clone();
-        headers.insert(HOST, self.config.destination.authority.clone());
+        *request.headers_mut() = self.headers.clone();
         request
     }
 
@@ -442,7 +441,9 @@ fn soap_fault(content_type: Option<&str>, body: &[u8]) -> Option<(Version, Fault
     let is_soap = [Version::V11, Version::V12]
         .iter()
         .any(|version| essence.eq_ignore_ascii_case(version.media_type()));
-    if !is_soap {
+    // Without the element's name there is none; it looks otherwise in UTF-16 alone.
+    let wide = body.iter().take(4).any(|byte| matches!(byte, 0 | 0xfe..));
+    if !is_soap || !(wide || memmem::find(body, b"Fault").is_some()) {
         return None;
     }
     match soap::look(body, xbus_charset::label(content_type), false) {

@@ -641,6 +641,7 @@ impl Sender for HttpSender {
         let config = &self.0;
         let target = config.url.target(&message, context)?;
         let mut headers = HeaderMap::with_capacity(12);
+        headers.insert(HOST, config.destination.authority.clone());
         config.identify(&message, &mut headers);
         let outgoing = config.body(&message, context, &target, &mut headers)?;
         config.add_headers(&message, context, &mut headers)?;
