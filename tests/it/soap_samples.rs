@@ -157,11 +157,11 @@ fn given() -> Vec<Exchange> {
     found
 }
 
-/// A destination that answers with what is set, as a SOAP service would.
-/// Status, content type and body.
-type Prepared = Arc<Mutex<(u16, &'static str, Vec<u8>)>>;
+/// Status, content type and body of an answer.
+type Given = (u16, &'static str, Vec<u8>);
 
-fn service() -> (Destination, Prepared) {
+/// A destination that answers with what is set, as a SOAP service would.
+fn service() -> (Destination, Arc<Mutex<Given>>) {
     let answer = Arc::new(Mutex::new((200, "text/xml", Vec::new())));
     let next = answer.clone();
     let destination = Destination::with(move |_| {

@@ -288,8 +288,10 @@ impl Call {
 
 /// Plain XPaths that are answered by a stream before the document is parsed once and for all.
 const STREAMED: u8 = 2;
-/// Bytes at the beginning of a longer document that are tried first.
+/// Bytes at the beginning of a long document that are tried first, and how many times longer that is:
+/// where they do not decide, they are read twice.
 const HEAD: usize = 4 << 10;
+const LONG: usize = 8;
 
 impl Call {
     /// The first match of a plain path, read as a stream. Nothing: the tree is the better way.
@@ -319,7 +321,7 @@ impl Call {
     fn stream_alone(&self, message: &Message, plain: &Plain) -> Result<Option<String>, String> {
         let bytes = message.body.bytes();
         let limits = &self.shared.xml_limits;
-        if bytes.len() > 2 * HEAD
+        if bytes.len() > LONG * HEAD
             && let label = message.content_type().and_then(xbus_charset::label)
             && let Ok((charset, 0)) = xbus_charset::find(bytes, label, true)
             && charset.is_utf8()
