@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use crate::soap::Version;
-use crate::{guard, soap, wellformed, wrap};
+use crate::{guard, soap, splice, wellformed, wrap};
 
 /// Looks at an envelope, with and without a need for its body's first element.
 pub fn envelope(body: &[u8], charset: Option<&str>) {
@@ -33,6 +33,15 @@ pub fn wrapped(body: &[u8]) {
             assert_eq!(seen, Ok(Some(version)), "{shown}");
             if let Err(error) = wellformed(&made, None) {
                 panic!("{error}: {shown}");
+            }
+            if let Ok(seen) = soap::look(&made, None, false)
+                && std::str::from_utf8(&made).is_ok()
+            {
+                let (with, _) = splice::into_header(&made, &seen, "<x xmlns='urn:x'/>", &[]);
+                let shown = String::from_utf8_lossy(&with);
+                if let Err(error) = wellformed(&with, None) {
+                    panic!("a block put into the Header: {error}: {shown}");
+                }
             }
         }
     }

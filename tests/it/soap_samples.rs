@@ -158,7 +158,10 @@ fn given() -> Vec<Exchange> {
 }
 
 /// A destination that answers with what is set, as a SOAP service would.
-fn service() -> (Destination, Arc<Mutex<(u16, &'static str, Vec<u8>)>>) {
+/// Status, content type and body.
+type Prepared = Arc<Mutex<(u16, &'static str, Vec<u8>)>>;
+
+fn service() -> (Destination, Prepared) {
     let answer = Arc::new(Mutex::new((200, "text/xml", Vec::new())));
     let next = answer.clone();
     let destination = Destination::with(move |_| {
