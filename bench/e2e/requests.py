@@ -1,9 +1,11 @@
 """Benchmarks 1 to 4: requests that are answered when their destinations have answered."""
+import xml.etree.ElementTree as ElementTree
+
 from lib.documents import order
-from lib.programs import limit
+from lib.programs import limit, post
 from lib.rounds import Case, at_least, at_most
 
-from .setup import SOAP, calls, pair
+from .setup import SOAP, calls, must, pair
 
 KIB = 1024
 
@@ -38,8 +40,20 @@ def router(setup):
         yield Case(name, sides, aims)
 
 
+def same_invoice(setup):
+    """Limit and bus make the same of an order: the destination sends back what it was sent."""
+    made = []
+    for program in (lambda: limit("script", setup.under_test, setup.to), lambda: setup.bus("3-script")):
+        with setup.destination(), program():
+            answer = post(f"http://127.0.0.1:{setup.under_test}/in", order(KIB), "application/xml")
+            made.append(ElementTree.canonicalize(answer))
+    must("<gross>14161</gross>" in made[0] and made[0] == made[1], f"3: not the same invoices: {made}")
+
+
 def script(setup):
     """3: a script makes another document of each; beside hyper, quick-xml and rhai put together by hand."""
+    if setup.smoke:
+        same_invoice(setup)
     for size in (1,) if setup.smoke else (1, 10):
         name = f"3 XML by script, {size} KiB, c=32"
         yield Case(name, pair(setup, name, lambda: limit("script", setup.under_test, setup.to), lambda: setup.bus("3-script"),

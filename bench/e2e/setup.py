@@ -2,8 +2,8 @@
 import os
 
 from lib.load import hey, wrk
-from lib.machine import Meter
-from lib.programs import BENCH, Bus, Destination, free_ports, limit
+from lib.machine import Meter, free_ports
+from lib.programs import BENCH, Bus, Destination
 
 E2E = os.path.join(BENCH, "e2e")
 SOAP = "text/xml; charset=utf-8"
@@ -82,6 +82,3 @@ def pair(setup, name, bare, bus, connections, body, kind="application/xml", each
     """The limit's side and the bus's, with the same load."""
     return {"limit": calls(setup, f"{name}, limit", bare, connections, body, kind, each),
             "xbus": calls(setup, f"{name}, xbus", bus, connections, body, kind, each, journalled=True)}
-
-
-__all__ = ["Bad", "SOAP", "Setup", "answered", "calls", "limit", "loaded", "must", "pair"]

@@ -15,7 +15,7 @@ def wrk(port, connections, seconds, body="", kind="application/xml", path="/in",
     """Posts `body` (a text) over so many connections; with `paths` a `%d` in `path` counts through so many.
 
     Gives requests, seconds, rate, p50 and p99 in milliseconds, mean, and errors."""
-    file = os.path.join(Place.work(), f"body-{os.getpid()}")
+    file = os.path.join(Place.work(), "body")
     with open(file, "w") as out:
         out.write(body)
     words = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}", "--timeout", "30s", "--latency",
@@ -41,7 +41,7 @@ def wrk(port, connections, seconds, body="", kind="application/xml", path="/in",
 
 def hey(port, connections, requests, body, kind="application/xml", path="/in", meter=None):
     """Exactly so many requests (a multiple of the connections); all of them must succeed."""
-    file = os.path.join(Place.work(), f"body-{os.getpid()}")
+    file = os.path.join(Place.work(), "body")
     with open(file, "w") as out:
         out.write(body)
     child = subprocess.Popen(["hey", "-n", str(requests), "-c", str(connections), "-m", "POST", "-T", kind, "-D", file,

@@ -1,7 +1,7 @@
 """The programs of a benchmark: limits, destinations, and the bus, each a child process that ends with its `with`."""
-import json, os, re, shutil, signal, subprocess, sys, tempfile, time, urllib.error, urllib.request
+import atexit, json, os, re, shutil, signal, socket, subprocess, sys, tempfile, time, urllib.error, urllib.request
 
-from .machine import cpu, free_ports, memory
+from .machine import memory
 
 BENCH = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 ROOT = os.path.dirname(BENCH)
@@ -21,13 +21,24 @@ class Place:
 
     @staticmethod
     def work():
-        path = os.path.join(TARGET, "bench-work")
-        os.makedirs(path, exist_ok=True)
+        """A folder of this run, which goes with it."""
+        path = os.path.join(TARGET, f"bench-work-{os.getpid()}")
+        if not os.path.exists(path):
+            os.makedirs(path)
+            if not os.environ.get("KEEP"):
+                atexit.register(shutil.rmtree, path, ignore_errors=True)
         return path
 
 
 def get(url, timeout=60):
     with urllib.request.urlopen(url, timeout=timeout) as answer:
+        return answer.read().decode()
+
+
+def post(url, body, kind):
+    """The answer's text."""
+    request = urllib.request.Request(url, body.encode(), {"Content-Type": kind}, method="POST")
+    with urllib.request.urlopen(request, timeout=60) as answer:
         return answer.read().decode()
 
 
@@ -66,7 +77,6 @@ class Program:
     end = __exit__
 
     def listens(self):
-        import socket
         if self.process.poll() is not None:
             raise SystemExit(f"{' '.join(self.words)} ended with {self.process.returncode}")
         socket.create_connection(("127.0.0.1", self.port)).close()
@@ -200,6 +210,3 @@ class Bus(Program):
             found = self.metrics()
             return found if found.get("xbus_messages_running") == 0 else None
         return until(still, "messages that end", most)
-
-
-__all__ = ["BENCH", "ROOT", "TARGET", "Bus", "Destination", "Place", "Program", "cpu", "free_ports", "get", "limit", "tool", "until"]
