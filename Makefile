@@ -5,7 +5,15 @@ RABBITMQ := /usr/lib/rabbitmq/bin/rabbitmq-server
 DOVECOT := /usr/lib/dovecot/pop3-login
 POLICY := /usr/sbin/policy-rc.d
 
-.PHONY: run build test check fmt tools docs bench fuzz clean
+WRK := /usr/bin/wrk
+HEY := /usr/bin/hey
+NGINX := /usr/sbin/nginx
+HAPROXY := /usr/sbin/haproxy
+NPM := /usr/bin/npm
+BENCH ?=
+ROUNDS ?= 5
+
+.PHONY: run build test check fmt tools docs bench bench-smoke bench-peers bench-build fuzz clean
 
 ## Build the release binary and run the example installation (this folder).
 run: build
@@ -22,7 +30,7 @@ build:
 	$(CARGO) build --release --locked
 
 ## What the tests need beside Rust: Debian's and PyPI's packages.
-tools: $(VENV)/.ready $(RABBITMQ) $(DOVECOT)
+tools: $(VENV)/.ready $(RABBITMQ) $(DOVECOT) $(WRK) $(HEY)
 
 $(VENV)/.ready: tests/requirements.txt
 	command -v python3 >/dev/null && python3 -m venv --help >/dev/null 2>&1 || (apt-get update -qq && apt-get install -y -qq python3 python3-venv)
@@ -34,7 +42,12 @@ $(VENV)/.ready: tests/requirements.txt
 # left alone, says policy-rc.d, which is put there for the installation unless the machine has its own.
 $(RABBITMQ): PACKAGES := rabbitmq-server
 $(DOVECOT): PACKAGES := dovecot-imapd dovecot-pop3d
-$(RABBITMQ) $(DOVECOT):
+$(WRK): PACKAGES := wrk
+$(HEY): PACKAGES := hey
+$(NGINX): PACKAGES := nginx-light
+$(HAPROXY): PACKAGES := haproxy
+$(NPM): PACKAGES := npm
+$(RABBITMQ) $(DOVECOT) $(WRK) $(HEY) $(NGINX) $(HAPROXY) $(NPM):
 	apt-get update -qq
 	set -e; \
 	if [ ! -e $(POLICY) ]; then \
@@ -48,6 +61,7 @@ test: tools
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	$(CARGO) test --workspace --locked --quiet
+	$(MAKE) bench-smoke BUILD="--workspace --bins --tests"
 
 ## The quick ones, before a commit.
 check:
@@ -69,12 +83,33 @@ fuzz:
 	        -- -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=2048 -max_len=8192 -verbosity=0 -print_final_stats=1; \
 	done
 
-## The programs behind docs/decisions: stores and shapes of the runtime, side by side (wrk, Python 3); then the bus
-## with RabbitMQ beside bare programs.
-bench: build $(RABBITMQ)
+## The bus beside its limits, on a quiet machine: bench/README.md. BENCH=5 runs one of the eight, BENCH="1 3" two of them; also
+## growth, memory; amqp (with RabbitMQ); stores and runtime, the programs behind docs/decisions.
+bench: bench-build
+ifeq ($(BENCH),stores)
 	cd bench/stores && $(CARGO) run --release --locked
+else ifeq ($(BENCH),runtime)
 	cd bench/runtime && $(CARGO) build --release --locked && python3 run.py
+else ifeq ($(BENCH),amqp)
+	$(MAKE) $(RABBITMQ)
 	cd bench/amqp && $(CARGO) build --release --locked && python3 run.py
+else
+	python3 bench/run.py $(BENCH) --rounds $(ROUNDS)
+endif
+
+bench-build: $(WRK) $(HEY)
+	$(CARGO) build --release --locked -p xbus -p xbus-limits
+
+## Each of the eight for a second: that it works, and that nothing is lost or doubled. After the tests it is built as they
+## were (BUILD), so that nothing is compiled twice.
+bench-smoke: BUILD ?= -p xbus -p xbus-limits
+bench-smoke: $(WRK) $(HEY)
+	$(CARGO) build --locked --quiet $(BUILD)
+	python3 bench/run.py --smoke
+
+## nginx, HAProxy and Node-RED with the same load, where they can do the same.
+bench-peers: bench-build $(NGINX) $(HAPROXY) $(NPM)
+	python3 bench/peers/run.py --rounds $(ROUNDS)
 
 ## The reference page, from the tables that the bus itself reads.
 docs:

@@ -1,16 +1,20 @@
-//! The only file that names the core, the store, the transformations and every adapter.
+//! The only file, with what lies below it, that names the core, the store, the transformations and
+//! every adapter.
+
+mod alerts;
 
 use std::path::Path;
 use std::sync::Arc;
 
-use futures_util::future::BoxFuture;
 use xbus_amqp::Links;
 use xbus_config::{BusConfig, Installation, Mode};
 use xbus_core::incident::AlertSettings;
-use xbus_core::outbox::{Mail, Notifier};
+use xbus_core::outbox::Notifier;
 use xbus_core::spec::{Args, Field, Type};
-use xbus_core::{Kind, Plan, Problem, SendError};
+use xbus_core::{Kind, Plan, Problem};
 use xbus_http::{Hub, LIMIT_FIELDS, LISTENER_FIELDS, Settings};
+
+use alerts::{ALERTS, Alerts};
 
 /// The top-level keys of xbus.yaml that are not the configuration's own.
 pub static EXTRA: &[Field] = &[
@@ -34,6 +38,11 @@ pub static EXTRA: &[Field] = &[
         Type::Object(xbus_transform::LIMIT_FIELDS),
         "What a script may use at most.",
     ),
+    Field::new(
+        "alerts",
+        Type::Object(ALERTS),
+        "Who is told of incidents, and when. Left out: nobody.",
+    ),
 ];
 
 /// What a reload takes over from the running bus: listeners, and connections whose settings are the
@@ -49,7 +58,8 @@ pub struct Wired {
     pub plan: Plan,
     pub bus: BusConfig,
     pub kept: Kept,
-    pub notifier: Option<Arc<dyn Notifier>>,
+    pub alerts: AlertSettings,
+    pub ways: Vec<Arc<dyn Notifier>>,
 }
 
 /// Every adapter, in the order of the reference.
@@ -83,10 +93,14 @@ pub fn load(dir: &Path, mode: Mode) -> (Option<Wired>, Vec<Problem>) {
 /// The same for a bus that runs already: its listeners and connections stay.
 pub fn load_with(dir: &Path, mode: Mode, running: Option<Kept>) -> (Option<Wired>, Vec<Problem>) {
     let installation = Installation::read(dir, mode);
-    let (settings, limits) = installation.settings(EXTRA, |args| {
+    // A value that is not there yet (an unset variable) cannot be judged.
+    let known = installation.is_known("alerts");
+    let (settings, limits, alerts) = installation.settings(EXTRA, |args| {
+        let alerts = known.then(|| Alerts::read(args.object("alerts", ALERTS)));
         (
             http_settings(args),
             xbus_transform::limits(args.object("scripts", xbus_transform::LIMIT_FIELDS)),
+            alerts.unwrap_or_default(),
         )
     });
     let kept = running.unwrap_or_else(|| Kept {
@@ -95,21 +109,13 @@ pub fn load_with(dir: &Path, mode: Mode, running: Option<Kept>) -> (Option<Wired
     });
     let engine = xbus_transform::Engine::new(dir.join("transforms"), limits);
     let kinds = kinds(&kept);
-    let (loaded, mut problems) = installation.plan(&kinds, EXTRA, &engine);
-    let wired = loaded.and_then(|loaded| {
-        let notifier = match notifier(&loaded) {
-            Ok(notifier) => notifier,
-            Err(problem) => {
-                problems.push(problem);
-                return None;
-            }
-        };
-        Some(Wired {
-            plan: loaded.plan,
-            bus: loaded.bus,
-            kept,
-            notifier,
-        })
+    let (loaded, problems) = installation.plan(&kinds, EXTRA, &engine);
+    let wired = loaded.map(|loaded| Wired {
+        plan: loaded.plan,
+        alerts: alerts.settings(&loaded.bus, dir),
+        ways: alerts.ways(&loaded.connections),
+        bus: loaded.bus,
+        kept,
     });
     (wired, problems)
 }
@@ -129,49 +135,4 @@ fn http_settings(args: Args<'_>) -> Settings {
         })
         .collect();
     xbus_http::settings(http, &listeners, args.object("limits", LIMIT_FIELDS))
-}
-
-/// How administrators are told.
-pub fn alert_settings(bus: &BusConfig, dir: &Path) -> AlertSettings {
-    AlertSettings {
-        bus: bus.name.clone(),
-        dir: std::fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned()),
-        digest: bus
-            .mail
-            .as_ref()
-            .map_or(std::time::Duration::from_secs(900), |mail| mail.digest),
-        enabled: bus.mail.is_some(),
-    }
-}
-
-fn notifier(loaded: &xbus_config::Loaded) -> Result<Option<Arc<dyn Notifier>>, Problem> {
-    let Some(mail) = &loaded.bus.mail else {
-        return Ok(None);
-    };
-    let problem = |message: String| Problem {
-        severity: xbus_core::problem::Severity::Error,
-        code: "bad-alerts",
-        message,
-        place: xbus_core::problem::Place::file(Path::new("xbus.yaml")),
-        help: Some("name an smtp connection and addresses such as ops@example.com".to_owned()),
-    };
-    let (_, connection) = loaded
-        .connections
-        .get(&mail.connection)
-        .ok_or_else(|| problem(format!("there is no connection '{}'", mail.connection)))?;
-    let mailer =
-        xbus_mail::Mailer::new(connection.clone(), &mail.from, &mail.to).map_err(problem)?;
-    Ok(Some(Arc::new(FailureMail(mailer))))
-}
-
-/// The mail adapter as the core's way to administrators.
-struct FailureMail(xbus_mail::Mailer);
-
-impl Notifier for FailureMail {
-    fn notify<'a>(&'a self, mail: &'a Mail) -> BoxFuture<'a, Result<(), SendError>> {
-        Box::pin(async move {
-            let headers = [("X-Xbus-Incident", mail.incident.as_str())];
-            self.0.send(&mail.subject, &mail.text, None, &headers).await
-        })
-    }
 }

@@ -89,6 +89,7 @@ impl Asking {
             return Err(self.fault(code, read.body.bytes()));
         }
         let mut response = self.message.with_body(read.body.bytes().clone());
+        response.attachments = read.attachments;
         response.headers.retain(|name| {
             let lower = name.to_ascii_lowercase();
             !lower.starts_with("amqp.") && lower != "content-type" && lower != "content-encoding"

@@ -2,6 +2,8 @@
 //! they are compressed (RFC 9110 section 8.4).
 
 use std::io::Read;
+use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -69,11 +71,18 @@ pub(crate) async fn collect(
 /// The next piece of data; trailers are passed over.
 async fn data(body: &mut Incoming, pause: Duration) -> Result<Option<Bytes>, BodyError> {
     loop {
-        match tokio::time::timeout(pause, body.frame()).await {
-            Err(_) => return Err(BodyError::Slow),
-            Ok(None) => return Ok(None),
-            Ok(Some(Err(error))) => return Err(BodyError::Lost(error.to_string())),
-            Ok(Some(Ok(frame))) => {
+        // What is there already needs no timer.
+        let frame = match futures_util::poll!(pin!(body.frame())) {
+            Poll::Ready(frame) => frame,
+            Poll::Pending => match tokio::time::timeout(pause, body.frame()).await {
+                Err(_) => return Err(BodyError::Slow),
+                Ok(frame) => frame,
+            },
+        };
+        match frame {
+            None => return Ok(None),
+            Some(Err(error)) => return Err(BodyError::Lost(error.to_string())),
+            Some(Ok(frame)) => {
                 if let Ok(data) = frame.into_data()
                     && !data.is_empty()
                 {

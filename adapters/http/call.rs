@@ -1,21 +1,24 @@
 //! One request to a destination: sent, answered, and judged. A variant of [`SendError`] says what
 //! is known of the destination: nothing was done, it does not want the message, or unknown.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HOST, HeaderMap, LOCATION, RETRY_AFTER};
+use http::header::{CONTENT_ENCODING, HeaderMap, LOCATION, RETRY_AFTER};
 use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::Full;
 use hyper::body::Incoming;
+use memchr::memmem;
 use tokio::time::Instant;
 use xbus_core::adapter::Class;
-use xbus_core::{Call, Message, SendError, Timestamp};
+use xbus_core::{Attachments, Call, Fault, Message, SendError, Timestamp};
 
 use crate::body::{self, BodyError};
+use crate::package;
 use crate::pool::SessionRefused;
 use crate::security::Outgoing;
 use crate::sender::Config;
@@ -40,7 +43,7 @@ pub(crate) struct HttpCall {
     pub(crate) target: Uri,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
-    /// What makes the header of WS-Security, and where in the body it goes.
+    /// What makes the header of WS-Security, and the byte of the body at which it goes.
     pub(crate) security: Option<(Arc<Outgoing>, usize)>,
 }
 
@@ -99,7 +102,7 @@ impl HttpCall {
                 self.shown()
             ))
         })?;
-        Ok(splice::replace(&self.body, *at..*at, &header))
+        Ok(splice::insert(&self.body, *at, &header))
     }
 
     async fn exchange(&self, sent: &AtomicBool) -> Result<Message, SendError> {
@@ -149,9 +152,7 @@ impl HttpCall {
         let mut request = Request::new(Full::new(attempt.body.clone()));
         *request.method_mut() = attempt.method.clone();
         *request.uri_mut() = attempt.target.clone();
-        let headers = request.headers_mut();
-        *headers = self.headers.clone();
-        headers.insert(HOST, self.config.destination.authority.clone());
+        *request.headers_mut() = self.headers.clone();
         request
     }
 
@@ -283,10 +284,18 @@ impl HttpCall {
             let body = decoded(headers, body, FAILURE_BODY)
                 .await
                 .unwrap_or_default();
+            // Whatever cannot be opened is shown as it came.
+            let Content {
+                content_type, body, ..
+            } = self
+                .content(headers, body.clone())
+                .await
+                .unwrap_or_else(|_| Content::of(headers, body));
+            let content_type = content_type.as_deref();
             let mut error = self.failed(status, headers);
             // What a SOAP fault says of itself is more exact than these two statuses.
             if matches!(status.as_u16(), 400 | 500)
-                && let Some((_, side)) = soap_fault(headers, &body)
+                && let Some((_, side)) = soap_fault(content_type, &body)
             {
                 error.class = class_of(side);
             }
@@ -312,15 +321,35 @@ impl HttpCall {
             BodyError::Coding(coding) => unreadable(&format!("its coding is '{coding}'")),
             BodyError::Corrupt => unreadable("it is not what its coding says"),
         })?;
+        let content = self
+            .content(headers, body)
+            .await
+            .map_err(|fault| unreadable(&fault.reason))?;
         // A fault never counts as success, unless the route asks for that status on purpose.
         if status.is_success()
-            && let Some((_, side)) = soap_fault(headers, &body)
+            && let Some((_, side)) = soap_fault(content.content_type.as_deref(), &content.body)
         {
             let mut error = self.failed(status, headers);
             error.class = class_of(side);
-            return Err(with_answer(error, told(&body)));
+            return Err(with_answer(error, told(&content.body)));
         }
-        Ok(self.response(status, headers, body))
+        Ok(self.response(status, headers, content))
+    }
+
+    /// What the answer holds: a multipart is opened where the step sends SOAP or forms.
+    async fn content(&self, headers: &HeaderMap, body: Bytes) -> Result<Content, Fault> {
+        let whole = Content::of(headers, body);
+        match &whole.content_type {
+            Some(said) if self.config.opens() && package::is_multipart(said) => {
+                let opened = package::open_aside(said, whole.body).await?;
+                Ok(Content {
+                    content_type: Some(opened.content_type),
+                    body: opened.body,
+                    attachments: opened.attachments,
+                })
+            }
+            _ => Ok(whole),
+        }
     }
 
     /// A failure by its status alone. Its detail says nothing of the answer's body.
@@ -335,12 +364,12 @@ impl HttpCall {
         error
     }
 
-    /// The response as a message: the answer's body and headers, and the message's own.
-    fn response(&self, status: StatusCode, headers: &HeaderMap, body: Bytes) -> Message {
-        let mut message = self.message.with_body(body);
-        let content_type = headers
-            .get(CONTENT_TYPE)
-            .map(|value| String::from_utf8_lossy(value.as_bytes()));
+    /// The response as a message: the answer's body, attachments and headers, and the message's own
+    /// headers.
+    fn response(&self, status: StatusCode, headers: &HeaderMap, content: Content) -> Message {
+        let mut message = self.message.with_body(content.body);
+        message.attachments = content.attachments;
+        let content_type = content.content_type;
         message.headers.retain(|name| {
             let of_an_answer = name
                 .get(..5)
@@ -372,6 +401,24 @@ impl HttpCall {
     }
 }
 
+/// What an answer holds.
+struct Content {
+    content_type: Option<String>,
+    body: Bytes,
+    attachments: Attachments,
+}
+
+impl Content {
+    /// The body as it came.
+    fn of(headers: &HeaderMap, body: Bytes) -> Self {
+        Self {
+            content_type: package::said(headers).map(Cow::into_owned),
+            body,
+            attachments: Attachments::default(),
+        }
+    }
+}
+
 /// The answer's body without its content coding.
 async fn decoded(headers: &HeaderMap, body: Bytes, limit: u64) -> Result<Bytes, BodyError> {
     match headers.get(CONTENT_ENCODING) {
@@ -388,13 +435,15 @@ fn class_of(side: FaultSide) -> Class {
 }
 
 /// The fault in a body of one of SOAP's media types.
-fn soap_fault(headers: &HeaderMap, body: &[u8]) -> Option<(Version, FaultSide)> {
-    let content_type = headers.get(CONTENT_TYPE)?.to_str().ok()?;
+fn soap_fault(content_type: Option<&str>, body: &[u8]) -> Option<(Version, FaultSide)> {
+    let content_type = content_type?;
     let essence = xml::essence(content_type);
     let is_soap = [Version::V11, Version::V12]
         .iter()
         .any(|version| essence.eq_ignore_ascii_case(version.media_type()));
-    if !is_soap {
+    // Without the element's name there is none; it looks otherwise in UTF-16 alone.
+    let wide = body.iter().take(4).any(|byte| matches!(byte, 0 | 0xfe..));
+    if !is_soap || !(wide || memmem::find(body, b"Fault").is_some()) {
         return None;
     }
     match soap::look(body, xbus_charset::label(content_type), false) {

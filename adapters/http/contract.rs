@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use xbus_core::{Message, Rules};
 use xbus_xml::schema::{Breach, Expected, Finding, Schema};
 use xbus_xml::tree::{Id, Kind};
-use xbus_xml::{Document, XmlLimits, cache};
+use xbus_xml::{Document, XmlLimits, cache, xop};
 
 use crate::soap::{NS_11, NS_12, Name, Version};
 use crate::wsdl::{Body, Part, Payload, Wsdl};
@@ -149,6 +149,8 @@ pub(crate) struct Contract {
 
 impl Rules for Contract {
     fn check(&self, message: &Message) -> Result<(), String> {
+        let restored = xop::restored(message);
+        let message = restored.as_ref().unwrap_or(message);
         let document = cache::of(message).document(message, &XmlLimits::default())?;
         self.envelope(&document)
             .map_err(|breach| self.schema.place(message, &document, &breach))

@@ -8,6 +8,7 @@ use tokio_util::task::TaskTracker;
 use xbus_core::{Arrival, Checks, Fault, Format, Inbox, Reply};
 
 use crate::auth::Auth;
+use crate::pack::Attach;
 use crate::security::Security;
 use crate::soap::{Name, Version};
 use crate::table::Pattern;
@@ -31,6 +32,10 @@ pub(crate) struct Config {
     pub(crate) format: Option<Format>,
     pub(crate) charset: Option<String>,
     pub(crate) wellformed: bool,
+    /// Whether multipart bodies are opened; those of SOAP always are.
+    pub(crate) attachments: bool,
+    /// How attachments of SOAP answers are sent; nothing: as the message and the request say.
+    pub(crate) attach: Option<Attach>,
     /// The description that is served, and that tells operations apart.
     pub(crate) wsdl: Option<Arc<Wsdl>>,
     /// What the description says of messages, where that is asked for.

@@ -13,6 +13,7 @@ pub fn envelope(body: &[u8], charset: Option<&str>) {
         (Ok(whole), Ok(without)) => {
             assert_eq!(whole.version, without.version);
             assert_eq!(whole.fault, without.fault);
+            assert_eq!(whole.addressed, without.addressed);
             assert_eq!(whole.must_understand, without.must_understand);
         }
         (Err(a), Err(b)) => assert_eq!(a, b),

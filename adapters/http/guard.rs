@@ -8,7 +8,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -119,6 +119,8 @@ pub(crate) struct Guard<T> {
     head_since: Instant,
     last_activity: Instant,
     timer: Option<Pin<Box<Sleep>>>,
+    /// Whom the timer wakes.
+    waker: Option<Waker>,
     /// What may still be read after the end; nothing before it.
     linger: Option<usize>,
     /// Requests that had begun when everything was written; nothing while something is on its way.
@@ -139,6 +141,7 @@ impl<T> Guard<T> {
             head_since: now,
             last_activity: now,
             timer: None,
+            waker: None,
             linger: None,
             settled: Some(0),
             refusal: None,
@@ -160,6 +163,15 @@ impl<T> Guard<T> {
     /// Whether the time is up. Leaves the timer set for the next moment to look.
     fn overdue(&mut self, cx: &mut Context<'_>) -> bool {
         let due = self.due();
+        // A timer that looks early enough, and wakes this task, makes the clock needless.
+        if let (Some(timer), Some(waker)) = (&self.timer, &self.waker)
+            && due.is_none_or(|due| timer.deadline() <= due)
+            && !timer.is_elapsed()
+            && waker.will_wake(cx.waker())
+        {
+            return false;
+        }
+        self.waker = Some(cx.waker().clone());
         let now = Instant::now();
         if due.is_some_and(|due| due <= now) {
             return true;

@@ -35,17 +35,28 @@ pub(crate) fn headers(connection: &Connection, config: &Config, head: &Parts) ->
     }
     let named_hop = hop_by_hop(&head.headers);
     let decoded = head.headers.contains_key(header::CONTENT_ENCODING);
-    for name in head.headers.keys() {
+    let takes = |name: &HeaderName| {
         let text = name.as_str();
-        let skipped = !passes(name)
+        !(!passes(name)
             || config.auth.secret_header() == Some(name)
             || (decoded && *name == header::CONTENT_ENCODING)
             || (!connection.trusted && is_forwarding(text))
             || (text.contains('.') && is_reserved(text))
-            || named_hop.is_some_and(|list| lists(list, text));
-        if !skipped {
-            add(&mut headers, text, head.headers.get_all(name).iter());
+            || named_hop.is_some_and(|list| lists(list, text)))
+    };
+    if head.headers.keys_len() == head.headers.len() {
+        // Each name once, as nearly always: nothing is looked up.
+        for (name, value) in head.headers.iter().filter(|(name, _)| takes(name)) {
+            headers.append(name.as_str(), &text_of(value));
         }
+        return headers;
+    }
+    for name in head.headers.keys().filter(|name| takes(name)) {
+        add(
+            &mut headers,
+            name.as_str(),
+            head.headers.get_all(name).iter(),
+        );
     }
     headers
 }
@@ -178,7 +189,8 @@ pub(crate) fn parameters(query: &str) -> impl Iterator<Item = &str> {
     query.split('&').filter(|pair| !pair.is_empty())
 }
 
-fn form_decode(text: &str) -> String {
+/// A name or value of a form or query.
+pub(crate) fn form_decode(text: &str) -> String {
     if text.contains('+') {
         decode(&text.replace('+', " ")).into_owned()
     } else {

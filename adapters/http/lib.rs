@@ -2,7 +2,7 @@
 //! connections to its destinations.
 //!
 //! [`Hub`] owns the listeners; [`kind`] is what routes see. Absent: HTTP/2 and 3, web sockets,
-//! proxies, attachments, and of WS-Security signatures and encryption.
+//! proxies, and of WS-Security signatures and encryption.
 
 mod addressing;
 mod auth;
@@ -11,12 +11,16 @@ mod call;
 mod contract;
 mod describe;
 mod door;
+mod form;
 #[doc(hidden)]
 pub mod fuzz;
 mod guard;
 mod heads;
 mod hub;
+mod multipart;
 pub mod outline;
+mod pack;
+mod package;
 mod pool;
 mod receiver;
 mod reply;
@@ -30,11 +34,14 @@ mod splice;
 mod table;
 mod tls;
 mod url;
+mod webhook;
 mod wellformed;
 mod wrap;
 pub mod wsdl;
 mod xml;
 
+#[cfg(test)]
+mod pack_tests;
 #[cfg(test)]
 mod receiver_tests;
 #[cfg(test)]
@@ -52,6 +59,7 @@ pub use settings::{
     limits, listener, settings,
 };
 pub use soap::{Name, Version};
+pub use webhook::{WEBHOOK_FIELDS, Webhook};
 
 /// HTTP as routes see it. Its receivers attach to the listeners of `hub`.
 pub fn kind(hub: Arc<Hub>) -> Kind {

@@ -15,6 +15,7 @@ use crate::auth::{AUTH_FIELDS, Auth};
 use crate::contract::{Contract, Way};
 use crate::door::{Config, Door, Entry, SoapConfig};
 use crate::hub::Hub;
+use crate::pack::Attach;
 use crate::security::{self, Security};
 use crate::soap::{Name, Version};
 use crate::table::Pattern;
@@ -98,6 +99,17 @@ pub(crate) static FIELDS: &[Field] = &[
         "Checks that the whole body is well-formed XML before anything runs; what is not gets a 400 fault.",
     )
     .default("false"),
+    Field::new(
+        "attachments",
+        Type::Bool,
+        "Opens multipart bodies. Of a form with files (`multipart/form-data`) the fields become the body and the files attachments; of any other the root, or the first part, becomes the body. With `soap` this is always so; without either the body is the multipart as it came.",
+    )
+    .default("false"),
+    Field::new(
+        "attach",
+        Type::Choice(&["mtom", "swa", "inline", "none"]),
+        "How attachments of answers are sent (with `soap`): beside the envelope as `mtom` or `swa`, `inline` as base64 where the envelope refers to them by `xop:Include`, or `none` of them. Left out: MTOM where the envelope has an `xop:Include` or the request was MTOM, else SwA.",
+    ),
 ];
 
 static SOAP_FIELDS: &[Field] = &[
@@ -179,6 +191,10 @@ pub(crate) fn build(hub: &Hub, args: Args<'_>) -> Option<Config> {
         );
     }
     let methods = methods(args);
+    if args.has("attach") && !args.has("soap") {
+        let message = "'attach' is about SOAP, which this receiver does not take".to_owned();
+        bad(args, "attach", message, "add soap: any, or leave it out");
+    }
     let soap = args.has("soap").then(|| soap(args));
     let security = security(hub, args, &listener);
     let element = name(args, "element", args.text("element"));
@@ -198,6 +214,8 @@ pub(crate) fn build(hub: &Hub, args: Args<'_>) -> Option<Config> {
             .and_then(|name| Format::from_name(&name)),
         charset,
         wellformed: args.boolean("wellformed"),
+        attachments: args.boolean("attachments"),
+        attach: args.text("attach").and_then(|way| Attach::from_name(&way)),
         wsdl,
         checks,
     };

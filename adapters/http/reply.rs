@@ -2,10 +2,13 @@
 
 use http::StatusCode;
 use http::header::{HeaderName, HeaderValue};
+use http_body_util::{BodyExt, Collected, Full};
 use xbus_core::{Code, Fault, Format, Reply};
 
 use crate::door::Config;
 use crate::heads::passes;
+use crate::pack::{self, Attach};
+use crate::package::{self, Form};
 use crate::shape::{self, Answer, Refusal, Shape};
 use crate::soap::{self, Envelope, Version};
 use crate::{wrap, xml};
@@ -82,6 +85,46 @@ pub(crate) fn answer(
         }
     }
     Ok((answer, own))
+}
+
+/// The answer with the attachments of the reply, where there are any: with SOAP as the route says, and
+/// else where the request had its own in a package that can be told apart from a form. `form` is that
+/// of the request. What failed carries nothing.
+pub(crate) async fn with_attachments(
+    answer: Answer,
+    shape: Shape,
+    config: &Config,
+    reply: &Reply,
+    form: Option<Form>,
+) -> Result<Answer, Refusal> {
+    let Some(message) = reply.message.as_ref().filter(|message| {
+        answer.status().is_success()
+            && (!message.attachments.is_empty() || config.attach == Some(Attach::Mtom))
+            && (config.soap.is_some() || form.is_some())
+    }) else {
+        return Ok(answer);
+    };
+    let (mut head, body) = answer.into_parts();
+    // It is all there.
+    let Ok(body) = body.collect().await.map(Collected::to_bytes);
+    let said = package::said(&head.headers).unwrap_or_default();
+    let packed = match (shape, &config.soap) {
+        (Shape::Soap(version), Some(_)) => {
+            let root = pack::Root {
+                version,
+                action: None,
+                content_type: &said,
+                body: &body,
+            };
+            pack::soap(config.attach, form, message, &root)?
+        }
+        _ => Some(pack::plain(reply.id, &message.attachments, &said, &body)?),
+    };
+    let Some(packed) = packed else {
+        return Ok(Answer::from_parts(head, Full::new(body)));
+    };
+    packed.describe(&mut head.headers)?;
+    Ok(Answer::from_parts(head, Full::new(packed.body)))
 }
 
 /// The content type of an envelope that stays in its own charset.

@@ -19,12 +19,13 @@ use xbus_core::template::Template;
 use xbus_core::{Code, Context, Fault, Message, Reach, Request, Sender};
 
 use crate::call::HttpCall;
+use crate::pack::{self, Attach};
 use crate::pool::{Destination, TlsIdentity};
 use crate::security::{OUT_TOKEN_FIELDS, Outgoing};
 use crate::settings::is_loopback;
 use crate::soap::{self, Version};
 use crate::url::Url;
-use crate::{addressing, splice, tls, wrap};
+use crate::{addressing, form, splice, tls, wrap};
 
 pub(crate) static FIELDS: &[Field] = &[
     Field::new(
@@ -50,6 +51,11 @@ pub(crate) static FIELDS: &[Field] = &[
         "soap",
         Type::Either(&[Type::Choice(&["1.1", "1.2"]), Type::Object(SOAP_FIELDS)]),
         "Sends SOAP envelopes: a body that is none is wrapped into one.",
+    ),
+    Field::new(
+        "attach",
+        Type::Choice(&["mtom", "swa", "inline", "form", "none"]),
+        "How attachments are sent. With `soap`: `mtom` or `swa`, in a multipart beside the envelope; `inline`, as base64 where the envelope refers to them by `xop:Include`. Without `soap`: `form`, as files of a `multipart/form-data`. `none`: not at all. Left out, SOAP takes MTOM where the envelope has an `xop:Include`, else SwA; without `soap` the body is sent alone.",
     ),
     Field::new("tls", Type::Object(TLS_FIELDS), "Certificates for https."),
     Field::new(
@@ -157,6 +163,7 @@ pub(crate) struct Config {
     headers: Sent,
     pub(crate) credential: Option<(HeaderName, HeaderValue)>,
     soap: Option<SoapOut>,
+    attach: Option<Attach>,
     charset: Option<Writing>,
     pub(crate) success: Success,
     pub(crate) follow: bool,
@@ -214,11 +221,9 @@ fn bad(args: Args<'_>, key: &str, message: String, help: &str) {
 }
 
 pub(crate) fn build(args: Args<'_>) -> Option<HttpSender> {
-    let url = args.template("url").and_then(|template| {
-        Url::parse(&template)
-            .map_err(|(message, help)| bad(args, "url", message, help))
-            .ok()
-    });
+    let url = args
+        .template("url")
+        .and_then(|template| url(args, &template));
     let method = method(args);
     let headers = sent(args);
     let soap = args.has("soap").then(|| soap_out(args));
@@ -230,18 +235,134 @@ pub(crate) fn build(args: Args<'_>) -> Option<HttpSender> {
         let message = "SOAP is sent with POST".to_owned();
         bad(args, "method", message, "leave 'method' out");
     }
+    let attach = attach(args, soap.is_some(), method.as_ref());
     let success = success(args);
     let charset = Writing::read(args, "charset");
-    let puts_header = |soap: &SoapOut| soap.security.is_some() || soap.addressing;
-    if args.has("charset")
-        && let Some(soap) = &soap
-        && puts_header(soap)
-    {
-        let message = "'charset' stands beside what puts headers into the envelope".to_owned();
-        let help = "leave it out: such an envelope is sent in UTF-8";
-        bad(args, "charset", message, help);
+    let (url, destination, credential) = place(args, url)?;
+    let shown = soap
+        .as_ref()
+        .and_then(|soap| soap.security.as_ref())
+        .is_some_and(|security| security.shows_password());
+    if shown && !url.secure && !is_loopback(&url.host) {
+        args.build.problems.warning(
+            &args.place("soap"),
+            "clear-password",
+            "the password of username_token goes to the destination unencrypted",
+            "write https:// in 'url', or send a digest (type: digest)",
+        );
+    }
+    let headed = soap
+        .as_ref()
+        .is_some_and(|soap| soap.security.is_some() || soap.addressing);
+    if headed && args.has("charset") {
+        let message = "what WS-Security and WS-Addressing put into envelopes goes out in UTF-8";
+        bad(args, "charset", message.to_owned(), "leave 'charset' out");
         return None;
     }
+    Some(HttpSender(Arc::new(Config {
+        step: args.build.step.clone(),
+        method: method?,
+        destination,
+        url,
+        headers: headers?,
+        credential,
+        soap,
+        attach: attach?,
+        charset: charset?,
+        success: success?,
+        follow: args.boolean("follow"),
+        max_body: args.build.max_body,
+    })))
+}
+
+/// What can stand under `alerts.webhook`, `timeout` apart.
+pub(crate) const POST_FIELDS: [Field; 4] = [
+    Field::new(
+        "url",
+        Type::Text,
+        "The address, `http://…` or `https://…`. Its path is not shown anywhere: with many services it is the password.",
+    )
+    .required(),
+    Field::new(
+        "headers",
+        Type::Map(&Type::Secret),
+        "Further request headers.",
+    ),
+    Field::new("auth", Type::Object(AUTH_FIELDS), "The credentials to send."),
+    Field::new("tls", Type::Object(TLS_FIELDS), "Certificates for https."),
+];
+
+/// A sender that posts, named `step` in the idempotency key, from [`POST_FIELDS`].
+pub(crate) fn build_post(args: Args<'_>, step: &str) -> Option<HttpSender> {
+    let text = args.text("url")?;
+    let url = url(args, &Template::constant(text));
+    let mut headers = Some(Vec::new());
+    for (key, node) in args.entries("headers") {
+        let value = node.text().unwrap_or_default().to_owned();
+        if HeaderValue::from_bytes(value.as_bytes()).is_err() {
+            let message = format!("the value of '{}' holds a control character", key.name);
+            bad(args, "headers", message, "a header is one line of text");
+            headers = None;
+        }
+        match header_name(args, "headers", &key.name) {
+            Some(name) => {
+                if let Some(all) = &mut headers {
+                    all.push((name, Template::constant(value)));
+                }
+            }
+            None => headers = None,
+        }
+    }
+    let (url, destination, credential) = place(args, url)?;
+    if !url.secure && !is_loopback(&url.host) {
+        args.build.problems.warning(
+            &args.place("url"),
+            "clear-password",
+            "what is posted, and who posts it, goes over the network unencrypted",
+            "write https:// in 'url'",
+        );
+    }
+    Some(HttpSender(Arc::new(Config {
+        step: Arc::from(step),
+        method: Method::POST,
+        destination,
+        url,
+        headers: Sent::Made(headers?),
+        credential,
+        soap: None,
+        attach: None,
+        charset: None,
+        success: Success(vec![(200, 299)]),
+        follow: false,
+        max_body: 64 * 1024,
+    })))
+}
+
+impl HttpSender {
+    /// Scheme, host and port, for people.
+    pub(crate) fn destination(&self) -> String {
+        self.0.destination.shown()
+    }
+
+    /// A text for administrators in which the address's own path does not show.
+    pub(crate) fn without_path(&self, text: &str) -> String {
+        match self.0.url.path() {
+            Some(path) if path.len() > 1 => text.replace(path, "/..."),
+            _ => text.to_owned(),
+        }
+    }
+}
+
+fn url(args: Args<'_>, template: &Template) -> Option<Url> {
+    Url::parse(template)
+        .map_err(|(message, help)| bad(args, "url", message, help))
+        .ok()
+}
+
+type Place = (Url, Arc<Destination>, Option<(HeaderName, HeaderValue)>);
+
+/// Where requests go, and how they prove who sends them.
+fn place(args: Args<'_>, url: Option<Url>) -> Option<Place> {
     let identity = tls_identity(args);
     let own = credential(args);
     let url = url?;
@@ -261,32 +382,8 @@ pub(crate) fn build(args: Args<'_>) -> Option<HttpSender> {
             "write https:// in 'url', or leave 'tls' out",
         );
     }
-    let shown = soap
-        .as_ref()
-        .and_then(|soap| soap.security.as_ref())
-        .is_some_and(|security| security.shows_password());
-    if shown && !url.secure && !is_loopback(&url.host) {
-        args.build.problems.warning(
-            &args.place("soap"),
-            "clear-password",
-            "the password of username_token goes to the destination unencrypted",
-            "write https:// in 'url', or send a digest (type: digest)",
-        );
-    }
     let destination = Destination::of(url.secure, &url.host, url.port, identity?)?;
-    Some(HttpSender(Arc::new(Config {
-        step: args.build.step.clone(),
-        method: method?,
-        destination,
-        url,
-        headers: headers?,
-        credential,
-        soap,
-        charset: charset?,
-        success: success?,
-        follow: args.boolean("follow"),
-        max_body: args.build.max_body,
-    })))
+    Some((url, destination, credential))
 }
 
 fn method(args: Args<'_>) -> Option<Method> {
@@ -382,6 +479,31 @@ fn soap_out(args: Args<'_>) -> SoapOut {
         security: Outgoing::build(inner, version).map(Arc::new),
         addressing,
     }
+}
+
+/// The outer `Option` is empty when something is wrong, the inner when nothing is said.
+fn attach(args: Args<'_>, soap: bool, method: Option<&Method>) -> Option<Option<Attach>> {
+    let Some(word) = args.text("attach") else {
+        return Some(None);
+    };
+    let attach = Attach::from_name(&word)?;
+    let (message, help) = match attach {
+        Attach::Mtom | Attach::Swa | Attach::Inline if !soap => (
+            format!("'{word}' is a way of SOAP, which this step does not send"),
+            "add soap: \"1.1\", or send the attachments as files with attach: form",
+        ),
+        Attach::Form if soap => (
+            "a form is not SOAP, which this step sends".to_owned(),
+            "write attach: mtom, swa or inline, or leave 'soap' out",
+        ),
+        Attach::Form if method.is_some_and(|m| matches!(*m, Method::GET | Method::HEAD)) => (
+            "a request without a body has no place for attachments".to_owned(),
+            "leave 'method' out, or write POST",
+        ),
+        _ => return Some(Some(attach)),
+    };
+    bad(args, "attach", message, help);
+    None
 }
 
 fn success(args: Args<'_>) -> Option<Success> {
@@ -519,6 +641,7 @@ impl Sender for HttpSender {
         let config = &self.0;
         let target = config.url.target(&message, context)?;
         let mut headers = HeaderMap::with_capacity(12);
+        headers.insert(HOST, config.destination.authority.clone());
         config.identify(&message, &mut headers);
         let outgoing = config.body(&message, context, &target, &mut headers)?;
         config.add_headers(&message, context, &mut headers)?;
@@ -593,6 +716,11 @@ impl Config {
         }
         let given = message.content_type();
         let Some(soap) = &self.soap else {
+            if self.attach == Some(Attach::Form) {
+                let packed = form::packed(message)?;
+                packed.describe(headers)?;
+                return Ok(packed.body.into());
+            }
             if let Some(writing) = &self.charset {
                 let made = writing.apply(message)?;
                 insert(
@@ -661,22 +789,36 @@ impl Config {
             content_type.push_str("; charset=");
             content_type.push_str(charset);
         }
-        let outgoing = match puts_header {
+        let mut outgoing = match puts_header {
             true => self.with_header(soap, message, &body, action.as_deref(), target)?,
             false => body.into(),
         };
-        match (soap.version, action) {
+        match (soap.version, &action) {
             (Version::V11, action) => {
                 // SOAP 1.1 section 6.1.1: the header must be there, quoted.
-                let value = format!("\"{}\"", action.unwrap_or_default());
+                let value = format!("\"{}\"", action.as_deref().unwrap_or_default());
                 insert(headers, HeaderName::from_static("soapaction"), &value)?;
             }
             (Version::V12, Some(action)) => {
                 content_type.push_str("; action=\"");
-                content_type.push_str(&action);
+                content_type.push_str(action);
                 content_type.push('"');
             }
             (Version::V12, None) => {}
+        }
+        let root = pack::Root {
+            version: soap.version,
+            action: action.as_deref(),
+            content_type: &content_type,
+            body: &outgoing.body,
+        };
+        if let Some(packed) = pack::soap(self.attach, None, message, &root)? {
+            packed.describe(headers)?;
+            if let Some((_, at)) = &mut outgoing.security {
+                *at += packed.root;
+            }
+            outgoing.body = packed.body;
+            return Ok(outgoing);
         }
         insert(headers, CONTENT_TYPE, &content_type)?;
         Ok(outgoing)
@@ -717,6 +859,11 @@ impl Config {
         let (body, inside) = splice::into_header(body, &seen, &blocks, &replaced);
         let security = soap.security.clone().map(|security| (security, inside));
         Ok(Outbound { body, security })
+    }
+
+    /// Whether answers that are multiparts are opened.
+    pub(crate) fn opens(&self) -> bool {
+        self.soap.is_some() || self.attach == Some(Attach::Form)
     }
 
     fn add_headers(

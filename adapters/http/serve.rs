@@ -16,6 +16,7 @@ use crate::auth::Denied;
 use crate::body::{self, BodyError};
 use crate::door::{Config, Door};
 use crate::hub::Connection;
+use crate::package::{self, Form};
 use crate::shape::{self, Answer, Refusal, Shape, SoapCode};
 use crate::soap::{self, Envelope, NotSoap, Version};
 use crate::table::{Doors, is_encoded};
@@ -68,19 +69,26 @@ pub(crate) async fn answer(connection: &Arc<Connection>, request: Request<Incomi
         take(connection, head, body, id, &mut asker).await
     };
     let shape = asker.shape;
-    let (answer, own) = match result {
+    let (answer, own, taken) = match result {
         Ok(Taken {
             reply,
             one_way: true,
             ..
-        }) => (shape::nothing(reply.id), false),
-        Ok(Taken { door, reply, .. }) => match reply::answer(shape, &door.config, &reply) {
-            Ok(answer) => answer,
-            Err(refusal) => (shape::fault(shape, reply.id, &refusal), true),
+        }) => (shape::nothing(reply.id), false, None),
+        Ok(Taken {
+            door, reply, form, ..
+        }) => match reply::answer(shape, &door.config, &reply) {
+            Ok((answer, own)) => (answer, own, Some((door, reply, form))),
+            Err(refusal) => (shape::fault(shape, reply.id, &refusal), true, None),
         },
-        Err(refusal) => (shape::fault(shape, id, &refusal), true),
+        Err(refusal) => (shape::fault(shape, id, &refusal), true, None),
     };
-    let answer = asker.related(answer, own).await;
+    let mut answer = asker.related(answer, own).await;
+    if let Some((door, reply, form)) = taken {
+        answer = reply::with_attachments(answer, shape, &door.config, &reply, form)
+            .await
+            .unwrap_or_else(|refusal| shape::fault(shape, reply.id, &refusal));
+    }
     if answer.headers().contains_key(header::CONNECTION) {
         connection.watch.leave_unread();
     }
@@ -93,6 +101,8 @@ struct Taken {
     reply: Reply,
     /// Its operation has no output: there is nothing to answer.
     one_way: bool,
+    /// How it came with its attachments.
+    form: Option<Form>,
 }
 
 /// Takes a request in and runs its route.
@@ -284,6 +294,7 @@ async fn enter(
 ) -> Result<Taken, Refusal> {
     check_type(&door.config, &head)?;
     let body = read(connection, &head, body, door.config.max_body).await?;
+    let (body, carried) = open(&door.config, &mut head, body).await?;
     settle_charset(&door.config, &mut head, &body);
     let seen = match &door.config.soap {
         Some(_) => Some(envelope(
@@ -304,7 +315,43 @@ async fn enter(
             return Err(no_element());
         }
     }
-    hand_in(connection, door, caller, head, (body, seen), id, asker).await
+    let content = Content {
+        body,
+        carried,
+        seen,
+    };
+    hand_in(connection, door, caller, head, content, id, asker).await
+}
+
+/// What a message is made of, beside its head.
+struct Content {
+    body: Bytes,
+    carried: Carried,
+    seen: Option<Envelope>,
+}
+
+/// What came beside the body.
+#[derive(Default)]
+struct Carried {
+    attachments: Attachments,
+    form: Option<Form>,
+}
+
+/// Opens a multipart body where the route takes attachments; the head then speaks of the root.
+async fn open(config: &Config, head: &mut Parts, body: Bytes) -> Result<(Bytes, Carried), Refusal> {
+    let takes = config.soap.is_some() || config.attachments;
+    if !takes || !package::said(&head.headers).is_some_and(|said| package::is_multipart(&said)) {
+        return Ok((body, Carried::default()));
+    }
+    let opened = package::open_in(&mut head.headers, body).await?;
+    if config.soap.is_some() {
+        check_type(config, head)?;
+    }
+    let carried = Carried {
+        attachments: opened.attachments,
+        form: opened.form,
+    };
+    Ok((opened.body, carried))
 }
 
 fn no_element() -> Refusal {
@@ -339,19 +386,19 @@ fn charset_of(head: &Parts) -> Option<&str> {
         .and_then(xbus_charset::label)
 }
 
-type Chosen = (Arc<Door>, Option<Arc<str>>, (Bytes, Option<Envelope>));
+type Chosen = (Arc<Door>, Option<Arc<str>>, Content);
 
 /// Reads the body and lets its first element choose among the doors of a path.
 async fn choose(
     connection: &Arc<Connection>,
-    open: Vec<(Arc<Door>, Option<Arc<str>>)>,
+    let_in: Vec<(Arc<Door>, Option<Arc<str>>)>,
     head: &mut Parts,
     body: Incoming,
     asker: &mut Asker,
 ) -> Result<Chosen, Refusal> {
     let mut refused = None;
     let mut fitting = Vec::new();
-    for (door, caller) in open {
+    for (door, caller) in let_in {
         match check_type(&door.config, head) {
             Ok(()) => fitting.push((door, caller)),
             Err(refusal) => refused = refused.or(Some(refusal)),
@@ -362,6 +409,14 @@ async fn choose(
         return Err(refused.unwrap_or_else(no_element));
     };
     let body = read(connection, head, body, largest).await?;
+    let size = body.len() as u64;
+    let opener = fitting
+        .iter()
+        .find(|(door, _)| door.config.soap.is_some() || door.config.attachments);
+    let (body, carried) = match opener {
+        Some((door, _)) => open(&door.config, head, body).await?,
+        None => (body, Carried::default()),
+    };
     // Which route it is for can only be read in a charset: that of the first that says one.
     let says = |(door, _): &&(Arc<Door>, _)| door.config.charset.is_some();
     if let Some((door, _)) = fitting.iter().find(says) {
@@ -387,10 +442,15 @@ async fn choose(
         return Err(no_element());
     };
     let (door, caller) = fitting.swap_remove(at);
-    if body.len() as u64 > door.config.max_body {
+    if size > door.config.max_body {
         return Err(too_large());
     }
-    Ok((door, caller, (body, seen)))
+    let content = Content {
+        body,
+        carried,
+        seen,
+    };
+    Ok((door, caller, content))
 }
 
 /// 415 for content types that the route does not take.
@@ -402,10 +462,15 @@ fn check_type(config: &Config, head: &Parts) -> Result<(), Refusal> {
         .map(xml::essence)
         .unwrap_or_default();
     let taken = match &config.soap {
-        Some(soap) => [Version::V11, Version::V12]
-            .iter()
-            .filter(|version| soap.version.is_none_or(|only| only == **version))
-            .any(|version| given.eq_ignore_ascii_case(version.media_type())),
+        Some(soap) => {
+            [Version::V11, Version::V12]
+                .iter()
+                .filter(|version| soap.version.is_none_or(|only| only == **version))
+                .any(|version| given.eq_ignore_ascii_case(version.media_type()))
+                || (given.eq_ignore_ascii_case("multipart/related")
+                    && package::said(&head.headers)
+                        .is_some_and(|said| package::may_hold(&said, soap.version)))
+        }
         None => {
             config.accepts.is_empty() || config.accepts.iter().any(|range| in_range(given, range))
         }
@@ -576,10 +641,15 @@ async fn hand_in(
     door: Arc<Door>,
     caller: Option<Arc<str>>,
     head: Parts,
-    (body, seen): (Bytes, Option<Envelope>),
+    content: Content,
     id: MessageId,
     asker: &Asker,
 ) -> Result<Taken, Refusal> {
+    let Content {
+        body,
+        carried,
+        seen,
+    } = content;
     let addressed = asker.addressed.as_deref();
     let mut passing = Vec::new();
     let caller = match &seen {
@@ -614,7 +684,7 @@ async fn hand_in(
         received_at: Timestamp::now(),
         headers: heads::headers(connection, &door.config, &head),
         body: body.into(),
-        attachments: Attachments::default(),
+        attachments: carried.attachments,
         format: door.config.format,
     };
     let mut arrival = Arrival::from(message);
@@ -626,6 +696,7 @@ async fn hand_in(
             door,
             reply,
             one_way,
+            form: carried.form,
         }),
         Err(fault) => Err(fault.into()),
     }

@@ -14,7 +14,7 @@ use xbus_core::{Code, Fault, Format, MessageId, Status};
 
 use crate::soap::{NS_11, NS_12, Name, Version};
 use crate::wrap::envelope;
-use crate::xml;
+use crate::{package, xml};
 
 /// An HTTP answer.
 pub(crate) type Answer = Response<Full<Bytes>>;
@@ -62,7 +62,8 @@ fn soap_by_type(content_type: &str, headers: &HeaderMap) -> Option<Version> {
     {
         Some(Version::V11)
     } else {
-        None
+        package::version_said(content_type)
+            .filter(|version| *version == Version::V12 || headers.contains_key("soapaction"))
     }
 }
 

@@ -1,8 +1,8 @@
 //! SOAP envelopes: which version one has, and what its body holds.
 //!
 //! The look at an envelope stops at the first element of its Body; nothing is built, and copied is
-//! only what WS-Addressing and WS-Security say. Absent: attachments, and what those headers mean
-//! (see `addressing` and `security`).
+//! only what WS-Addressing and WS-Security say. Absent: what those headers mean (see
+//! `addressing` and `security`).
 
 use std::ops::Range;
 

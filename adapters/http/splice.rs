@@ -8,7 +8,7 @@ use bytes::Bytes;
 use crate::soap::{Envelope, Version};
 
 /// Bytes of a byte order mark, which places do not count.
-fn mark(body: &[u8]) -> usize {
+pub(crate) fn mark(body: &[u8]) -> usize {
     if body.starts_with(b"\xef\xbb\xbf") {
         3
     } else {
@@ -17,8 +17,8 @@ fn mark(body: &[u8]) -> usize {
 }
 
 /// Puts `blocks` in front of the Header's others, makes a Header where there is none, and takes
-/// away what lies in `without` (header blocks, in their order). Gives the new body, and the
-/// place (as [`replace`] counts) where more blocks can be put.
+/// away what lies in `without` (header blocks, in their order). Gives the new body, and the byte
+/// of it at which more blocks can be put.
 pub(crate) fn into_header(
     body: &Bytes,
     seen: &Envelope,
@@ -30,7 +30,7 @@ pub(crate) fn into_header(
     let (open, close, mut rest) = header(&body[skip..], seen);
     out.extend_from_slice(&body[..skip + open.start]);
     out.extend_from_slice(&open.text);
-    let inside = out.len() - skip;
+    let inside = out.len();
     out.extend_from_slice(blocks.as_bytes());
     out.extend_from_slice(&close);
     for range in without {
@@ -95,6 +95,12 @@ pub(crate) fn security(body: &[u8], charset: Option<&str>, seen: &Envelope) -> V
         .collect()
 }
 
+/// Puts `text` in at a byte.
+pub(crate) fn insert(body: &[u8], at: usize, text: &str) -> Bytes {
+    let (before, after) = body.split_at(at.min(body.len()));
+    [before, text.as_bytes(), after].concat().into()
+}
+
 /// Puts `text` in place of what lies in `range`.
 pub(crate) fn replace(body: &Bytes, range: Range<usize>, text: &str) -> Bytes {
     let skip = mark(body);
@@ -119,7 +125,7 @@ mod tests {
             .map(|block| block.range.clone())
             .collect();
         let (body, inside) = into_header(&body, &seen, blocks, &without);
-        assert!(body[mark(&body) + inside..].starts_with(blocks.as_bytes()));
+        assert!(body[inside..].starts_with(blocks.as_bytes()));
         assert!(look(&body, None, false).is_ok());
         String::from_utf8(body.to_vec()).expect("UTF-8")
     }

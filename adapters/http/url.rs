@@ -94,6 +94,14 @@ impl Url {
         })
     }
 
+    /// The path where it is the same for all messages.
+    pub(crate) fn path(&self) -> Option<&str> {
+        match &self.path {
+            Path::Constant(uri) => Some(uri.path()),
+            Path::Parts(_) => None,
+        }
+    }
+
     /// Scheme, host and port as one writes them.
     pub(crate) fn place(&self) -> String {
         let (scheme, usual) = if self.secure {

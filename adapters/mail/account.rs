@@ -9,6 +9,7 @@ use tokio::sync::OnceCell;
 use xbus_core::spec::{Args, Connection, Field, Secret, Type};
 
 use crate::trouble::Trouble;
+use crate::vitals::Vitals;
 use crate::wire::{self, Wire};
 
 /// What can stand under `imap` of a connection.
@@ -95,6 +96,7 @@ pub(crate) struct Account {
     pub(crate) timeout: Duration,
     ca: Option<PathBuf>,
     client: OnceCell<Arc<ClientConfig>>,
+    pub(crate) vitals: Vitals,
 }
 
 /// Builds an `imap` connection from what xbus.yaml says.
@@ -149,6 +151,7 @@ fn build(args: &Args<'_>, protocol: Protocol, clear: u16, encrypted: u16) -> Opt
         timeout: args.duration("timeout")?,
         ca: args.path("ca"),
         client: OnceCell::new(),
+        vitals: Vitals::default(),
     }))
 }
 
@@ -201,5 +204,6 @@ pub(crate) fn at(protocol: Protocol, port: u16) -> Account {
         timeout: Duration::from_millis(500),
         ca: None,
         client: OnceCell::new(),
+        vitals: Vitals::default(),
     }
 }

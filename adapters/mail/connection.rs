@@ -20,10 +20,16 @@ use lettre::transport::smtp::commands::{Data, Ehlo, Mail, Rcpt};
 use lettre::transport::smtp::extension::{ClientId, Extension, MailBodyParameter, MailParameter};
 use tokio::time::{Instant, timeout, timeout_at};
 use xbus_core::SendError;
+use xbus_core::adapter::Class;
 use xbus_core::spec::{Args, Connection, Field, Secret, Type};
+
+use crate::trouble::shown;
+use crate::vitals::Vitals;
 
 /// How many idle connections are kept.
 const IDLE_MOST: usize = 4;
+/// The one place at which a mail server is used.
+const PLACE: &str = "";
 /// How long an idle connection is kept.
 const IDLE_TIME: Duration = Duration::from_secs(30);
 /// Mails beyond this many bytes are not offered before the server has said how large they may be.
@@ -80,6 +86,7 @@ pub(crate) struct Smtp {
     pub(crate) from: Option<String>,
     parameters: OnceLock<TlsParameters>,
     idle: Arc<Mutex<Vec<Idle>>>,
+    pub(crate) vitals: Vitals,
 }
 
 struct Idle {
@@ -140,6 +147,7 @@ pub(crate) fn build(args: Args<'_>) -> Option<Connection> {
         from,
         parameters: OnceLock::new(),
         idle: Arc::default(),
+        vitals: Vitals::default(),
     }))
 }
 
@@ -152,22 +160,46 @@ pub(crate) struct Refused {
     pub(crate) answer: String,
 }
 
+/// What the server said of a mail that it took.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Taken {
+    /// Recipients that were refused although others were not.
+    pub(crate) refused: Vec<Refused>,
+    /// Its answer to the mail, on one line.
+    pub(crate) answer: String,
+}
+
 impl Smtp {
-    /// Sends a mail, and gives the recipients that were refused although others were not.
+    /// Sends a mail, and gives what the server said.
     pub(crate) async fn send(
         &self,
         envelope: &Envelope,
         data: &[u8],
         deadline: Instant,
-    ) -> Result<Vec<Refused>, SendError> {
+    ) -> Result<Taken, SendError> {
         let sent = AtomicBool::new(false);
-        match timeout_at(deadline, self.converse(envelope, data, &sent)).await {
+        let result = match timeout_at(deadline, self.converse(envelope, data, &sent)).await {
             Ok(result) => result,
             Err(_) if sent.load(Ordering::SeqCst) => {
                 Err(SendError::unknown(self.said("no answer to the mail in time")).timed_out())
             }
             Err(_) => Err(SendError::outage(self.said("no answer in time")).timed_out()),
+        };
+        match &result {
+            Ok(_) => {
+                self.vitals.works(PLACE);
+                self.vitals.sent();
+            }
+            // It does not want this mail, and works.
+            Err(error) if error.class == Class::Rejected => self.vitals.works(PLACE),
+            Err(error) => self.vitals.fails(PLACE, &error.detail),
         }
+        result
+    }
+
+    /// `HOST:PORT`, for people.
+    pub(crate) fn shown(&self) -> String {
+        format!("{}:{}", self.host, self.port)
     }
 
     async fn converse(
@@ -175,7 +207,7 @@ impl Smtp {
         envelope: &Envelope,
         data: &[u8],
         sent: &AtomicBool,
-    ) -> Result<Vec<Refused>, SendError> {
+    ) -> Result<Taken, SendError> {
         let mut server = self.ready(envelope, data).await?;
         let mut refused = Vec::new();
         let mut lasting = true;
@@ -209,9 +241,11 @@ impl Smtp {
         }
         sent.store(true, Ordering::SeqCst);
         match server.message(data).await {
-            Ok(_) => {
+            Ok(response) => {
                 self.keep(server);
-                Ok(refused)
+                let words: Vec<&str> = response.message().collect();
+                let answer = shown(&format!("{} {}", response.code(), words.join(" ")));
+                Ok(Taken { refused, answer })
             }
             Err(error) if error.status().is_some() => {
                 Err(self.refusal(server, "the mail's data", &error))
@@ -294,6 +328,7 @@ impl Smtp {
     }
 
     async fn connect(&self) -> Result<AsyncSmtpConnection, SendError> {
+        self.vitals.connects(PLACE);
         match timeout(self.timeout, self.connect_now()).await {
             Ok(result) => result,
             Err(_) => Err(SendError::outage(
@@ -401,7 +436,7 @@ impl Smtp {
     }
 
     fn said(&self, what: &str) -> String {
-        format!("mail server {}:{}: {what}", self.host, self.port)
+        format!("mail server {}: {what}", self.shown())
     }
 }
 
@@ -459,5 +494,6 @@ pub(crate) fn to(port: u16) -> Smtp {
         from: None,
         parameters: OnceLock::new(),
         idle: Arc::default(),
+        vitals: Vitals::default(),
     }
 }

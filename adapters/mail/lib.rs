@@ -16,6 +16,7 @@ mod imap;
 mod mailbox;
 mod mailer;
 mod mime;
+mod notice;
 mod open;
 mod pop3;
 mod receiver;
@@ -25,13 +26,14 @@ mod server;
 mod take;
 mod text;
 mod trouble;
+mod vitals;
 mod watch;
 mod wire;
 
 use xbus_core::Kind;
 use xbus_core::adapter::{ConnectionKind, ReceiverKind, SenderKind};
 
-pub use mailer::Mailer;
+pub use mailer::{ALERT_FIELDS, MailAlerts, Mailer, Recipients};
 
 /// The word `mail` of routes.
 pub fn kind() -> Kind {
@@ -69,7 +71,7 @@ pub fn connection_kind() -> Kind {
             example: "relay: { smtp: { host: mail.acme.example, port: 587, tls: starttls, user: bus, password: \"${SMTP_PASSWORD}\" } }",
             build: Box::new(connection::build),
             lanes: None,
-            health: None,
+            health: Some(vitals::of_smtp),
         }),
     }
 }
@@ -87,7 +89,7 @@ pub fn imap_kind() -> Kind {
             example: "inbox: { imap: { host: mail.acme.example, tls: tls, user: orders, password: \"${IMAP_PASSWORD}\" } }",
             build: Box::new(account::build_imap),
             lanes: None,
-            health: None,
+            health: Some(vitals::of_account),
         }),
     }
 }
@@ -105,7 +107,7 @@ pub fn pop3_kind() -> Kind {
             example: "inbox: { pop3: { host: mail.acme.example, tls: tls, user: orders, password: \"${POP3_PASSWORD}\" } }",
             build: Box::new(account::build_pop3),
             lanes: None,
-            health: None,
+            health: Some(vitals::of_account),
         }),
     }
 }

@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use mail_parser::{Addr, HeaderValue};
 use xbus_charset::Charset;
 use xbus_core::{Attachment, Code, Fault, Format, Headers, Message};
@@ -367,7 +368,6 @@ fn attachment(
 
 /// An attachment: its bytes as they are, its type with the charset alone.
 fn attached(leaf: &Leaf<'_>, reading: &Reading) -> Result<Attachment, Fault> {
-    let body = leaf.decoded()?.into_owned();
     let charset = leaf
         .kind
         .parameter("charset")
@@ -381,12 +381,13 @@ fn attached(leaf: &Leaf<'_>, reading: &Reading) -> Result<Attachment, Fault> {
         Some(charset) if !charset.is_empty() => format!("{}; charset={charset}", leaf.kind.word),
         _ => leaf.kind.word.clone(),
     };
+    let body: Bytes = leaf.decoded()?.into_owned().into();
     if let Some(route) = &reading.charset {
         let format = reading
             .format
             .or_else(|| Format::from_media_type(&content_type));
-        let (given, xml) = (Some(&*content_type), format == Some(Format::Xml));
-        if let Some(settled) = xbus_charset::by_route(&body, given, xml, route) {
+        let xml = format == Some(Format::Xml);
+        if let Some(settled) = xbus_charset::by_route(&body, Some(&content_type), xml, route) {
             content_type = settled;
         }
     }
@@ -394,7 +395,7 @@ fn attached(leaf: &Leaf<'_>, reading: &Reading) -> Result<Attachment, Fault> {
         name: leaf.name.as_deref().map(Arc::from),
         content_type: Some(one_line(&content_type).into()),
         content_id: leaf.content_id.as_deref().map(Arc::from),
-        body: body.into(),
+        body,
     })
 }
 

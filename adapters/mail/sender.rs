@@ -475,7 +475,7 @@ impl Call for MailCall {
     fn run(&self, deadline: Instant) -> BoxFuture<'_, Result<Message, SendError>> {
         Box::pin(async move {
             let (envelope, data) = (&self.mail.envelope, &self.mail.data);
-            let refused = self.smtp.send(envelope, data, deadline).await?;
+            let refused = self.smtp.send(envelope, data, deadline).await?.refused;
             let mut response = self.message.with_body("");
             response.headers.remove(PARTLY);
             if !refused.is_empty() {

@@ -136,6 +136,7 @@ impl Watch {
             failures += 1;
             let account = &self.rules.account;
             let text = format!("mailbox {} ({}): {trouble}", account.name(), self.folder);
+            account.vitals.fails(&self.folder, &text);
             self.health.fails(&self.folder, &text);
             let wait = self.inbox.policy().retry.wait(failures);
             let wait = match trouble {
@@ -156,11 +157,13 @@ impl Watch {
         memory.closing.clear();
         memory.met.clear();
         let place = self.place_key();
+        rules.account.vitals.connects(&self.folder);
         let opening = Mailbox::open(&rules.account, &self.folder, &place, unseen);
         let mut mailbox = tokio::select! {
             mailbox = opening => mailbox?,
             () = self.stop.cancelled() => return Ok(()),
         };
+        rules.account.vitals.works(&self.folder);
         loop {
             let whole = self.round(&mut mailbox, memory).await?;
             if rules.account.protocol == Protocol::Pop3 {

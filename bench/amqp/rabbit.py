@@ -2,6 +2,8 @@
 machine may run. It ends with `close`, and a guard ends it when this process is gone."""
 import glob, os, secrets, shutil, signal, socket, subprocess, tempfile, time
 
+from lib.machine import free_ports
+
 GUARD = r"""
 trap '' HUP INT TERM
 epmd -address 127.0.0.1 -port "$2" </dev/null >/dev/null 2>&1 &
@@ -16,19 +18,6 @@ fi
 kill -9 $epmd
 rm -rf "$1" || { sleep 1; rm -rf "$1"; }
 """
-
-def free_ports(count):
-    """Ports in a row that were free a moment ago, below those that the system gives to clients."""
-    for step in range(1000):
-        base = 20_000 + (os.getpid() * 7 + step) % 1000 * 10
-        try:
-            for port in range(base, base + count):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port))
-            return base
-        except OSError:
-            pass
-    raise SystemExit("no free ports")
 
 class Rabbit:
     def __init__(self):

@@ -2,16 +2,21 @@
 
 Usage: run.py [--smoke] [--rounds N] [--minutes N] [--only WORD] [--foreign SHARE] [--keep]
 The bus is the release build of this repository, or what XBUS names."""
-import argparse, json, os, shutil, signal, statistics, subprocess, sys, tempfile, time, urllib.request
+import argparse, json, os, shutil, signal, statistics, subprocess, sys, tempfile, time
 from dataclasses import dataclass
 
-from rabbit import Rabbit, free_ports
-
 HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.dirname(HERE))
+
+from lib import machine
+from lib.machine import free_ports
+from lib.programs import get
+from rabbit import Rabbit
+
 TARGET = os.environ.get("CARGO_TARGET_DIR")
 BINARY = os.path.join(TARGET or HERE + "/target", "release/amqp-limits")
 XBUS = os.environ.get("XBUS", os.path.join(TARGET or HERE + "/../../target", "release/xbus"))
-SIZE, TICK, CORES = 1024, os.sysconf("SC_CLK_TCK"), os.cpu_count()
+SIZE = 1024
 SIDES = ("bare", "xbus")
 
 @dataclass(frozen=True)
@@ -33,40 +38,14 @@ CASES = [
     Case("the broker alone", "trips", queue="lane", count=2000),
 ]
 
-def busy():
-    """CPU seconds of the machine, with interrupts (schedstat counts loopback's as ours) and with what the host took."""
-    user, nice, system, _idle, _wait, irq, soft, steal = map(int, open("/proc/stat").readline().split()[1:9])
-    return (user + nice + system + irq + soft + steal) / TICK
-
-def cpu(pid):
-    """CPU seconds of a process's threads, to the nanosecond."""
-    total = 0
-    for task in os.listdir(f"/proc/{pid}/task"):
-        try:
-            total += int(open(f"/proc/{pid}/task/{task}/schedstat").read().split()[0])
-        except FileNotFoundError:
-            pass
-    return total / 1e9
-
-def resident(pid):
-    """MiB."""
-    line = next(line for line in open(f"/proc/{pid}/status") if line.startswith("VmRSS"))
-    return int(line.split()[1]) / 1024
-
-def get(url, timeout=120):
-    with urllib.request.urlopen(url, timeout=timeout) as answer:
-        return answer.read()
-
-class Meter:
-    """What a stretch of time cost the program under test, the broker, and the rest."""
+class Meter(machine.Meter):
+    """As everywhere, with the broker's part."""
     def __init__(self, bench, pid):
-        self.pids, self.begun, self.all, self.children = [pid, bench.rabbit.pid, bench.sink.pid, os.getpid()], time.time(), busy(), 0
-        self.before = [cpu(p) for p in self.pids]
+        super().__init__([pid], [bench.rabbit.pid, bench.sink.pid])
+        self.broker, self.broker_before = bench.rabbit.pid, machine.cpu(bench.rabbit.pid)
     def read(self):
-        spent = [cpu(p) - before for p, before in zip(self.pids, self.before)]
-        took, everything = time.time() - self.begun, busy() - self.all
-        return {"own": spent[0], "broker": spent[1], "memory": resident(self.pids[0]), "took": took,
-                "foreign": max(0, everything - sum(spent) - self.children) / (took * CORES)}
+        spent = super().read()
+        return spent | {"broker": machine.cpu(self.broker) - self.broker_before, "memory": machine.memory(self.pids[0])}
 
 class Bench:
     def __init__(self, smoke):
@@ -241,15 +220,6 @@ class Bench:
         self.tool("delete", queue)
         return {"rate": found["publish"], "take": found["take"], "foreign": 0.0}
 
-def wait_for_quiet(most, limit):
-    """Nothing of ours runs: what is busy is foreign. After `most` seconds the round is tried all the same."""
-    end = time.time() + most
-    while time.time() < end:
-        before = busy()
-        time.sleep(0.5)
-        if (busy() - before) / (0.5 * CORES) < limit / 2:
-            return
-
 def table(clean, thrown):
     foreign = [r["foreign"] for case, rounds in clean.items() if case.what != "trips" for found in rounds for r in found.values()]
     if not foreign:
@@ -294,7 +264,7 @@ def main():
             for case in left:
                 sides = ("bare",) if case.what == "trips" else SIDES if len(clean[case]) % 2 else SIDES[::-1]
                 if not given.smoke and not given.keep:
-                    wait_for_quiet(15, given.foreign)
+                    machine.wait_for_quiet()
                 found = {side: bench.measure(side, case) for side in sides}
                 if max(r["foreign"] for r in found.values()) > given.foreign and not given.smoke and not given.keep:
                     thrown.append([case.name, found])

@@ -2,36 +2,17 @@
 import json, os, re, statistics, subprocess, sys, time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.dirname(HERE))
+
+from lib.load import millis
+from lib.machine import FOREIGN, Meter, wait_for_quiet
+
 BINARY = os.path.join(os.environ.get("CARGO_TARGET_DIR", HERE + "/target"), "release/runtime-shape")
-ECHO, PORT, ROUNDS, SECONDS, FOREIGN = 18081, 18082, 6, 2, 0.15
-TICK, CORES = os.sysconf("SC_CLK_TCK"), os.cpu_count()
+ECHO, PORT, ROUNDS, SECONDS = 18081, 18082, 6, 2
 CASES = [(mode, size, c, slow, shapes)
          for mode, size, slow, shapes, cs in [("proxy", 1024, 0, "a b c", (1, 32, 128)), ("proxy", 10240, 0, "a b c", (1, 32, 128)),
                                               ("accept", 1024, 0, "a b c", (1, 32, 128)), ("proxy", 1024, 5, "a b c a+ a* b*", (8, 32))]
          for c in cs]
-
-def busy():
-    """CPU seconds of the machine, with interrupts (schedstat counts loopback's as ours) and with what the host took."""
-    user, nice, system, _idle, _wait, irq, soft, steal = map(int, open("/proc/stat").readline().split()[1:9])
-    return (user + nice + system + irq + soft + steal) / TICK
-
-def wait_for_quiet(most):
-    """Nothing of ours runs: what is busy is foreign. After `most` seconds the round is tried all the same."""
-    end = time.time() + most
-    while time.time() < end:
-        before = busy()
-        time.sleep(0.5)
-        if (busy() - before) / (0.5 * CORES) < FOREIGN / 2:
-            return
-
-def cpu(process):
-    """CPU seconds of a process, to the nanosecond."""
-    tasks = f"/proc/{process.pid}/task"
-    return sum(int(open(f"{tasks}/{t}/schedstat").read().split()[0]) for t in os.listdir(tasks)) / 1e9
-
-def millis(text):
-    value, unit = re.match(r"([\d.]+)(us|ms|s)", text).groups()
-    return float(value) * {"us": 1e-3, "ms": 1, "s": 1e3}[unit]
 
 def wrk(connections, seconds, size, slow):
     child = subprocess.Popen(["wrk", "-t1", f"-c{connections}", f"-d{seconds}", "--latency", "-s", HERE + "/load.lua",
@@ -47,15 +28,16 @@ def measure(echo, shape, mode, size, connections, slow):
     try:
         time.sleep(0.1)
         wrk(connections, 1, size, slow)
-        start, all_, own, peer = time.time(), busy(), cpu(program), cpu(echo)
+        meter = Meter([program.pid], [echo.pid])
         out, load = wrk(connections, SECONDS, size, slow)
-        all_, own, peer, took = busy() - all_, cpu(program) - own, cpu(echo) - peer, time.time() - start
+        meter.children += load
+        spent = meter.read()
     finally:
         program.kill()
         program.wait()
     requests = int(re.search(r"(\d+) requests in", out)[1])
-    result = {"rate": requests / float(re.search(r"requests in ([\d.]+)s", out)[1]), "cpu": own / requests * 1e6,
-              "foreign": (all_ - own - peer - load) / (took * CORES)}
+    result = {"rate": requests / float(re.search(r"requests in ([\d.]+)s", out)[1]), "cpu": spent["own"] / requests * 1e6,
+              "foreign": spent["foreign"]}
     for name, p in ("p50", "50"), ("p99", "99"):
         result[name] = millis(re.search(rf"\s{p}%\s+(\S+)", out)[1])
     if slow:
@@ -72,7 +54,7 @@ def main():
                 mode, size, connections, slow, shapes = case
                 shift = len(clean[case]) % len(shapes.split())  # no shape is always the first
                 order = shapes.split()[shift:] + shapes.split()[:shift]
-                wait_for_quiet(15)
+                wait_for_quiet()
                 found = {shape: measure(echo, shape, mode, size, connections, slow) for shape in order}
                 foreign += [r["foreign"] for r in found.values()]
                 if max(r["foreign"] for r in found.values()) > FOREIGN:

@@ -12,6 +12,7 @@
 //! Absent on purpose: HTML of any kind, TLS (put a proxy in front where the network is not
 //! trusted), and anything that changes routes: those are files.
 
+mod alerts;
 mod error;
 mod guard;
 mod listener;
@@ -99,7 +100,9 @@ pub async fn serve(
 fn router(app: Shared) -> Router {
     let api = Router::new()
         .route("/status", get(status::status))
-        .route("/incidents", get(status::incidents))
+        .route("/incidents", get(alerts::incidents))
+        .route("/alerts", get(alerts::ways))
+        .route("/alerts/test", post(alerts::test))
         .route("/routes", get(routes::list))
         .route("/routes/{name}/send", post(routes::send))
         .route("/queues", get(queues::list))

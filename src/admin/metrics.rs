@@ -290,14 +290,22 @@ fn bus(app: &App, out: &mut DescriptorEncoder) -> fmt::Result {
         "1 while the store takes messages",
         healthy,
     )?;
-    let open = incidents.open().len() as f64;
+    let open = incidents.open_count() as f64;
     single("xbus_incidents_open", "Failures that are not mended", open)?;
-    let mails = incidents.outbox().len() as f64;
-    single(
-        "xbus_outbox_mails",
-        "Failure mails that wait for the mail server",
-        mails,
-    )?;
+    for (name, help, way) in [
+        (
+            "xbus_outbox_mails",
+            "Failure mails that wait for the mail server",
+            "mail",
+        ),
+        (
+            "xbus_outbox_webhooks",
+            "Failure notices that wait for the web address",
+            "webhook",
+        ),
+    ] {
+        single(name, help, crate::status::waiting(app, way) as f64)?;
+    }
     let ready = f64::from(u8::from(crate::status::why_not_ready(app).is_empty()));
     single("xbus_ready", "1 while messages are taken", ready)?;
     single(

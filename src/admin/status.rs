@@ -1,4 +1,4 @@
-//! How the bus is: status, incidents, and health for whatever watches over the process.
+//! How the bus is: status, and health for whatever watches over the process.
 
 use std::sync::atomic::Ordering::SeqCst;
 
@@ -37,12 +37,20 @@ pub(crate) async fn status(State(app): State<Shared>) -> Json<Value> {
         "queued": queues.iter().map(|queue| queue.status.depth).sum::<u64>(),
         "parked": queues.iter().map(|queue| queue.status.parked).sum::<u64>(),
         "connections": connections(&plan),
-        "incidents_open": app.bus.incidents().open().len(),
-        "mails_waiting": app.bus.incidents().outbox().len(),
+        "incidents_open": app.bus.incidents().open_count(),
+        "mails_waiting": waiting(&app, "mail"),
+        "webhooks_waiting": waiting(&app, "webhook"),
     }))
 }
 
-/// The lasting connections, and how each is doing.
+/// How many notices wait for a way to administrators.
+pub(crate) fn waiting(app: &App, way: &str) -> usize {
+    let outboxes = app.bus.incidents().outboxes();
+    let of = outboxes.filter(|outbox| outbox.way() == way);
+    of.map(|outbox| outbox.len()).sum()
+}
+
+/// The connections that tell how they are doing, and what they tell.
 fn connections(plan: &Plan) -> Value {
     let shown = plan.connections.iter().map(|(name, health)| {
         let state = health.state();
@@ -60,25 +68,6 @@ fn connections(plan: &Plan) -> Value {
         })
     });
     shown.collect()
-}
-
-/// `GET /api/v1/incidents`: what has failed and is not mended.
-pub(crate) async fn incidents(State(app): State<Shared>) -> Json<Value> {
-    let open = app.bus.incidents().open();
-    let shown = open.iter().map(|incident| {
-        json!({
-            "id": incident.id.to_string(),
-            "route": &*incident.route,
-            "step": &*incident.step,
-            "kind": &*incident.kind,
-            "opened_at": incident.opened_at.to_string(),
-            "count": incident.count,
-            "last_error": incident.last_error,
-            "message": incident.message.map(|id| id.to_string()),
-            "queue": incident.queue.as_deref(),
-        })
-    });
-    Json(shown.collect())
 }
 
 /// `GET /health/live`: the process answers.

@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 the thing asked about failed, 2 wrong use, 3 no bus reachable.
 
+mod alerts;
 mod check;
 mod client;
 mod init;
@@ -46,6 +47,8 @@ enum Command {
     Queues(queues::Args),
     /// Find messages, show one, replay one, decide one that is in doubt
     Messages(messages::Args),
+    /// Show what has failed and is not mended; try whether administrators are told
+    Alerts(alerts::Args),
     /// Write a route and a mapping for each operation of a WSDL
     Wsdl(wsdl::Args),
     /// Print the JSON Schema of route files or xbus.yaml, or the reference page
@@ -62,6 +65,7 @@ impl Cli {
             Command::Send(args) => asking(send::run(args)),
             Command::Queues(args) => asking(queues::run(args)),
             Command::Messages(args) => asking(messages::run(args)),
+            Command::Alerts(args) => asking(alerts::run(args)),
             Command::Wsdl(args) => wsdl::run(&args),
             Command::Schema(args) => schema::run(&args),
         }

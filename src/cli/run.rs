@@ -78,18 +78,11 @@ async fn serve(args: &Args, wired: Wired) -> Result<(), Failure> {
     let settings = wired.bus.clone();
     let log = open_store(&settings)?;
     let store: Arc<dyn Store> = log.clone();
-    let incidents = Arc::new(Incidents::new(
-        store.clone(),
-        wiring::alert_settings(&settings, &args.dir),
-    ));
+    let incidents = Arc::new(Incidents::new(store.clone(), wired.alerts, wired.ways));
     report_damage(&log, &incidents);
     drop(log);
     let background = Stop::new();
     let mut tasks = tokio::task::JoinSet::new();
-    if let Some(notifier) = wired.notifier.clone() {
-        let (incidents, stop) = (incidents.clone(), background.clone());
-        tasks.spawn(async move { incidents.outbox().run(notifier, stop).await });
-    }
     {
         let (incidents, stop) = (incidents.clone(), background.clone());
         tasks.spawn(async move { incidents.run(stop).await });
@@ -193,6 +186,9 @@ fn open_store(settings: &BusConfig) -> Result<Arc<xbus_store::LogStore>, Failure
 
 /// What opening found damaged is told; what could be read goes on.
 fn report_damage(store: &xbus_store::LogStore, incidents: &Incidents) {
+    if store.damage().is_empty() {
+        incidents.ended("bus", "store", "damage");
+    }
     for damage in store.damage() {
         tracing::error!(damage, "the store is damaged");
         incidents.failed("bus", "store", "damage", damage, None, None);

@@ -12,7 +12,7 @@ use xbus_core::transform::{CompileError, Scope, Source};
 use xbus_core::{Compiler, Expression, Kind, Problems, Transform};
 
 use crate::check::Checker;
-use crate::tables::{ADMIN, ALERT_MAIL, ALERTS, BUS, DEFAULTS, JOURNAL, LOG};
+use crate::tables::{ADMIN, BUS, DEFAULTS, JOURNAL, LOG};
 
 /// Settings of the bus. What does not fit its type is reported when the plan is made and counts as
 /// not written here.
@@ -26,8 +26,6 @@ pub struct BusConfig {
     pub store: PathBuf,
     /// `admin`.
     pub admin: Admin,
-    /// `alerts.mail`.
-    pub mail: Option<AlertMail>,
     /// `queues.connection`: the broker that keeps the queues of async targets; nothing for the
     /// embedded store.
     pub queues: Option<String>,
@@ -52,19 +50,6 @@ pub struct Admin {
     pub listen: String,
     /// Nothing when it was left out or empty.
     pub token: Option<Secret>,
-}
-
-/// `alerts.mail` of xbus.yaml.
-#[derive(Clone, Debug)]
-pub struct AlertMail {
-    /// Name of a connection in [`Loaded::connections`](crate::Loaded::connections).
-    pub connection: String,
-    /// The sender's address.
-    pub from: String,
-    /// Who gets it; at least one.
-    pub to: Vec<String>,
-    /// Least time between two mails about one incident.
-    pub digest: Duration,
 }
 
 /// `journal` of xbus.yaml.
@@ -162,7 +147,6 @@ impl BusConfig {
                 listen: admin.text("listen").unwrap_or_default(),
                 token: admin.secret("token").filter(|token| !token.0.is_empty()),
             },
-            mail: alert_mail(args),
             queues: args
                 .node("queues")
                 .and_then(|queues| Some(queues.get("connection")?.text()?.to_owned())),
@@ -182,18 +166,6 @@ impl BusConfig {
             log_level: log.text("level").unwrap_or_else(|| String::from("info")),
         }
     }
-}
-
-fn alert_mail(args: &Args<'_>) -> Option<AlertMail> {
-    let alerts = args.object("alerts", ALERTS);
-    alerts.has("mail").then_some(())?;
-    let mail = alerts.object("mail", ALERT_MAIL);
-    Some(AlertMail {
-        connection: mail.text("connection")?,
-        from: mail.text("from")?,
-        to: mail.texts("to"),
-        digest: mail.duration("digest").unwrap_or(Duration::from_secs(900)),
-    })
 }
 
 /// The entries of a map of texts.

@@ -13,7 +13,7 @@ use xbus_core::transform::Scope;
 use xbus_core::{Compiler, Problems};
 
 use crate::files::{Files, nearest_file};
-use crate::tables::{ALERTS, INVOKE, TARGET};
+use crate::tables::{INVOKE, TARGET};
 use crate::words::{expected, fits, shown, visible};
 
 /// What checking takes.
@@ -64,15 +64,6 @@ impl Checker<'_> {
                 }
                 None if beside.contains(&key.name.as_str()) => {}
                 None if reported.contains(&key.name.as_str()) => good = false,
-                None if key.name == "webhook" && std::ptr::eq(tables[0], ALERTS) => {
-                    self.problems.error(
-                        &key.place,
-                        "not-supported",
-                        "this build cannot tell incidents to a web address",
-                        "take 'webhook' away, and use 'mail'",
-                    );
-                    good = false;
-                }
                 None => {
                     let mut known = names(tables);
                     known.extend(beside);

@@ -39,7 +39,7 @@ use xbus_core::spec::{Args, Field, Node};
 use xbus_core::transform::Scope;
 use xbus_core::{Compiler, Kind, Plan, Problems};
 
-pub use bus::{Admin, AlertMail, BusConfig, Connections, Journal};
+pub use bus::{Admin, BusConfig, Connections, Journal};
 pub use environment::{Lookup, Mode};
 pub use render::{render, to_json};
 pub use schema::{reference, schema_of_bus, schema_of_route};
@@ -133,6 +133,13 @@ impl Installation {
     /// that do not fit count as not written here.
     pub fn settings<T>(&self, fields: &'static [Field], read: impl FnOnce(Args<'_>) -> T) -> T {
         bus::with_args(&self.root, self.tree.as_ref(), &self.problems, fields, read)
+    }
+
+    /// Whether everything under a top-level key of xbus.yaml is known: no variable and no file that
+    /// it names is missing.
+    pub fn is_known(&self, key: &str) -> bool {
+        let node = self.tree.as_ref().and_then(|tree| tree.get(key));
+        node.is_none_or(|node| !self.files.has_unknown(node))
     }
 
     /// Checks everything and builds the routes. `extra` is the table of the top-level keys of

@@ -416,11 +416,6 @@ pub static BUS: &[Field] = &[
         "Connections by name; each has exactly one kind.",
     ),
     Field::new(
-        "alerts",
-        Type::Object(ALERTS),
-        "Who is told of incidents. Left out: nobody.",
-    ),
-    Field::new(
         "journal",
         Type::Object(JOURNAL),
         "What is kept of messages that are through.",
@@ -442,27 +437,6 @@ pub static ADMIN: &[Field] = &[
         Type::Secret,
         "What clients show as bearer token. Empty: none, and the API answers on loopback only.",
     ),
-];
-
-/// `alerts` of xbus.yaml.
-pub static ALERTS: &[Field] = &[Field::new("mail", Type::Object(ALERT_MAIL), "Mail.")];
-
-/// `alerts.mail` of xbus.yaml.
-pub static ALERT_MAIL: &[Field] = &[
-    Field::new(
-        "connection",
-        Type::Connection(&["smtp"]),
-        "The mail server.",
-    )
-    .required(),
-    Field::new("from", Type::Text, "The sender's address.").required(),
-    Field::new("to", Type::OneOrMany(&Type::Text), "Who gets it.").required(),
-    Field::new(
-        "digest",
-        Type::Duration,
-        "At most one mail in this time about an incident that goes on.",
-    )
-    .default("15m"),
 ];
 
 /// `journal` of xbus.yaml.

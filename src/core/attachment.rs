@@ -94,6 +94,15 @@ impl Attachments {
             .find(|attachment| attachment.content_id.as_deref() == Some(content_id))
     }
 
+    /// Whether these are the very same, and not others that are equal.
+    pub fn same(&self, other: &Self) -> bool {
+        match (&self.0, &other.0) {
+            (Some(ours), Some(theirs)) => Arc::ptr_eq(ours, theirs),
+            (None, None) => true,
+            _ => false,
+        }
+    }
+
     /// Octets of all of them together.
     pub fn size(&self) -> usize {
         self.iter().map(|attachment| attachment.body.len()).sum()

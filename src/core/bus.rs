@@ -307,8 +307,15 @@ impl Bus {
         }
     }
 
-    /// A queue that holds messages and that nobody works off is kept, and told of.
+    /// A queue that holds messages and that nobody works off is kept, and told of. What was told of
+    /// places that are gone from the routes is over.
     fn report_orphans(self: &Arc<Self>) {
+        let plan = self.plan();
+        let there = |route: &str, step: &str| {
+            let route = plan.routes.get(route);
+            route.is_some_and(|route| route.enabled && route.has_part(step))
+        };
+        self.incidents.keep_only(there);
         self.report_orphans_at_brokers();
         for route in self.plan().routes.values().filter(|route| route.enabled) {
             for lane in route
@@ -365,7 +372,7 @@ impl Bus {
             self.lanes.settle_parked(&queue, id, how).await?;
         }
         self.take_off_shelf(&entry.route, id).await;
-        self.incidents.route_cleared(&entry.route);
+        self.incidents.decided(&entry.route);
         Ok(entry)
     }
 

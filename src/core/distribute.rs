@@ -18,7 +18,7 @@ use crate::request::{self, holds};
 use crate::router::{Compensable, Journey, cannot_keep};
 use crate::store::{Change, Commit, Durability, Outcome};
 use crate::transform::{Context, Value};
-use crate::{Code, Fault, Format, Message, MessageId, Reply, Request, Status};
+use crate::{Attachments, Code, Fault, Format, Message, MessageId, Reply, Request, Status};
 
 /// How a distribution ended.
 pub(crate) enum Distributed {
@@ -629,6 +629,7 @@ impl<'a> Journey<'a> {
             "at": crate::Timestamp::now().to_string(),
         });
         let mut message = self.context.received.with_body(body.to_string());
+        message.attachments = Attachments::default();
         message.format = Some(Format::Json);
         message
             .headers

@@ -19,6 +19,7 @@ pub mod inbox;
 pub mod incident;
 pub mod lanes;
 pub mod message;
+pub mod notice;
 pub mod once;
 pub mod outbox;
 pub mod plan;

@@ -239,6 +239,11 @@ impl Body {
         &self.bytes
     }
 
+    /// Whether these are the very same bytes, and not others that are equal.
+    pub fn same(&self, other: &Self) -> bool {
+        std::ptr::eq::<[u8]>(&*self.bytes, &*other.bytes)
+    }
+
     /// The place for the parse result. Clones of a body share it.
     pub fn parsed(&self) -> &OnceLock<Parsed> {
         &self.parsed

@@ -1,22 +1,29 @@
-//! The outbox of failure mails: durable, and tried until the mail server takes them. A mail server
-//! that fails is no incident and holds nothing up but the mails.
+//! The outbox of one way to administrators: what is to be told waits here, in memory and in the
+//! store, until the way takes it. Each way has its own, so that one that is down holds up no other.
+//! A way that fails is no incident and holds nothing up but its own notices.
+//!
+//! Bounded: a digest is not added while its opening or an earlier digest waits, and of more than
+//! [`MOST`] notices the oldest goes, digests first.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::Notify;
 
 use crate::adapter::{Class, SendError};
-use crate::codec::{Decoder, Encoder};
-use crate::incident::write_behind;
+use crate::codec::Decoder;
+use crate::notice::{Event, Notice};
 use crate::plan::Retry;
 use crate::store::{Change, Commit, Durability, Store};
-use crate::{Stop, Timestamp};
+use crate::{MessageId, Stop, Timestamp};
 
 const PREFIX: &str = "outbox/";
+
+/// How many notices wait for one way at most.
+pub const MOST: usize = 500;
 
 /// Waits between attempts: 10 s, doubling to 5 minutes.
 const RETRY: Retry = Retry {
@@ -26,76 +33,146 @@ const RETRY: Retry = Retry {
     max: Duration::from_secs(300),
 };
 
-/// A mail to the administrators.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Mail {
-    /// Its subject; one line.
-    pub subject: String,
-    /// Its text.
-    pub text: String,
-    /// The incident, for the header `X-Xbus-Incident`.
-    pub incident: String,
+/// How long a notice that the way rejects is tried.
+const GIVE_UP: Duration = Duration::from_secs(3 * 86_400);
+
+/// So many failures in a row end a round: the way is down. Fewer may be a notice's own.
+const IN_A_ROW: u32 = 3;
+
+/// What a way said when it took a notice.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Accepted {
+    /// The server's words.
+    pub said: String,
+    /// Recipients that the server refused while it took others, each with its words.
+    pub refused: Vec<String>,
 }
 
-/// Sends mails to the administrators.
+/// A way to the administrators.
 pub trait Notifier: Send + Sync {
-    /// Hands one mail to the mail server.
-    fn notify<'a>(&'a self, mail: &'a Mail) -> BoxFuture<'a, Result<(), SendError>>;
+    /// Its name: `mail`, `webhook`. Stands in the store's names.
+    fn way(&self) -> &'static str;
+
+    /// Where a notice of level 0 goes, for people, without credentials.
+    fn goes_to(&self) -> String;
+
+    /// Hands one notice over, within a time of its own. The same notice may be handed over again when
+    /// the answer was lost.
+    fn notify<'a>(&'a self, notice: &'a Notice) -> BoxFuture<'a, Result<Accepted, SendError>>;
 }
 
-/// Mails that wait to go out, in order.
+/// How a way has been doing since the process started.
+#[derive(Clone, Debug, Default)]
+pub struct WayState {
+    /// When it last took a notice.
+    pub last_sent: Option<Timestamp>,
+    /// When it last failed, and why; nothing once it has taken one after that.
+    pub failing: Option<(Timestamp, String)>,
+    /// Notices that were taken.
+    pub sent: u64,
+    /// Notices that went without being sent: too many waited, or the way rejected them for days.
+    pub dropped: u64,
+}
+
+/// Notices that wait for one way, in order.
 pub struct Outbox {
+    way: &'static str,
     store: Arc<dyn Store>,
-    number: AtomicU64,
-    filled: Arc<Notify>,
+    next: AtomicU64,
+    waiting: Mutex<BTreeMap<u64, Arc<Notice>>>,
+    state: Mutex<WayState>,
+    filled: Notify,
 }
 
 impl Outbox {
-    /// The outbox in `store`, with what an earlier process left in it.
-    pub fn new(store: Arc<dyn Store>) -> Self {
+    /// The outbox of a way, with what an earlier process left in it.
+    pub fn new(way: &'static str, store: Arc<dyn Store>) -> Self {
+        let prefix = format!("{PREFIX}{way}/");
+        let waiting: BTreeMap<u64, Arc<Notice>> = store
+            .values(&prefix)
+            .into_iter()
+            .filter_map(|(name, value)| {
+                let number = name.strip_prefix(&prefix)?.parse().ok()?;
+                Some((number, Arc::new(Notice::decode(Decoder::new(value))?)))
+            })
+            .collect();
+        let after = waiting.keys().next_back().map_or(0, |last| last + 1);
         Self {
+            way,
             store,
-            number: AtomicU64::new(Timestamp::now().as_micros() as u64),
-            filled: Arc::default(),
+            next: AtomicU64::new(after.max(Timestamp::now().as_micros() as u64)),
+            waiting: Mutex::new(waiting),
+            state: Mutex::default(),
+            filled: Notify::new(),
         }
     }
 
-    /// Puts a mail at the end, without waiting for the disk.
-    pub fn put(&self, mail: Mail) {
-        let number = self.number.fetch_add(1, SeqCst);
-        let mut out = Encoder::new();
-        out.u8(1)
-            .text(&mail.subject)
-            .text(&mail.text)
-            .text(&mail.incident);
-        let commit = Commit::of(Change::Value {
-            name: Arc::from(format!("{PREFIX}{number:020}")),
-            value: Some(out.finish()),
-        });
-        let (store, filled) = (self.store.clone(), self.filled.clone());
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-            return;
-        };
-        runtime.spawn(async move {
-            match store.commit(commit, Durability::Synced).await {
-                Ok(()) => filled.notify_one(),
-                Err(error) => tracing::error!(%error, "a failure mail could not be kept"),
+    /// Forgets what waits for ways that there are no more.
+    pub(crate) fn forget_others(store: &Arc<dyn Store>, ways: &[&str]) {
+        let known: Vec<String> = ways.iter().map(|way| format!("{PREFIX}{way}/")).collect();
+        for (name, _) in store.values(PREFIX) {
+            if !known.iter().any(|prefix| name.starts_with(prefix.as_str())) {
+                tracing::warn!(%name, "a notice is given up: the way that it was for is not configured any more");
+                write_behind(store, vec![Change::Value { name, value: None }]);
             }
-        });
+        }
     }
 
-    /// Whether a mail about this incident waits still.
-    pub fn holds(&self, incident: &str) -> bool {
-        self.store
-            .values(PREFIX)
-            .into_iter()
-            .filter_map(|(_, value)| decode(Decoder::new(value)))
-            .any(|mail| mail.incident == incident)
+    /// The way's name.
+    pub fn way(&self) -> &'static str {
+        self.way
+    }
+
+    /// Adds a notice at the end. Gives what makes that durable, for the commit that notes with it
+    /// what has been told; nothing where there is nothing to add.
+    pub(crate) fn add(&self, notice: &Notice) -> Vec<Change> {
+        let mut notice = notice.clone();
+        let mut waiting = self.waiting();
+        if notice.event == Event::Digest {
+            // While the way is down digests do not pile up: the next one says it all.
+            let held = |id: MessageId| {
+                let same = |notice: &&Arc<Notice>| {
+                    matches!(notice.event, Event::Opened | Event::Digest)
+                        && notice.incidents.iter().any(|report| report.id == id)
+                };
+                waiting.values().any(|notice| same(&notice))
+            };
+            notice.incidents.retain(|report| !held(report.id));
+            if notice.incidents.is_empty() {
+                return Vec::new();
+            }
+        }
+        let number = self.next.fetch_add(1, SeqCst);
+        let mut changes = vec![Change::Value {
+            name: self.name(number),
+            value: Some(notice.encode()),
+        }];
+        if waiting.len() >= MOST {
+            let digest = waiting
+                .iter()
+                .find(|(_, notice)| notice.event == Event::Digest);
+            let oldest = digest.or(waiting.iter().next()).map(|(number, _)| *number);
+            if let Some(number) = oldest {
+                waiting.remove(&number);
+                self.state().dropped += 1;
+                tracing::error!(
+                    way = self.way,
+                    "too many notices wait; the oldest is given up"
+                );
+                changes.push(Change::Value {
+                    name: self.name(number),
+                    value: None,
+                });
+            }
+        }
+        waiting.insert(number, Arc::new(notice));
+        self.filled.notify_one();
+        changes
     }
 
     /// How many wait.
     pub fn len(&self) -> usize {
-        self.store.values(PREFIX).len()
+        self.waiting().len()
     }
 
     /// Whether none waits.
@@ -103,19 +180,29 @@ impl Outbox {
         self.len() == 0
     }
 
-    /// Sends what waits, oldest first, until `stop`.
-    pub async fn run(&self, notifier: Arc<dyn Notifier>, stop: Stop) {
+    /// How the way has been doing.
+    pub fn way_state(&self) -> WayState {
+        self.state().clone()
+    }
+
+    /// Hands over what waits, oldest first, until `stop`.
+    pub async fn run(&self, notifier: &dyn Notifier, stop: Stop) {
         let mut failed = 0u32;
-        // What was sent, until its deletion can be read.
-        let mut sent = BTreeSet::new();
         loop {
-            let all_out = self.send_all(&*notifier, &stop, &mut sent).await;
-            failed = if all_out { 0 } else { failed + 1 };
+            let wait = match self.round(notifier, &stop).await {
+                None => {
+                    failed = 0;
+                    None
+                }
+                Some(asked) => {
+                    failed = failed.saturating_add(1);
+                    Some(RETRY.wait(failed).max(asked.min(RETRY.max)))
+                }
+            };
             let again = async {
-                if all_out {
-                    self.filled.notified().await;
-                } else {
-                    tokio::time::sleep(RETRY.wait(failed)).await;
+                match wait {
+                    Some(wait) => tokio::time::sleep(wait).await,
+                    None => self.filled.notified().await,
                 }
             };
             tokio::select! {
@@ -125,62 +212,113 @@ impl Outbox {
         }
     }
 
-    /// Tries every mail once; whether none is left.
-    async fn send_all(
-        &self,
-        notifier: &dyn Notifier,
-        stop: &Stop,
-        sent: &mut BTreeSet<Arc<str>>,
-    ) -> bool {
-        let waiting = self.store.values(PREFIX);
-        sent.retain(|name| waiting.iter().any(|(other, _)| other == name));
-        let mut all_out = true;
-        for (name, value) in waiting {
+    /// Tries every notice once, unless the way is down. Nothing when none is left, else how long the
+    /// way asks to be left alone.
+    async fn round(&self, notifier: &dyn Notifier, stop: &Stop) -> Option<Duration> {
+        let waiting: Vec<(u64, Arc<Notice>)> = self
+            .waiting()
+            .iter()
+            .map(|(number, notice)| (*number, notice.clone()))
+            .collect();
+        let mut asked = None;
+        let mut in_a_row = 0;
+        for (number, notice) in waiting {
             if stop.is_cancelled() {
-                return true;
+                return None;
             }
-            if sent.contains(&name) {
+            let error = match notifier.notify(&notice).await {
+                Ok(accepted) => {
+                    in_a_row = 0;
+                    self.took(&accepted);
+                    self.remove(number);
+                    continue;
+                }
+                Err(error) => error,
+            };
+            let now = Timestamp::now();
+            if error.class == Class::Rejected && notice.at.until(now) > GIVE_UP {
+                tracing::error!(way = self.way, error = %error.detail, "a notice is given up: it has been rejected for three days");
+                self.state().dropped += 1;
+                self.remove(number);
                 continue;
             }
-            let result = match decode(Decoder::new(value)) {
-                Some(mail) => notifier.notify(&mail).await,
-                None => Ok(()),
-            };
-            match result {
-                Ok(()) => {}
-                Err(error) if error.class == Class::Rejected && is_old(&name) => {
-                    tracing::error!(error = %error.detail, "a failure mail is given up: the mail server has rejected it for three days");
-                }
-                Err(error) => {
-                    tracing::warn!(error = %error.detail, "a failure mail could not be sent");
-                    all_out = false;
-                    if error.class == Class::Rejected {
-                        continue;
-                    }
-                    return false;
+            tracing::warn!(way = self.way, error = %error.detail, "a failure notice could not be sent");
+            self.state().failing = Some((now, error.detail));
+            asked = asked.max(Some(error.retry_after.unwrap_or_default()));
+            if error.class != Class::Rejected {
+                in_a_row += 1;
+                if in_a_row == IN_A_ROW {
+                    break;
                 }
             }
-            sent.insert(name.clone());
-            write_behind(&self.store, Change::Value { name, value: None });
         }
-        all_out
+        asked
+    }
+
+    fn took(&self, accepted: &Accepted) {
+        for refused in &accepted.refused {
+            tracing::warn!(
+                way = self.way,
+                refused,
+                "a recipient of a failure notice was refused"
+            );
+        }
+        let mut state = self.state();
+        state.last_sent = Some(Timestamp::now());
+        state.failing = None;
+        state.sent += 1;
+    }
+
+    fn remove(&self, number: u64) {
+        if self.waiting().remove(&number).is_some() {
+            let name = self.name(number);
+            write_behind(&self.store, vec![Change::Value { name, value: None }]);
+        }
+    }
+
+    /// Forgets what waits, as if the way had taken it.
+    #[cfg(test)]
+    pub(crate) fn clear(&self) {
+        let all: Vec<u64> = self.waiting().keys().copied().collect();
+        all.into_iter().for_each(|number| self.remove(number));
+    }
+
+    fn name(&self, number: u64) -> Arc<str> {
+        Arc::from(format!("{PREFIX}{}/{number:020}", self.way))
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Notice>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn state(&self) -> MutexGuard<'_, WayState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Whether a mail has waited for three days, by the time in its name.
-fn is_old(name: &str) -> bool {
-    let at = name
-        .strip_prefix(PREFIX)
-        .and_then(|n| n.parse().ok())
-        .map_or(Timestamp::now(), Timestamp::from_micros);
-    at.until(Timestamp::now()) > Duration::from_secs(3 * 86_400)
+/// Commits changes without waiting for it. Handing them over happens here and now, in order; only a
+/// full write buffer makes it wait, and then in a task of its own.
+pub(crate) fn write_behind(store: &Arc<dyn Store>, changes: Vec<Change>) {
+    hand_over(store, changes, Durability::Lazy);
 }
 
-fn decode(mut data: Decoder) -> Option<Mail> {
-    (data.u8()? == 1).then_some(())?;
-    Some(Mail {
-        subject: data.text()?,
-        text: data.text()?,
-        incident: data.text()?,
-    })
+/// The same, synced: what was handed over survives a power loss soon after.
+pub(crate) fn write_synced(store: &Arc<dyn Store>, changes: Vec<Change>) {
+    hand_over(store, changes, Durability::Synced);
+}
+
+fn hand_over(store: &Arc<dyn Store>, changes: Vec<Change>, durability: Durability) {
+    use futures_util::FutureExt;
+    let store = store.clone();
+    let mut commit = Box::pin(async move {
+        // A notice that cannot be kept is sent all the same, as long as the process lives.
+        if let Err(error) = store.commit(Commit::from(changes), durability).await {
+            tracing::warn!(%error, "what is told of incidents could not be kept");
+        }
+    });
+    if commit.as_mut().now_or_never().is_none()
+        && let Ok(runtime) = tokio::runtime::Handle::try_current()
+    {
+        runtime.spawn(commit);
+    }
 }

@@ -117,6 +117,19 @@ impl Route {
         self.targets.iter().chain(&self.on_fault)
     }
 
+    /// Whether `name` is a step, target or other part of it, as incidents name them.
+    pub(crate) fn has_part(&self, name: &str) -> bool {
+        // The lane of a target at a broker is told of as TARGET@CONNECTION.
+        let name = name.split('@').next().unwrap_or(name);
+        let is = |step: &Step| {
+            let undoing = step.compensate.as_ref();
+            *step.name == *name || undoing.is_some_and(|undoing| *undoing.name == *name)
+        };
+        matches!(name, "receive" | "reply" | "distribute" | "route")
+            || self.steps.iter().any(is)
+            || self.all_targets().any(|target| is(&target.step))
+    }
+
     /// The queue in which messages wait that its receiver could not pass on, as administrators know
     /// it; nothing where a sender is told of the failure, or keeps the message elsewhere.
     pub fn waits_in(&self) -> Option<Arc<str>> {

@@ -21,7 +21,8 @@ use crate::store::{
 };
 use crate::transform::{Context, Value};
 use crate::{
-    Arrival, Fault, Format, Headers, Message, MessageId, Reply, Request, Status, Timestamp,
+    Arrival, Attachments, Fault, Format, Headers, Message, MessageId, Reply, Request, Status,
+    Timestamp,
 };
 
 /// One message on its way.
@@ -307,6 +308,7 @@ impl<'a> Journey<'a> {
                     status.name()
                 );
                 let mut message = received.with_body(ack);
+                message.attachments = Attachments::default();
                 message.format = Some(Format::Json);
                 message
                     .headers
@@ -322,6 +324,15 @@ impl<'a> Journey<'a> {
         let step: Arc<str> = Arc::from("reply");
         let mut message =
             transform(&plan.transforms, from, &self.context).map_err(|fault| fault.at(&step))?;
+        // A route that answers by itself says what it answers with: beside a body that it made, what
+        // was received and nobody has set again does not go back.
+        if Arc::ptr_eq(from, &self.context.received)
+            && !from.attachments.is_empty()
+            && message.attachments.same(&from.attachments)
+            && !message.body.same(&from.body)
+        {
+            Arc::make_mut(&mut message).attachments = Attachments::default();
+        }
         if let Some(content_type) = &plan.content_type {
             Arc::make_mut(&mut message)
                 .headers

@@ -1,10 +1,11 @@
 //! Checkpoints: all that is live, in one file, so that opening need not read the whole log. The
 //! newest two are kept; each is written beside the others, synced and then renamed.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
+use ahash::AHashMap as HashMap;
 use bytes::Bytes;
 use xbus_core::Timestamp;
 

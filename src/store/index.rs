@@ -4,10 +4,11 @@
 //! sorted rows beside it. Rows only point into the log: whoever finds something reads it there and
 //! checks it. An index can be lost without harm, it is made anew from its segment.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
 
+use ahash::AHashMap as HashMap;
 use xbus_core::store::{Outcome, Settlement};
 use xbus_core::{MessageId, Timestamp};
 

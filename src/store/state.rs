@@ -2,10 +2,11 @@
 //! the same whether it comes from commits as they are written or from the log as it is replayed:
 //! both go through [`State::apply`].
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
+use ahash::AHashMap as HashMap;
 use bytes::Bytes;
 use xbus_core::{MessageId, Timestamp};
 

@@ -12,6 +12,7 @@ pub mod schema;
 mod tests;
 pub mod tree;
 pub mod write;
+pub mod xop;
 
 pub use element::Element;
 pub use tree::{Document, NodeRef};

@@ -167,3 +167,29 @@ fn the_classic_pair_waits_for_a_system_that_is_down() {
     bus.wait_for_depth("classic", 0);
     assert_eq!(system.texts(), ["hello"]);
 }
+
+#[test]
+fn a_scan_is_uploaded_as_a_form_and_archived_as_mtom() {
+    let installation = example();
+    let bus = installation.start();
+    let form = b"--b\r\nContent-Disposition: form-data; name=\"no\"\r\n\r\n17\r\n\
+                 --b\r\nContent-Disposition: form-data; name=\"scan\"; filename=\"page.tif\"\r\n\
+                 Content-Type: image/tiff\r\n\r\nII*\x00\r\n--b--\r\n";
+    let answer = post(bus.http, "/scans", "multipart/form-data; boundary=b", form);
+    assert_eq!(
+        answer.status,
+        200,
+        "{}\n{}",
+        answer.text(),
+        installation.log()
+    );
+    assert_eq!(answer.json()["stored"], "17");
+    assert_eq!(answer.json()["octets"], 4);
+    let archived = bus.json(&["messages", "--route", "scan-archive"]);
+    let id = archived[0]["id"].as_str().expect("an id");
+    let shown = bus.json(&["messages", "show", id]).to_string();
+    assert!(
+        shown.contains("page.tif") && shown.contains("cid:scan"),
+        "{shown}"
+    );
+}

@@ -9,7 +9,7 @@ fn every_event_of_a_message_says_which_in_both_forms() {
         installation
             .file(
                 "xbus.yaml",
-                &format!(
+                format!(
                     "http: {{ listen: \"127.0.0.1:0\" }}\nadmin: {{ listen: \"127.0.0.1:0\" }}\nlog: {{ format: {form} }}\n"
                 ),
             )

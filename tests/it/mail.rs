@@ -70,7 +70,7 @@ impl Sink {
             .collect()
     }
 
-    fn subjects(&self) -> Vec<String> {
+    pub fn subjects(&self) -> Vec<String> {
         self.mails()
             .iter()
             .filter_map(|mail| {
@@ -181,7 +181,7 @@ fn a_mail_server_that_is_down_fails_no_message_and_gets_the_mail_later() {
     wait_for("the mail to be tried", || {
         installation
             .log()
-            .contains("a failure mail could not be sent")
+            .contains("a failure notice could not be sent")
             .then_some(())
     });
     // The outbox outlives a kill.

@@ -494,16 +494,27 @@ fn a_server_that_ends_in_idle_is_found_again() {
     );
     let bus = installation.start();
     wait_for_files(&installation, &["one"]);
+    let inbox = || {
+        let status = bus.json_of("/api/v1/status");
+        let all = status["connections"].as_array().cloned();
+        let mut all = all.unwrap_or_default().into_iter();
+        let inbox = all.find(|connection| connection["name"] == "inbox");
+        inbox.expect("the connection tells how it is doing")
+    };
+    assert_eq!(inbox()["state"], "up");
     server.end();
     wait_for("the incident", || {
         incidents(&bus).contains("cannot connect").then_some(())
     });
+    assert_eq!(inbox()["state"], "down", "{}", inbox());
+    assert!(inbox()["error"].to_string().contains("cannot connect"));
     server.put("bus", "INBOX", plain("two", "x"));
     server.launch();
     wait_for_files(&installation, &["one", "two"]);
     wait_for("the end of the incident", || {
         (incidents(&bus) == "[]").then_some(())
     });
+    assert_eq!(inbox()["state"], "up", "{}", inbox());
     let started = Instant::now();
     assert!(bus.stop().success());
     assert!(

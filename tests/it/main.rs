@@ -5,6 +5,7 @@
 
 mod support;
 
+mod alerts;
 mod amqp;
 mod amqp_outages;
 mod amqp_queues;
@@ -33,6 +34,7 @@ mod rabbit_harness;
 mod regressions;
 mod rollback;
 mod soap;
+mod soap_attachments;
 mod soap_samples;
 mod soap_security;
 mod store;

@@ -11,7 +11,7 @@ const SOAP_11: &str = "http://schemas.xmlsoap.org/soap/envelope/";
 const SOAP_12: &str = "http://www.w3.org/2003/05/soap-envelope";
 const TYPES: &str = "urn:test:depot:types";
 
-fn python() -> (Command, PathBuf) {
+pub fn python() -> (Command, PathBuf) {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     let python = root.join(".venv/bin/python");
     assert!(

@@ -101,7 +101,7 @@ fn refused_with(answer: &Response, code: &str) {
 }
 
 #[test]
-fn zeep_is_let_in_with_text_and_digest() {
+fn zeep_and_suds_are_let_in_with_text_and_digest() {
     let mut installation = Installation::new();
     installation.env("SHOP_PASSWORD", PASSWORD);
     let samples = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/samples/soap");
@@ -144,6 +144,11 @@ fn zeep_is_let_in_with_text_and_digest() {
         }
         assert_eq!(of["wrong"]["message"], of["nobody"]["message"]);
     }
+    let said: serde_json::Value =
+        serde_json::from_str(&peer(&["suds", &url, "shop", PASSWORD])).expect("JSON");
+    let expected =
+        serde_json::json!({ "text": 5, "nonce": 5, "wrong": "wsse:FailedAuthentication" });
+    assert_eq!(said, expected);
     assert!(!installation.log().contains("sesame"));
 }
 
@@ -173,6 +178,28 @@ fn a_token_that_comes_again_is_refused_on_every_route_and_after_a_reload() {
     refused_with(&call(&bus, "/a", &ahead), "MessageExpired");
     let nothing = envelope(SOAP_11, "");
     refused_with(&call(&bus, "/a", &nothing), "InvalidSecurity");
+}
+
+#[test]
+fn of_many_that_come_at_once_with_one_token_one_is_let_in() {
+    let installation = guarded();
+    let bus = installation.start();
+    let body = envelope(SOAP_11, &token("0"));
+    let statuses: Vec<u16> = std::thread::scope(|scope| {
+        let callers: Vec<_> = (0..16)
+            .map(|number| {
+                let (bus, body) = (&bus, &body);
+                let path = if number % 2 == 0 { "/a" } else { "/b" };
+                scope.spawn(move || call(bus, path, body).status)
+            })
+            .collect();
+        callers
+            .into_iter()
+            .map(|caller| caller.join().expect("an answer"))
+            .collect()
+    });
+    let taken = statuses.iter().filter(|status| **status == 200).count();
+    assert_eq!(taken, 1, "{statuses:?}");
 }
 
 #[test]

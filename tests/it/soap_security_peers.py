@@ -1,6 +1,7 @@
 """Peers with WS-Security of their own:
 
 soap_security_peers.py zeep URL USER PASSWORD     calls the depot at URL, and prints what came of it as JSON
+soap_security_peers.py suds URL USER PASSWORD     the same
 soap_security_peers.py token USER PASSWORD [AGE]  prints a UsernameToken with a digest, made AGE seconds ago
 soap_security_peers.py service USER PASSWORD      serves on a free port, which it prints, and checks digests
 """
@@ -61,6 +62,31 @@ def with_zeep(url, user, password):
             "none": call(port, None),
         }
     return json.dumps(out)
+
+
+def with_suds(url, user, password):
+    import suds
+    import suds.client
+    import suds.wsse
+
+    def call(password, with_nonce):
+        client = suds.client.Client(url, cache=None, port="DepotPort11")
+        token = suds.wsse.UsernameToken(user, password)
+        security = suds.wsse.Security()
+        if with_nonce:
+            token.setnonce()
+            token.setcreated()
+            security.tokens.append(suds.wsse.Timestamp())
+        security.tokens.append(token)
+        client.set_options(wsse=security)
+        try:
+            return int(client.service.Level("AB-123"))
+        except suds.WebFault as fault:
+            return fault.fault.faultcode
+
+    return json.dumps(
+        {"text": call(password, False), "nonce": call(password, True), "wrong": call(password + "x", True)}
+    )
 
 
 def token(user, password, age="0"):
@@ -136,4 +162,4 @@ kind, *rest = sys.argv[1:]
 if kind == "service":
     service(*rest)
 else:
-    print({"zeep": with_zeep, "token": token}[kind](*rest))
+    print({"zeep": with_zeep, "suds": with_suds, "token": token}[kind](*rest))

@@ -90,12 +90,8 @@ async fn an_open_address_without_a_token_is_refused() {
     };
     let incidents = xbus_core::incident::Incidents::new(
         world.store.clone(),
-        xbus_core::incident::AlertSettings {
-            bus: "x".into(),
-            dir: ".".into(),
-            digest: std::time::Duration::from_secs(1),
-            enabled: false,
-        },
+        xbus_core::incident::AlertSettings::new("x", ".".as_ref()),
+        Vec::new(),
     );
     let bus = xbus_core::bus::Bus::new(
         world.store.clone(),

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -19,6 +19,8 @@ use tokio::time::Instant;
 use xbus_core::adapter::{Call, Reach, Request, SendError, Sender};
 use xbus_core::bus::Bus;
 use xbus_core::incident::{AlertSettings, Incidents};
+use xbus_core::notice::Notice;
+use xbus_core::outbox::{Accepted, Notifier};
 use xbus_core::plan::{Lane, LanePolicy, Payloads, Route, Step, Target};
 use xbus_core::{Context, Expression, Fault, Message, Plan, Stop, transform};
 
@@ -31,6 +33,30 @@ pub(super) enum Says {
     Yes,
     Down,
     LostAnswer,
+}
+
+/// A way to administrators: mail arrives, and the webhook is down.
+struct Way(&'static str);
+
+impl Notifier for Way {
+    fn way(&self) -> &'static str {
+        self.0
+    }
+
+    fn goes_to(&self) -> String {
+        String::from("ops@acme.example")
+    }
+
+    fn notify<'a>(&'a self, _: &'a Notice) -> BoxFuture<'a, Result<Accepted, SendError>> {
+        let result = match self.0 {
+            "mail" => Ok(Accepted {
+                said: String::from("250 heard"),
+                refused: Vec::new(),
+            }),
+            _ => Err(SendError::outage("nobody there")),
+        };
+        std::future::ready(result).boxed()
+    }
 }
 
 #[derive(Clone)]
@@ -196,13 +222,9 @@ impl World {
     pub(super) async fn start(token: Option<&str>) -> Self {
         let store = Arc::new(Memory::default());
         let says = Destination(Arc::new(Mutex::new(Says::Yes)));
-        let alerts = AlertSettings {
-            bus: "test-bus".into(),
-            dir: PathBuf::from("."),
-            digest: Duration::from_secs(900),
-            enabled: false,
-        };
-        let incidents = Arc::new(Incidents::new(store.clone(), alerts));
+        let alerts = AlertSettings::new("test-bus", Path::new("."));
+        let ways: Vec<Arc<dyn Notifier>> = vec![Arc::new(Way("mail")), Arc::new(Way("webhook"))];
+        let incidents = Arc::new(Incidents::new(store.clone(), alerts, ways));
         let bus = Bus::new(store.clone(), plan(&says), incidents);
         bus.start().await.unwrap();
         let ready = Arc::new(AtomicBool::new(true));

@@ -23,7 +23,7 @@ fn every_key_has_a_default() {
     assert!(!bus.node.is_empty());
     assert_eq!(bus.store, folder.root().join("data/"));
     assert_eq!(bus.admin.listen, "127.0.0.1:9090");
-    assert!(bus.admin.token.is_none() && bus.mail.is_none());
+    assert!(bus.admin.token.is_none());
     assert_eq!(bus.journal.keep, Duration::from_secs(30 * 86_400));
     assert_eq!(bus.journal.max_size, 10 << 30);
     assert_eq!(
@@ -49,7 +49,6 @@ http: { listen: "0.0.0.0:80" }
 admin: { listen: "127.0.0.1:1", token: t }
 queues: embedded
 connections: { relay: { smtp: { host: h } } }
-alerts: { mail: { connection: relay, from: a@b, to: [c@d, e@f], digest: 1m } }
 journal: { payloads: all, keep: 1d, max_size: 1MiB }
 defaults: { timeout: 7s, max_body: 1KiB }
 namespaces: { o: "urn:o" }
@@ -64,8 +63,6 @@ log: { format: json, level: debug }
     let bus = &loaded.bus;
     assert_eq!((&*bus.name, &*bus.node), ("acme", "one"));
     assert_eq!(bus.store, std::path::Path::new("/var/lib/xbus"));
-    let mail = bus.mail.as_ref().unwrap();
-    assert_eq!((mail.to.len(), mail.digest), (2, Duration::from_secs(60)));
     assert!(bus.log_json && bus.log_level == "debug");
     assert_eq!(bus.namespaces["o"], "urn:o");
     assert_eq!(loaded.connections["relay"].0, "smtp");
@@ -108,10 +105,6 @@ fn mistakes_in_the_bus_s_own_file() {
             "error admin-without-token xbus.yaml:1:18 the admin listener can be reached from outside and has no token | set admin.token, or listen on 127.0.0.1",
         ),
         (
-            "alerts: { webhook: { url: 'https://a/b' } }",
-            "error not-supported xbus.yaml:1:11 this build cannot tell incidents to a web address | take 'webhook' away, and use 'mail'",
-        ),
-        (
             "connections: { r: { smpt: { host: h } } }",
             "error unknown-connection-kind xbus.yaml:1:21 there is no kind of connection 'smpt' | did you mean 'smtp'?",
         ),
@@ -126,10 +119,6 @@ fn mistakes_in_the_bus_s_own_file() {
         (
             "connections: { r: { smtp: {} } }",
             "error missing-key xbus.yaml:1:27 'smtp' needs the key 'host' | add host: a text",
-        ),
-        (
-            "alerts: { mail: { connection: r, from: a, to: b } }",
-            "error undefined-connection xbus.yaml:1:31 there is no connection 'r' | define it in xbus.yaml under connections, of kind smtp",
         ),
         (
             "journal: { keep: forever }",

@@ -5,7 +5,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -18,8 +18,8 @@ use super::namespaces::Namespaces;
 use crate::json::Json;
 use crate::table::{CsvOptions, Table};
 use crate::xml::Document;
-use crate::xpath::Budget;
 use crate::xpath::stream::Plain;
+use crate::xpath::{Budget, XPath};
 
 /// One run of a script or expression.
 pub(crate) struct Call {
@@ -298,14 +298,27 @@ impl Call {
     pub(crate) fn stream(
         &self,
         message: &Message,
-        plain: &Plain,
+        xpath: &Arc<XPath>,
     ) -> Option<Result<Option<String>, ScriptError>> {
+        let plain = xpath.plain.as_ref()?;
         let cache = cache(message);
+        if let Some(known) = cache.answer(xpath) {
+            return Some(Ok(known));
+        }
         if crate::xml::cache::of(message).is_tried()
             || cache.streamed.fetch_add(1, Ordering::Relaxed) >= STREAMED
         {
             return None;
         }
+        let asked = self.namespaces.asked();
+        let found = match asked.iter().position(|asked| Arc::ptr_eq(asked, xpath)) {
+            Some(at) if asked.len() > 1 => self.stream_among(message, asked, at, &cache),
+            _ => self.stream_alone(message, plain),
+        };
+        Some(found.map_err(|what| self.unreadable(message, &what)))
+    }
+
+    fn stream_alone(&self, message: &Message, plain: &Plain) -> Result<Option<String>, String> {
         let bytes = message.body.bytes();
         let limits = &self.shared.xml_limits;
         if bytes.len() > LONG * HEAD
@@ -315,16 +328,32 @@ impl Call {
             && let Some(head) = valid_head(&bytes[..HEAD])
             && let Some(found) = plain.first_within(head, limits)
         {
-            return Some(Ok(Some(found)));
+            return Ok(Some(found));
         }
-        let found = xbus_charset::text(message, true)
-            .map_err(String::from)
-            .and_then(|text| {
-                plain
-                    .first(&text, limits)
-                    .map_err(|error| error.to_string())
-            });
-        Some(found.map_err(|what| self.unreadable(message, &what)))
+        let text = xbus_charset::text(message, true)?;
+        plain
+            .first(&text, limits)
+            .map_err(|error| error.to_string())
+    }
+
+    /// The same for one of several paths, and what is learnt of the others on the way.
+    fn stream_among(
+        &self,
+        message: &Message,
+        asked: &[Arc<XPath>],
+        at: usize,
+        cache: &Cache,
+    ) -> Result<Option<String>, String> {
+        let text = xbus_charset::text(message, true)?;
+        let plains: Vec<&Plain> = asked
+            .iter()
+            .filter_map(|xpath| xpath.plain.as_ref())
+            .collect();
+        let answers = Plain::first_among(&plains, at, &text, &self.shared.xml_limits)
+            .map_err(|error| error.to_string())?;
+        let found = answers.get(at).cloned().flatten().flatten();
+        cache.learn(asked, answers);
+        Ok(found)
     }
 }
 
@@ -351,10 +380,31 @@ pub(crate) struct JsonTree {
 #[derive(Default)]
 pub(crate) struct Cache {
     streamed: AtomicU8,
+    /// What paths gave that were looked for beside others.
+    answers: Mutex<Vec<(Arc<XPath>, Option<String>)>>,
     text: OnceLock<Result<ImmutableString, String>>,
     json: OnceLock<Result<Json, String>>,
     csv: OnceLock<Result<Arc<Table>, String>>,
     tree: OnceLock<Arc<JsonTree>>,
+}
+
+impl Cache {
+    fn answer(&self, xpath: &Arc<XPath>) -> Option<Option<String>> {
+        let answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = answers
+            .iter()
+            .find(|(known, _)| Arc::ptr_eq(known, xpath))?;
+        Some(known.1.clone())
+    }
+
+    fn learn(&self, asked: &[Arc<XPath>], learnt: Vec<Option<Option<String>>>) {
+        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        for (xpath, answer) in asked.iter().zip(learnt) {
+            if let Some(answer) = answer {
+                answers.push((xpath.clone(), answer));
+            }
+        }
+    }
 }
 
 /// The part of what lies with the body that is the scripts' own.

@@ -331,31 +331,37 @@ impl Checker<'_> {
                 None,
             ));
         }
-        self.literal(name, call)
+        self.literal(name, call, method)
     }
 
     /// Literals that can be tried now.
-    fn literal(&mut self, name: &str, call: &FnCallExpr) -> Result<(), CompileError> {
+    fn literal(&mut self, name: &str, call: &FnCallExpr, method: bool) -> Result<(), CompileError> {
         let Some(Expr::StringConstant(literal, position)) = call.args.first() else {
             return Ok(());
         };
         match (name, call.args.len()) {
-            ("xpath" | "xpath_all", 1) => self.namespaces.add(literal).map_err(|wrong| {
-                // In a plain literal the place within it is known.
-                let plain = position
-                    .line()
-                    .and_then(|line| self.text.lines().nth(line - 1))
-                    .is_some_and(|line| line.contains(literal.as_str()));
-                let mut found = error(
-                    format!("XPath: {} (character {})", wrong.message, wrong.offset + 1),
-                    *position,
-                    None,
-                );
-                if plain {
-                    found.column += 1 + wrong.offset;
+            ("xpath" | "xpath_all", 1) => {
+                self.namespaces.add(literal).map_err(|wrong| {
+                    // In a plain literal the place within it is known.
+                    let plain = position
+                        .line()
+                        .and_then(|line| self.text.lines().nth(line - 1))
+                        .is_some_and(|line| line.contains(literal.as_str()));
+                    let mut found = error(
+                        format!("XPath: {} (character {})", wrong.message, wrong.offset + 1),
+                        *position,
+                        None,
+                    );
+                    if plain {
+                        found.column += 1 + wrong.offset;
+                    }
+                    found
+                })?;
+                if name == "xpath" && !method {
+                    self.namespaces.ask(literal);
                 }
-                found
-            }),
+                Ok(())
+            }
             ("jsonpath" | "jsonpath_all", 1) => super::reading::json_path(literal)
                 .map(|_| ())
                 .map_err(|wrong| error(wrong.to_string(), *position, None)),

@@ -10,12 +10,17 @@ use crate::xpath::{XPath, XPathError};
 /// XPaths made while messages run that are kept compiled, for each route.
 const KEPT: usize = 512;
 
+/// So many paths are looked for in one reading of a document.
+const MOST_ASKED: usize = 16;
+
 /// Prefixes with the XPaths compiled under them: those known at load are found without a lock.
 #[derive(Default)]
 pub(crate) struct Namespaces {
     pub(crate) prefixes: BTreeMap<String, String>,
     literals: AHashMap<String, Arc<XPath>>,
     others: Mutex<AHashMap<String, Arc<XPath>>>,
+    /// Literals that the script asks of its own message and that a stream can answer.
+    asked: Vec<Arc<XPath>>,
 }
 
 impl Namespaces {
@@ -33,6 +38,22 @@ impl Namespaces {
             self.literals.insert(text.to_owned(), Arc::new(compiled));
         }
         Ok(())
+    }
+
+    /// Notes a literal that was compiled and is asked of the message itself.
+    pub(crate) fn ask(&mut self, text: &str) {
+        if let Some(known) = self.literals.get(text)
+            && known.plain.is_some()
+            && self.asked.len() < MOST_ASKED
+            && !self.asked.iter().any(|asked| Arc::ptr_eq(asked, known))
+        {
+            self.asked.push(known.clone());
+        }
+    }
+
+    /// What may be asked beside `xpath`, so that one reading can answer all of it.
+    pub(crate) fn asked(&self) -> &[Arc<XPath>] {
+        &self.asked
     }
 
     /// The compiled form of `text`.

@@ -133,9 +133,7 @@ pub(crate) fn xpath(
     prefixes: Option<&Map>,
 ) -> Result<Dynamic, ScriptError> {
     let compiled = compiled(text, prefixes)?;
-    if let Some(plain) = &compiled.plain
-        && let Some(found) = current()?.stream(&message.0, plain)
-    {
+    if let Some(found) = current()?.stream(&message.0, &compiled) {
         return Ok(found?.map_or(Dynamic::UNIT, Dynamic::from));
     }
     root(message)?.xpath(&compiled)

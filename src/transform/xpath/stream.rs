@@ -90,6 +90,26 @@ impl Plain {
         }
     }
 
+    /// As [`Plain::first`] for `plains[asked]`, and what the same reading tells of the others: nothing
+    /// of those that it did not come to.
+    pub(crate) fn first_among(
+        plains: &[&Plain],
+        asked: usize,
+        text: &str,
+        limits: &XmlLimits,
+    ) -> Result<Vec<Option<Option<String>>>, XmlError> {
+        let mut searches = Searches {
+            all: plains.iter().map(|plain| Search::new(plain)).collect(),
+            asked,
+        };
+        let end = reader::read(text, limits, &mut searches)?;
+        let answer = |search: Search<'_>| match (search.found, end) {
+            (None, End::Early) => None,
+            (found, _) => Some(found),
+        };
+        Ok(searches.all.into_iter().map(answer).collect())
+    }
+
     /// As [`Plain::first`], on the beginning of a document. Nothing: the beginning does not decide.
     pub(crate) fn first_within(&self, head: &str, limits: &XmlLimits) -> Option<String> {
         let mut search = Search::new(self);
@@ -287,6 +307,48 @@ impl<'p> Search<'p> {
     }
 }
 
+/// Several paths in one reading, which ends when the one that was asked for is found.
+struct Searches<'p> {
+    all: Vec<Search<'p>>,
+    asked: usize,
+}
+
+impl Searches<'_> {
+    fn tell(&mut self, tell: impl Fn(&mut Search<'_>) -> ControlFlow<()>) -> ControlFlow<()> {
+        for search in &mut self.all {
+            if search.found.is_none() {
+                let _ = tell(search);
+            }
+        }
+        match self.all.get(self.asked) {
+            Some(asked) if asked.found.is_none() => ControlFlow::Continue(()),
+            _ => ControlFlow::Break(()),
+        }
+    }
+}
+
+impl<'a> Sink<'a> for Searches<'_> {
+    fn start(&mut self, tag: &Start<'_, 'a>) -> ControlFlow<()> {
+        self.tell(|search| search.start(tag))
+    }
+
+    fn end(&mut self) -> ControlFlow<()> {
+        self.tell(|search| search.end())
+    }
+
+    fn text(&mut self, text: &str) -> ControlFlow<()> {
+        self.tell(|search| search.text(text))
+    }
+
+    fn comment(&mut self, text: &str) -> ControlFlow<()> {
+        self.tell(|search| search.comment(text))
+    }
+
+    fn instruction(&mut self, target: &'a str, data: &str) -> ControlFlow<()> {
+        self.tell(|search| search.instruction(target, data))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -397,6 +459,30 @@ mod tests {
                     if let Some(found) = plain.first_within(&xml[..cut], &limits()) {
                         prop_assert_eq!(Some(found), expected.clone());
                     }
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
+
+        #[test]
+        fn several_paths_give_what_each_gives_alone(
+            xml in xml(),
+            paths in prop::collection::vec(path(), 1..5),
+            asked in any::<prop::sample::Index>(),
+        ) {
+            let compiled: Vec<XPath> = paths.iter().map(|path| compile(path)).collect();
+            let plains: Vec<Plain> = compiled.iter().filter_map(Plain::of).collect();
+            prop_assume!(!plains.is_empty());
+            let asked = asked.index(plains.len());
+            let all: Vec<&Plain> = plains.iter().collect();
+            let answers = Plain::first_among(&all, asked, &xml, &limits()).unwrap();
+            prop_assert!(answers[asked].is_some());
+            for (plain, answer) in plains.iter().zip(answers) {
+                if let Some(answer) = answer {
+                    prop_assert_eq!(plain.first(&xml, &limits()).unwrap(), answer);
                 }
             }
         }

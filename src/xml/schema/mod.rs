@@ -28,7 +28,7 @@ use xsd_schema::validation::{
 use xsd_schema::{EmbeddedLoader, LoaderChain, SchemaLoader, SchemaSet, SchemaSetBuilder};
 
 use crate::tree::{Id, Kind};
-use crate::{Document, XmlLimits, cache, reader};
+use crate::{Document, XmlLimits, cache, reader, xop};
 
 pub use breach::Breach;
 pub use sources::{Finding, MAX_FILE, beneath, range_of, read_text, target_of};
@@ -127,8 +127,10 @@ impl Schema {
     }
 
     /// Holds the whole document of `message` against the schema. The error says line, element and
-    /// rule, or why there is no document.
+    /// rule, or why there is no document. What stands in attachments counts as if it stood in it.
     pub fn check_message(&self, message: &Message) -> Result<(), String> {
+        let restored = xop::restored(message);
+        let message = restored.as_ref().unwrap_or(message);
         let document = cache::of(message).document(message, &self.limits)?;
         let Some(root) = document.root_element() else {
             return Err("there is no root element".into());

@@ -214,6 +214,12 @@ impl Bus<'_> {
             .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stdout)))
     }
 
+    /// What the API answers at `path`.
+    #[track_caller]
+    pub fn json_of(&self, path: &str) -> serde_json::Value {
+        get(self.admin, path).json()
+    }
+
     /// What `xbus queues --json` says of one queue.
     #[track_caller]
     pub fn queue(&self, name: &str) -> serde_json::Value {

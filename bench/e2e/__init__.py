@@ -1,0 +1,1 @@
+"""The eight benchmarks of the whole product beside their limits."""

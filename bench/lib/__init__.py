@@ -1,0 +1,1 @@
+"""What all benchmarks share: the machine, the programs under test, the load, rounds, and tables."""
