@@ -30,12 +30,18 @@ pub fn start(asked: Option<Format>, bus: &BusConfig) {
         .with_env_filter(level)
         .with_writer(std::io::stderr);
     if asked.map_or(bus.log_json, |format| format == Format::Json) {
-        let lines = Json(format().json().flatten_event(true).with_span_list(false));
-        builder.json().event_format(lines).init();
+        let told = Told {
+            form: format().json().flatten_event(true),
+            tell: as_members,
+        };
+        builder.json().event_format(told).init();
     } else {
         let ansi = std::io::stderr().is_terminal();
-        let lines = Human(format().with_target(false).with_ansi(ansi));
-        builder.with_ansi(ansi).event_format(lines).init();
+        let told = Told {
+            form: format().with_target(false).with_ansi(ansi),
+            tell: at_the_end,
+        };
+        builder.with_ansi(ansi).event_format(told).init();
     }
 }
 
@@ -56,40 +62,13 @@ impl About {
     }
 }
 
-/// Lines for people, with id and route of the message at their end.
-struct Human<F>(F);
-
-impl<S, N, F> FormatEvent<S, N> for Human<F>
-where
-    S: Subscriber + for<'a> LookupSpan<'a>,
-    N: for<'a> FormatFields<'a> + 'static,
-    F: FormatEvent<S, N>,
-{
-    fn format_event(
-        &self,
-        context: &FmtContext<'_, S, N>,
-        mut writer: Writer<'_>,
-        event: &Event<'_>,
-    ) -> fmt::Result {
-        let mut line = String::with_capacity(256);
-        self.0
-            .format_event(context, Writer::new(&mut line), event)?;
-        writer.write_str(line.trim_end_matches('\n'))?;
-        let about = About::of(event);
-        if let Some(id) = about.id {
-            write!(writer, " id={id}")?;
-        }
-        if let Some(route) = about.route {
-            write!(writer, " route={route}")?;
-        }
-        writer.write_char('\n')
-    }
+/// Events in a form of the library, to which `tell` adds the message.
+struct Told<F> {
+    form: F,
+    tell: fn(&str, &About, &mut Writer<'_>) -> fmt::Result,
 }
 
-/// JSON objects, with the members `id` and `route`.
-struct Json<F>(F);
-
-impl<S, N, F> FormatEvent<S, N> for Json<F>
+impl<S, N, F> FormatEvent<S, N> for Told<F>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
@@ -102,18 +81,32 @@ where
         event: &Event<'_>,
     ) -> fmt::Result {
         let mut line = String::with_capacity(512);
-        self.0
+        self.form
             .format_event(context, Writer::new(&mut line), event)?;
-        let line = line.trim_end();
-        // All but the brace that ends the object.
-        writer.write_str(line.strip_suffix('}').unwrap_or(line))?;
-        let about = About::of(event);
-        if let Some(id) = about.id {
-            write!(writer, ",\"id\":\"{id}\"")?;
-        }
-        if let Some(route) = about.route {
-            write!(writer, ",\"route\":{}", serde_json::Value::from(&*route))?;
-        }
-        writer.write_str("}\n")
+        (self.tell)(line.trim_end(), &About::of(event), &mut writer)
     }
+}
+
+/// At the end of a line for people.
+fn at_the_end(line: &str, about: &About, out: &mut Writer<'_>) -> fmt::Result {
+    out.write_str(line)?;
+    if let Some(id) = about.id {
+        write!(out, " id={id}")?;
+    }
+    if let Some(route) = &about.route {
+        write!(out, " route={route}")?;
+    }
+    out.write_char('\n')
+}
+
+/// As the last members of a JSON object.
+fn as_members(line: &str, about: &About, out: &mut Writer<'_>) -> fmt::Result {
+    out.write_str(line.strip_suffix('}').unwrap_or(line))?;
+    if let Some(id) = about.id {
+        write!(out, ",\"id\":\"{id}\"")?;
+    }
+    if let Some(route) = &about.route {
+        write!(out, ",\"route\":{}", serde_json::Value::from(&**route))?;
+    }
+    out.write_str("}\n")
 }

@@ -85,8 +85,33 @@ pub fn is_xml_char(c: char) -> bool {
 
 /// Prefix and local part of a qualified name, when it is one.
 pub fn split_name(name: &str) -> Option<(&str, &str)> {
-    match name.split_once(':') {
-        None => is_ncname(name).then_some(("", name)),
-        Some((prefix, local)) => (is_ncname(prefix) && is_ncname(local)).then_some((prefix, local)),
+    match ascii_colon(name.as_bytes()) {
+        Some(None) => Some(("", name)),
+        Some(Some(at)) => Some((&name[..at], &name[at + 1..])),
+        // Names beyond ASCII, and what is none.
+        None => match name.split_once(':') {
+            None => is_ncname(name).then_some(("", name)),
+            Some((prefix, local)) => {
+                (is_ncname(prefix) && is_ncname(local)).then_some((prefix, local))
+            }
+        },
     }
+}
+
+/// Where the colon stands in a name of ASCII, if it has one; nothing when it is no such name.
+fn ascii_colon(name: &[u8]) -> Option<Option<usize>> {
+    let mut colon = None;
+    let mut starts = true;
+    for (at, byte) in name.iter().enumerate() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'_' => starts = false,
+            b'0'..=b'9' | b'-' | b'.' if !starts => {}
+            b':' if !starts && colon.is_none() => {
+                colon = Some(at);
+                starts = true;
+            }
+            _ => return None,
+        }
+    }
+    (!starts).then_some(colon)
 }

@@ -1,8 +1,8 @@
 use std::time::{Duration, Instant};
 
-use super::XmlLimits;
 use super::tree::{Document, NodeRef};
 use super::write::Writer;
+use super::{XmlLimits, split_name};
 
 fn limits() -> XmlLimits {
     XmlLimits::default()
@@ -174,5 +174,28 @@ fn what_is_read_is_written_with_its_meaning() {
         let out = writer.finish();
         assert_eq!(out, written, "{text}");
         Document::parse(&out, &limits()).unwrap();
+    }
+}
+
+#[test]
+fn names_are_split_by_one_colon_and_checked() {
+    for (name, parts) in [
+        ("a", Some(("", "a"))),
+        ("_a.b-1", Some(("", "_a.b-1"))),
+        ("p:a", Some(("p", "a"))),
+        ("ü:ä1", Some(("ü", "ä1"))),
+        ("p:ä", Some(("p", "ä"))),
+        ("", None),
+        (":", None),
+        (":a", None),
+        ("p:", None),
+        ("p:1", None),
+        ("1p:a", None),
+        ("p:a:b", None),
+        ("-a", None),
+        ("a b", None),
+        ("p:·", None),
+    ] {
+        assert_eq!(split_name(name), parts, "{name}");
     }
 }
