@@ -15,7 +15,7 @@ use hyper::body::Incoming;
 use memchr::memmem;
 use tokio::time::Instant;
 use xbus_core::adapter::Class;
-use xbus_core::{Attachments, Call, Fault, Message, SendError, Timestamp};
+use xbus_core::{Attachments, Call, Fault, Headers, Message, SendError, Timestamp};
 
 use crate::body::{self, BodyError};
 use crate::package;
@@ -367,10 +367,14 @@ impl HttpCall {
     /// The response as a message: the answer's body, attachments and headers, and the message's own
     /// headers.
     fn response(&self, status: StatusCode, headers: &HeaderMap, content: Content) -> Message {
-        let mut message = self.message.with_body(content.body);
-        message.attachments = content.attachments;
-        let content_type = content.content_type;
-        message.headers.retain(|name| {
+        let own = &self.message.headers;
+        let size: usize = headers
+            .iter()
+            .map(|(name, value)| name.as_str().len() + value.len() + 5)
+            .sum::<usize>()
+            + own.iter().map(|(n, v)| n.len() + v.len()).sum::<usize>();
+        let mut all = Headers::with_capacity(own.len() + headers.len() + 2, size + 64);
+        let stays = |name: &str| {
             let of_an_answer = name
                 .get(..5)
                 .is_some_and(|start| start.eq_ignore_ascii_case("http."))
@@ -379,25 +383,33 @@ impl HttpCall {
             !of_an_answer
                 && !name.eq_ignore_ascii_case("content-type")
                 && !name.eq_ignore_ascii_case("content-encoding")
-        });
-        if let Some(content_type) = content_type {
-            message.headers.append("content-type", &content_type);
+        };
+        for (name, value) in own.iter().filter(|(name, _)| stays(name)) {
+            all.append(name, value);
         }
-        message.headers.append("http.status", status.as_str());
+        if let Some(content_type) = &content.content_type {
+            all.append("content-type", content_type);
+        }
+        all.append("http.status", status.as_str());
         let mut name_under = String::with_capacity(40);
         for name in headers.keys() {
             if heads::answer_passes(name) {
                 name_under.clear();
                 name_under.push_str("http.");
                 name_under.push_str(name.as_str());
-                heads::add(
-                    &mut message.headers,
-                    &name_under,
-                    headers.get_all(name).iter(),
-                );
+                heads::add(&mut all, &name_under, headers.get_all(name).iter());
             }
         }
-        message
+        let message = &self.message;
+        Message {
+            id: message.id,
+            correlation_id: message.correlation_id.clone(),
+            received_at: message.received_at,
+            headers: all,
+            body: content.body.into(),
+            attachments: content.attachments,
+            format: None,
+        }
     }
 }
 

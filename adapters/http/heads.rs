@@ -14,6 +14,9 @@ use crate::door::Config;
 use crate::hub::Connection;
 use crate::table::decode;
 
+/// The message's id, in requests and answers.
+pub(crate) static MESSAGE_ID: HeaderName = HeaderName::from_static("x-message-id");
+
 /// The headers of the message: what the protocol says of it under its prefixes, and the request's
 /// own, but for those that are secret, of one hop only, or feign a prefix.
 pub(crate) fn headers(connection: &Connection, config: &Config, head: &Parts) -> Headers {

@@ -16,7 +16,7 @@ use xbus_charset::Writing;
 use xbus_core::adapter::SenderKind;
 use xbus_core::spec::{Args, Field, Raw, Type};
 use xbus_core::template::Template;
-use xbus_core::{Code, Context, Fault, Message, Reach, Request, Sender};
+use xbus_core::{Code, Context, Fault, Message, MessageId, Reach, Request, Sender};
 
 use crate::call::HttpCall;
 use crate::pack::{self, Attach};
@@ -25,7 +25,7 @@ use crate::security::{OUT_TOKEN_FIELDS, Outgoing};
 use crate::settings::is_loopback;
 use crate::soap::{self, Version};
 use crate::url::Url;
-use crate::{addressing, form, splice, tls, wrap};
+use crate::{addressing, form, heads, splice, tls, wrap};
 
 pub(crate) static FIELDS: &[Field] = &[
     Field::new(
@@ -659,6 +659,9 @@ impl Sender for HttpSender {
     }
 }
 
+static CORRELATION_ID: HeaderName = HeaderName::from_static("x-correlation-id");
+static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
 /// What a call sends.
 struct Outbound {
     body: Bytes,
@@ -681,19 +684,23 @@ fn cannot(what: &str, detail: impl Into<String>) -> Fault {
 impl Config {
     /// Who the message is, over all attempts: one text holds the id, and the key that begins with it.
     fn identify(&self, message: &Message, headers: &mut HeaderMap) {
-        let key = Bytes::from(format!("{}/{}", message.id, self.step));
-        let id = key.slice(..key.len() - self.step.len() - 1);
+        let mut text = Vec::with_capacity(MessageId::LENGTH + 1 + self.step.len());
+        text.extend_from_slice(message.id.encode(&mut [0; MessageId::LENGTH]).as_bytes());
+        text.push(b'/');
+        text.extend_from_slice(self.step.as_bytes());
+        let key = Bytes::from(text);
+        let id = key.slice(..MessageId::LENGTH);
         let correlation = match &message.correlation_id {
             Some(id) => Bytes::copy_from_slice(id.as_bytes()),
             None => id.clone(),
         };
         for (name, value) in [
-            ("x-message-id", id),
-            ("x-correlation-id", correlation),
-            ("idempotency-key", key),
+            (&heads::MESSAGE_ID, id),
+            (&CORRELATION_ID, correlation),
+            (&IDEMPOTENCY_KEY, key),
         ] {
             if let Ok(value) = HeaderValue::from_maybe_shared(value) {
-                headers.insert(HeaderName::from_static(name), value);
+                headers.insert(name.clone(), value);
             }
         }
         if let Some(parent) = message.headers.get("traceparent")

@@ -12,6 +12,7 @@ use http::{Response, StatusCode};
 use http_body_util::Full;
 use xbus_core::{Code, Fault, Format, MessageId, Status};
 
+use crate::heads::MESSAGE_ID;
 use crate::soap::{NS_11, NS_12, Name, Version};
 use crate::wrap::envelope;
 use crate::{package, xml};
@@ -20,7 +21,6 @@ use crate::{package, xml};
 pub(crate) type Answer = Response<Full<Bytes>>;
 
 const NAMESPACE: &str = "urn:xbus:reply:1";
-static MESSAGE_ID: HeaderName = HeaderName::from_static("x-message-id");
 
 /// The shape in which a caller wants its answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -33,6 +33,16 @@ impl MessageId {
         Self(value)
     }
 
+    /// Characters of its text form.
+    pub const LENGTH: usize = uuid::fmt::Hyphenated::LENGTH;
+
+    /// Its text form, hyphenated and in lower case, in `buffer`.
+    pub fn encode(self, buffer: &mut [u8; Self::LENGTH]) -> &str {
+        uuid::Uuid::from_u128(self.0)
+            .hyphenated()
+            .encode_lower(buffer)
+    }
+
     /// When the id was made, from the 48 bits of milliseconds that a version 7 UUID begins with.
     pub fn made_at(self) -> Timestamp {
         Timestamp::from_micros(((self.0 >> 80) as i64) * 1000)
@@ -47,12 +57,7 @@ impl Default for MessageId {
 
 impl fmt::Display for MessageId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut buffer = [0u8; uuid::fmt::Hyphenated::LENGTH];
-        f.write_str(
-            uuid::Uuid::from_u128(self.0)
-                .hyphenated()
-                .encode_lower(&mut buffer),
-        )
+        f.write_str(self.encode(&mut [0; Self::LENGTH]))
     }
 }
 

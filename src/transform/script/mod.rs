@@ -17,6 +17,7 @@ mod numbers;
 mod octets;
 mod output;
 pub(crate) mod reading;
+mod simple;
 #[cfg(test)]
 pub(crate) mod tests;
 pub(crate) mod values;
@@ -39,6 +40,7 @@ use crate::xml::XmlLimits;
 use call::Call;
 use error::{Origin, ScriptError};
 use namespaces::Namespaces;
+use simple::Simple;
 
 /// What all scripts of an engine share.
 pub(crate) struct Shared {
@@ -158,7 +160,9 @@ impl Scripts {
         text: &str,
         prefixes: &BTreeMap<String, String>,
     ) -> Result<Arc<dyn Expression>, xbus_core::transform::CompileError> {
-        Ok(Arc::new(Formula(self.compile(None, text, prefixes)?)))
+        let program = self.compile(None, text, prefixes)?;
+        let simple = Simple::of(&program.ast, &program.namespaces);
+        Ok(Arc::new(Formula { program, simple }))
     }
 }
 
@@ -227,13 +231,28 @@ impl Transform for Script {
     }
 }
 
-struct Formula(Program);
+struct Formula {
+    program: Program,
+    simple: Option<Simple>,
+}
 
 impl Expression for Formula {
     fn evaluate(&self, message: &Arc<Message>, context: &Context) -> Result<Value, Fault> {
-        let call = self.0.call(message, context);
-        let _guard = call::enter(call);
-        let (value, _) = self.0.run(message)?;
-        output::value(value).map_err(|error| self.0.origin.unusable(&error))
+        let program = &self.program;
+        if let Some(simple) = &self.simple
+            && !simple.needs_call()
+            && let Some(value) = simple.evaluate(message, None)
+        {
+            return Ok(value);
+        }
+        let call = program.call(message, context);
+        let _guard = call::enter(call.clone());
+        if let Some(simple) = &self.simple
+            && let Some(value) = simple.evaluate(message, Some(&call))
+        {
+            return Ok(value);
+        }
+        let (value, _) = program.run(message)?;
+        output::value(value).map_err(|error| program.origin.unusable(&error))
     }
 }

@@ -102,6 +102,39 @@ fn order() -> Message {
     order
 }
 
+/// What is evaluated without the engine gives what the engine gives: a block is not simple.
+#[test]
+fn simple_expressions_mean_the_same() {
+    let bench = Bench::new();
+    for text in [
+        r#"header("country")"#,
+        r#"header("no-such")"#,
+        r#"header("country") == "DE""#,
+        r#"header("no-such") == "DE""#,
+        r#"header("no-such") != """#,
+        r#"xpath("/o:order/@no")"#,
+        r#"xpath("/o:order/@none")"#,
+        r#"xpath("/o:order/@no") == "7""#,
+        r#"xpath("/o:order/@no") != "7""#,
+        r#"xpath("/o:order/@none") != "7""#,
+    ] {
+        for message in [
+            order(),
+            message("text/xml", "<broken"),
+            message("text/plain", "x"),
+        ] {
+            let simple = bench.expression(text, message.clone());
+            // Joined with what needs the engine.
+            let whole = bench.expression(&format!("[{text}][0]"), message);
+            match (simple, whole) {
+                (Ok(simple), Ok(whole)) => assert_eq!(simple, whole, "{text}"),
+                (Err(simple), Err(whole)) => assert_eq!(simple.code, whole.code, "{text}"),
+                (simple, whole) => panic!("{text}: {simple:?}, {whole:?}"),
+            }
+        }
+    }
+}
+
 #[test]
 fn expressions_read_the_message() {
     let bench = Bench::new();
@@ -109,6 +142,16 @@ fn expressions_read_the_message() {
         (r#"header("country")"#, Value::Text("DE".into())),
         (r#"header("missing")"#, Value::Unit),
         (r#"headers["COUNTRY"] == "DE""#, Value::Bool(true)),
+        (r#"header("COUNTRY") == "DE""#, Value::Bool(true)),
+        (r#"header("country") == "FR""#, Value::Bool(false)),
+        (r#"header("country") != "DE""#, Value::Bool(false)),
+        (r#"header("missing") == "DE""#, Value::Bool(false)),
+        (r#"header("missing") != "DE""#, Value::Bool(true)),
+        (r#"header("missing") == """#, Value::Bool(false)),
+        (r#"xpath("/o:order/@no") == "7""#, Value::Bool(true)),
+        (r#"xpath("//o:customer") != "Ann & Bo""#, Value::Bool(false)),
+        (r#"xpath("//o:nothing") == "x""#, Value::Bool(false)),
+        (r#"xpath("//o:nothing") != "x""#, Value::Bool(true)),
         (r#""country" in headers"#, Value::Bool(true)),
         (r#"xpath("/o:order/@no")"#, Value::Text("7".into())),
         (r#"xpath("//o:nothing")"#, Value::Unit),
