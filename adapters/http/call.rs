@@ -333,7 +333,31 @@ impl HttpCall {
             error.class = class_of(side);
             return Err(with_answer(error, told(&content.body)));
         }
+        if status.is_success() && self.config.sends_soap() && !content.body.is_empty() {
+            self.check_envelope(&content)
+                .map_err(|why| unreadable(&why))?;
+        }
         Ok(self.response(status, headers, content))
+    }
+
+    /// A page of a proxy or a form to log in is no answer of a SOAP service, whatever its status.
+    fn check_envelope(&self, content: &Content) -> Result<(), String> {
+        let charset = content
+            .content_type
+            .as_deref()
+            .and_then(xbus_charset::label);
+        match soap::look(&content.body, charset, false) {
+            Ok(Envelope {
+                version: Some(_),
+                fault: None,
+                ..
+            }) => Ok(()),
+            Ok(Envelope { fault: Some(_), .. }) => Err(String::from(
+                "it is a SOAP fault, and its content type is not SOAP's",
+            )),
+            Ok(_) => Err(String::from("it is no SOAP envelope")),
+            Err(why) => Err(format!("it is no SOAP envelope: {why:?}")),
+        }
     }
 
     /// What the answer holds: a multipart is opened where the step sends SOAP or forms.

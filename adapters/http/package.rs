@@ -250,17 +250,33 @@ fn no_loose_ends(content_type: &str, body: &[u8], attachments: &Attachments) -> 
     }
 }
 
+/// Attachments of so many bytes together may be referred to as often as a document likes.
+const SMALL: usize = 64 * 1024;
+
 /// Why a document's references cannot be followed, where they cannot.
 pub(crate) fn loose_end(includes: &[Include], attachments: &Attachments) -> Option<String> {
+    // What takes the place of the references is to be no larger than what was sent, by and large.
+    let mut room = attachments.size() + SMALL;
     includes
         .iter()
         .find_map(|include| match &include.content_id {
             None => Some("an xop:Include has no href with a cid: address".to_owned()),
-            Some(id) if attachments.by_content_id(id).is_none() => Some(format!(
-                "an xop:Include refers to '{}', which no attachment has as its content id",
-                id.chars().take(100).collect::<String>()
-            )),
-            Some(_) => None,
+            Some(id) => match attachments.by_content_id(id) {
+                None => Some(format!(
+                    "an xop:Include refers to '{}', which no attachment has as its content id",
+                    id.chars().take(100).collect::<String>()
+                )),
+                Some(attachment) => match room.checked_sub(attachment.body.len()) {
+                    Some(left) => {
+                        room = left;
+                        None
+                    }
+                    None => Some(
+                        "its xop:Include elements refer to the same attachments again and again"
+                            .to_owned(),
+                    ),
+                },
+            },
         })
 }
 
@@ -278,6 +294,28 @@ mod tests {
              --b\r\nContent-Type: {root_type}\r\nContent-ID: <root@x>\r\n\r\n{root}\r\n--b--\r\n"
         )
         .into()
+    }
+
+    #[test]
+    fn references_do_not_multiply_what_was_sent() {
+        let attachment = |size: usize| Attachment {
+            content_id: Some("a".into()),
+            body: vec![0; size].into(),
+            ..Attachment::default()
+        };
+        let includes = vec![
+            Include {
+                range: 0..1,
+                content_id: Some("a".into()),
+            };
+            3
+        ];
+        let small = Attachments::from(vec![attachment(1000)]);
+        assert_eq!(loose_end(&includes, &small), None);
+        let large = Attachments::from(vec![attachment(100_000)]);
+        assert_eq!(loose_end(&includes[..1], &large), None);
+        let why = loose_end(&includes, &large).expect("refused");
+        assert!(why.contains("again and again"), "{why}");
     }
 
     #[test]

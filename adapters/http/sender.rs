@@ -868,6 +868,11 @@ impl Config {
         Ok(Outbound { body, security })
     }
 
+    /// Whether requests are SOAP.
+    pub(crate) fn sends_soap(&self) -> bool {
+        self.soap.is_some()
+    }
+
     /// Whether answers that are multiparts are opened.
     pub(crate) fn opens(&self) -> bool {
         self.soap.is_some() || self.attach == Some(Attach::Form)

@@ -374,6 +374,34 @@ async fn soap_faults_decide_whatever_their_status() {
 }
 
 #[tokio::test]
+async fn what_is_no_envelope_is_no_answer_of_a_soap_service() {
+    let fault = format!(
+        "<s:Envelope xmlns:s=\"{NS_11}\"><s:Body><s:Fault><faultcode>s:Server</faultcode></s:Fault></s:Body></s:Envelope>"
+    );
+    let good = format!("<s:Envelope xmlns:s=\"{NS_11}\"><s:Body><a/></s:Body></s:Envelope>");
+    for (headers, body, good) in [
+        ("Content-Type: text/html\r\n", "<html>login</html>", false),
+        ("Content-Type: application/json\r\n", "{\"error\":1}", false),
+        ("Content-Type: text/xml\r\n", "<<<", false),
+        ("Content-Type: text/html\r\n", &*fault, false),
+        ("Content-Type: text/plain\r\n", &*good, true),
+        ("", "", true),
+    ] {
+        let server = server(vec![Act::Say(ok(headers, body))]).await;
+        let sender = sender(json!({ "url": server.url(), "soap": "1.1" }));
+        let result = send(&sender, message("<a/>")).await;
+        match result {
+            Ok(_) => assert!(good, "{body}"),
+            // The request was sent; what became of it is not known.
+            Err(error) => {
+                assert!(!good, "{body}: {error:?}");
+                assert_eq!(error.class, Class::Unknown, "{body}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn soap_requests_are_wrapped_and_mapped() {
     let server = server(vec![Act::Say(ok("", ""))]).await;
     let one = sender(

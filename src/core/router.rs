@@ -41,6 +41,8 @@ pub(crate) struct Journey<'a> {
     pub(crate) remember: Vec<Change>,
     /// Some target's outcome, or that of a compensation, is unknown.
     pub(crate) in_doubt: bool,
+    /// The message is what was received: it is worth keeping.
+    complete: bool,
     /// The deciding commit has written the journal entry.
     pub(crate) journalled: bool,
     cause: Option<MessageId>,
@@ -71,7 +73,10 @@ pub(crate) async fn run(
     route.stats.latency.observe(started.elapsed());
     match &result {
         Ok(reply) if reply.status == Status::Filtered => route.stats.filtered.add(),
-        Ok(_) => route.stats.acknowledged.add(),
+        Ok(_) => {
+            route.stats.acknowledged.add();
+            bus.incidents().succeeded(&route.name, "route");
+        }
         Err(_) => route.stats.failed.add(),
     }
     result
@@ -118,6 +123,8 @@ pub(crate) async fn refuse(bus: &Arc<Bus>, route: &Arc<Route>, message: Message,
     route.stats.received.add();
     route.stats.failed.add();
     let mut journey = Journey::new(bus, route, message, Instant::now());
+    // Replayed it would be another message.
+    journey.complete = false;
     journey.failed(fault).await;
 }
 
@@ -133,6 +140,7 @@ impl<'a> Journey<'a> {
             done: Vec::new(),
             remember: Vec::new(),
             in_doubt: false,
+            complete: true,
             journalled: false,
             cause: None,
             attempts: 0,
@@ -437,7 +445,7 @@ impl<'a> Journey<'a> {
             Payloads::All => true,
         };
         let mut changes = vec![Change::Journal(entry)];
-        if keep {
+        if keep && self.complete {
             changes.push(Change::Payload(received.clone()));
         }
         changes
@@ -474,7 +482,7 @@ impl<'a> Journey<'a> {
             || (!self.waits && fault.rejected && fault.code != Code::Destination);
         if own && !self.journalled {
             let step = fault.step.as_deref().unwrap_or("route");
-            let kind = if self.in_doubt && fault.code == Code::InDoubt {
+            let kind = if self.outcome_of(fault) == Outcome::InDoubt {
                 "in-doubt"
             } else if fault.rejected {
                 "rejection"

@@ -232,6 +232,25 @@ impl SchemaLoader for Read {
     }
 }
 
+/// Characters of the longest number that is looked at: making a number of text takes time by the
+/// square of its length.
+const LONGEST_NUMBER: usize = 20_000;
+
+/// Whether a text may be a number, or a part of one.
+fn is_numeric(text: &str) -> bool {
+    text.bytes()
+        .all(|byte| byte.is_ascii_digit() || byte.is_ascii_whitespace() || b"+-.".contains(&byte))
+}
+
+fn too_long(node: u32, attribute: Option<u32>) -> Breach {
+    Breach {
+        node,
+        attribute,
+        rule: "cvc-datatype-valid",
+        message: format!("a number of more than {LONGEST_NUMBER} characters is not looked at"),
+    }
+}
+
 /// Where a check has come to, so that a breach can name its place.
 struct Walk<'d> {
     document: &'d Document,
@@ -304,6 +323,8 @@ fn walk(
     };
     let end = document.end(element);
     let mut open: Vec<u32> = Vec::new();
+    // Digits that an element's text has so far, in however many pieces.
+    let mut number = (element, 0);
     // The prefixes in scope, of the elements that declare some; the innermost last.
     let mut scopes = vec![(end, in_scope(set, document, element))];
     let mut node = element;
@@ -339,12 +360,21 @@ fn walk(
             }
             Kind::Text => {
                 let text = document.characters(Id::node(node)).unwrap_or_default();
+                let inner = open.last().copied().unwrap_or(element);
+                number = match is_numeric(text) {
+                    true if number.0 == inner => (inner, number.1 + text.len()),
+                    true => (inner, text.len()),
+                    false => (inner, 0),
+                };
+                if number.1 > LONGEST_NUMBER {
+                    return Err(too_long(inner, None));
+                }
                 if text.bytes().all(|b| b.is_ascii_whitespace()) {
                     runtime.validate_whitespace(text);
                 } else {
                     runtime.validate_text(text);
                 }
-                walk.breach(&errors, open.last().copied().unwrap_or(element), None)?;
+                walk.breach(&errors, inner, None)?;
             }
             _ => {}
         }
@@ -424,6 +454,9 @@ fn attributes<S: ValidationSink>(
             continue;
         }
         let value = document.characters(id).unwrap_or_default();
+        if value.len() > LONGEST_NUMBER && is_numeric(value) {
+            return Err(too_long(node, Some(number + 1)));
+        }
         runtime.validate_attribute(document.local_name(id), document.namespace(id), value);
         after(number + 1)?;
     }

@@ -272,3 +272,31 @@ fn hostile_documents_cost_little_and_many_threads_share_a_schema() {
         assert!(compiled.set.name_table.heap_bytes() <= compiled.names + NAMES);
     }
 }
+
+#[test]
+fn a_number_without_end_is_refused_before_it_is_made() {
+    let schema = good(&[(
+        "n.xsd",
+        "<xs:schema XS targetNamespace=\"urn:n\" elementFormDefault=\"qualified\">\
+         <xs:element name=\"d\"><xs:complexType><xs:sequence>\
+         <xs:element name=\"n\" type=\"xs:integer\" maxOccurs=\"unbounded\"/></xs:sequence>\
+         <xs:attribute name=\"a\" type=\"xs:integer\"/></xs:complexType></xs:element></xs:schema>",
+    )]);
+    let with = |attribute: &str, content: &str| {
+        check(
+            &schema,
+            &format!("<d xmlns=\"urn:n\" a=\"{attribute}\">{content}</d>"),
+        )
+    };
+    let long = "7".repeat(LONGEST_NUMBER);
+    assert_eq!(with("1", &format!("<n>{long}</n><n>{long}</n>")), Ok(()));
+    for (attribute, content) in [
+        ("1", format!("<n>{long}7</n>")),
+        ("1", format!("<n>{long}<!-- -->{long}</n>")),
+        (&*format!("{long}7"), "<n>1</n>".to_owned()),
+    ] {
+        let why = with(attribute, &content).unwrap_err();
+        assert!(why.contains("20000 characters"), "{why}");
+        assert!(why.len() < 1000, "{}", why.len());
+    }
+}
