@@ -16,6 +16,11 @@ use crate::xml;
 
 type Reader<'a> = NsReader<&'a [u8]>;
 
+/// Codes within one another that are looked at.
+const CODES_MOST: usize = 16;
+/// Bytes that a detail may have beyond four times the envelope.
+const DETAIL_MORE: usize = 64 * 1024;
+
 /// Says the fault in an envelope as `version` does. `text` is an envelope whose namespace is that of
 /// `version` already, with a fault as the other version says it. The error says why it cannot be read.
 pub(crate) fn restructured(version: Version, text: &str) -> Result<String, String> {
@@ -90,7 +95,7 @@ struct Fault {
     reasons: Vec<(String, String)>,
     role: Option<String>,
     node: Option<String>,
-    detail: Option<String>,
+    detail: Option<Detail>,
 }
 
 impl Fault {
@@ -139,7 +144,7 @@ impl Fault {
             };
             match start.local_name().into_inner() {
                 "Code" | "Subcode" | "Reason" => depth += 1,
-                "faultcode" | "Value" => {
+                "faultcode" | "Value" if fault.codes.len() < CODES_MOST => {
                     let said = content(reader)?;
                     let (resolved, local) = reader.resolver().resolve_element(QName(said.trim()));
                     fault.codes.push(Code {
@@ -165,7 +170,8 @@ impl Fault {
                 "faultactor" | "Role" => fault.role = Some(content(reader)?),
                 "Node" => fault.node = Some(content(reader)?),
                 "detail" | "Detail" => {
-                    fault.detail = Some(detail(version, text, reader, &start)?);
+                    let detail = Detail::read(version, &fault.prefix, text, reader, &start)?;
+                    fault.detail = Some(detail);
                 }
                 _ => {
                     reader.read_to_end(start.name()).map_err(|e| said(&e))?;
@@ -176,7 +182,7 @@ impl Fault {
 
     fn written(&self) -> String {
         let p = &self.prefix;
-        let mut out = String::with_capacity(400 + self.detail.as_deref().map_or(0, str::len));
+        let mut out = String::with_capacity(400);
         let _ = write!(out, "<{p}:Fault{}>", self.declarations);
         match self.version {
             Version::V11 => self.as_11(&mut out),
@@ -214,7 +220,11 @@ impl Fault {
             let _ = write!(out, "<{p}:Role>{role}</{p}:Role>");
         }
         if let Some(detail) = &self.detail {
-            let _ = write!(out, "<{p}:Detail>{detail}</{p}:Detail>");
+            let Detail {
+                declarations,
+                content,
+            } = detail;
+            let _ = write!(out, "<{p}:Detail{declarations}>{content}</{p}:Detail>");
         }
     }
 
@@ -260,7 +270,11 @@ impl Fault {
             let _ = write!(out, "<faultactor{none}>{actor}</faultactor>");
         }
         if let Some(detail) = &self.detail {
-            let _ = write!(out, "<detail{none}>{detail}</detail>");
+            let Detail {
+                declarations,
+                content,
+            } = detail;
+            let _ = write!(out, "<detail{none}{declarations}>{content}</detail>");
         }
     }
 
@@ -348,46 +362,73 @@ fn content(reader: &mut Reader<'_>) -> Result<String, String> {
     }
 }
 
-/// What a detail holds. Its element is written anew, so what that one declares goes to its children.
-fn detail(
-    version: Version,
-    text: &str,
-    reader: &mut Reader<'_>,
-    start: &BytesStart<'_>,
-) -> Result<String, String> {
-    let mut declarations = declared(start)?;
-    let default = default_namespace(reader);
-    if version == Version::V11
-        && !default.is_empty()
-        && declarations.iter().all(|(name, _)| name != "xmlns")
-    {
-        declarations.push(("xmlns".into(), default));
-    }
-    let mut out = String::new();
-    loop {
-        let from = at(reader);
-        let (child, empty) = match reader.read_event().map_err(|e| said(&e))? {
-            Event::Start(child) => (child, false),
-            Event::Empty(child) => (child, true),
-            Event::End(_) => return Ok(out),
-            Event::Eof => return Err("the fault does not end".into()),
-            _ => {
-                out.push_str(&text[from..at(reader)]);
-                continue;
-            }
+/// A detail for the other version.
+struct Detail {
+    /// What its element declares.
+    declarations: String,
+    content: String,
+}
+
+impl Detail {
+    /// Reads from after the start tag to the end of the element. What that one declares and cannot as
+    /// it is written now (a default namespace in 1.1, `prefix` in 1.2), its children declare: an error where
+    /// that takes too much room.
+    fn read(
+        version: Version,
+        prefix: &str,
+        text: &str,
+        reader: &mut Reader<'_>,
+        start: &BytesStart<'_>,
+    ) -> Result<Self, String> {
+        let own = match version {
+            Version::V11 => "xmlns".to_owned(),
+            Version::V12 => format!("xmlns:{prefix}"),
         };
-        let own = declared(&child)?;
-        let name = child.name().0;
-        let _ = write!(out, "<{name}");
-        for (name, value) in &declarations {
-            if own.iter().all(|(known, _)| known != name) {
-                xml::declare(&mut out, name, value);
+        let mut declarations = String::new();
+        let mut moved = None;
+        for (name, value) in declared(start)? {
+            if name == own {
+                moved = Some(value);
+            } else {
+                xml::declare(&mut declarations, &name, &value);
             }
         }
-        if !empty {
-            reader.read_to_end(child.name()).map_err(|e| said(&e))?;
+        if version == Version::V11 && moved.is_none() {
+            moved = Some(default_namespace(reader)).filter(|default| !default.is_empty());
         }
-        out.push_str(&text[from + 1 + name.len()..at(reader)]);
+        let mut content = String::new();
+        loop {
+            let from = at(reader);
+            let (child, empty) = match reader.read_event().map_err(|e| said(&e))? {
+                Event::Start(child) => (child, false),
+                Event::Empty(child) => (child, true),
+                Event::End(_) => {
+                    return Ok(Self {
+                        declarations,
+                        content,
+                    });
+                }
+                Event::Eof => return Err("the fault does not end".into()),
+                _ => {
+                    content.push_str(&text[from..at(reader)]);
+                    continue;
+                }
+            };
+            let name = child.name().0;
+            let _ = write!(content, "<{name}");
+            if let Some(value) = &moved
+                && declared(&child)?.iter().all(|(known, _)| *known != own)
+            {
+                xml::declare(&mut content, &own, value);
+            }
+            if content.len() > text.len() * 4 + DETAIL_MORE {
+                return Err("the namespaces of the fault's detail take too much room".into());
+            }
+            if !empty {
+                reader.read_to_end(child.name()).map_err(|e| said(&e))?;
+            }
+            content.push_str(&text[from + 1 + name.len()..at(reader)]);
+        }
     }
 }
 
@@ -546,7 +587,7 @@ mod tests {
         assert!(
             twelve.contains(&format!("<soap1:Fault xmlns:soap1=\"{NS_12}\"><soap1:Code>"))
                 && twelve.contains(
-                    "<soap1:Detail><a xmlns=\"urn:d\" xmlns:e=\"urn:e\"/><e:b xmlns:e=\"urn:e\" xmlns=\"\"><c/></e:b></soap1:Detail>"
+                    "<soap1:Detail xmlns=\"urn:d\" xmlns:e=\"urn:e\"><a/><e:b xmlns=\"\"><c/></e:b></soap1:Detail>"
                 ),
             "{twelve}"
         );
@@ -560,6 +601,35 @@ mod tests {
                 && eleven.contains("<detail xmlns=\"\"><a xmlns=\"urn:d\"/></detail>"),
             "{eleven}"
         );
+    }
+
+    #[test]
+    fn a_detail_that_gives_the_prefix_of_soap_another_meaning_keeps_it() {
+        let fault = "<faultcode>s:Client</faultcode><detail xmlns:s=\"urn:d\" xmlns:t=\"urn:t\"><s:a/><b xmlns:s=\"urn:b\"/></detail>";
+        let twelve = said_in(Version::V12, &of_11("", fault));
+        let detail =
+            "<s:Detail xmlns:t=\"urn:t\"><s:a xmlns:s=\"urn:d\"/><b xmlns:s=\"urn:b\"/></s:Detail>";
+        assert!(twelve.contains(detail), "{twelve}");
+    }
+
+    #[test]
+    fn namespaces_cannot_make_a_fault_grow_without_bound() {
+        let long = "x".repeat(100_000);
+        let many = "<a/>".repeat(100_000);
+        let detail = format!("<s:Detail xmlns=\"urn:{long}\">{many}</s:Detail>");
+        let body = bytes::Bytes::from(of_12("", &detail));
+        let why = crate::wrap::into_envelope(Version::V11, &body, None).unwrap_err();
+        assert!(why.contains("too much room"), "{why}");
+        let codes = format!(
+            "<s:Subcode><s:Value>{}</s:Value></s:Subcode>",
+            "</s:Value><s:Value>n:x".repeat(100_000)
+        );
+        let began = std::time::Instant::now();
+        said_in(
+            Version::V11,
+            &of_12(&format!(" xmlns:n=\"urn:{long}\""), &codes),
+        );
+        assert!(began.elapsed() < std::time::Duration::from_secs(5));
     }
 
     #[test]
