@@ -12,18 +12,18 @@ use http::header::{CONTENT_ENCODING, HeaderMap, LOCATION, RETRY_AFTER};
 use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use memchr::memmem;
 use tokio::time::Instant;
 use xbus_core::adapter::Class;
 use xbus_core::{Attachments, Call, Fault, Headers, Message, SendError, Timestamp};
+use xbus_xml::XmlLimits;
 
 use crate::body::{self, BodyError};
 use crate::package;
 use crate::pool::SessionRefused;
 use crate::security::Outgoing;
 use crate::sender::Config;
-use crate::soap::{self, Envelope, FaultSide, Version};
-use crate::{heads, splice, xml};
+use crate::soap::{self, Envelope, FaultSide};
+use crate::{heads, splice, wellformed};
 
 /// As much of the answer of a failure is looked at.
 const FAILURE_BODY: u64 = 64 * 1024;
@@ -115,7 +115,7 @@ impl HttpCall {
             let (answer, handle) = self.send(&attempt, sent).await?;
             let (head, incoming) = answer.into_parts();
             let good = self.config.success.holds(head.status);
-            let limit = if good {
+            let limit = if good || self.config.passes_fault(head.status) {
                 self.config.max_body
             } else {
                 FAILURE_BODY
@@ -279,23 +279,31 @@ impl HttpCall {
         headers: &HeaderMap,
         body: Result<Bytes, BodyError>,
     ) -> Result<Message, SendError> {
+        let passes = self.config.passes_fault(status);
         if !self.config.success.holds(status) {
             let body = body.unwrap_or_default();
-            let body = decoded(headers, body, FAILURE_BODY)
-                .await
-                .unwrap_or_default();
+            let limit = if passes {
+                self.config.max_body
+            } else {
+                FAILURE_BODY
+            };
+            let body = decoded(headers, body, limit).await.unwrap_or_default();
             // Whatever cannot be opened is shown as it came.
-            let Content {
-                content_type, body, ..
-            } = self
+            let content = self
                 .content(headers, body.clone())
                 .await
                 .unwrap_or_else(|_| Content::of(headers, body));
+            if passes && content.is_whole_fault() {
+                return Ok(self.response(status, headers, content));
+            }
+            let Content {
+                content_type, body, ..
+            } = content;
             let content_type = content_type.as_deref();
             let mut error = self.failed(status, headers);
             // What a SOAP fault says of itself is more exact than these two statuses.
             if matches!(status.as_u16(), 400 | 500)
-                && let Some((_, side)) = soap_fault(content_type, &body)
+                && let Some((_, side)) = soap::fault_in(content_type, &body)
             {
                 error.class = class_of(side);
             }
@@ -326,14 +334,17 @@ impl HttpCall {
             .await
             .map_err(|fault| unreadable(&fault.reason))?;
         // A fault never counts as success, unless the route asks for that status on purpose.
+        let passed = passes && content.is_whole_fault();
         if status.is_success()
-            && let Some((_, side)) = soap_fault(content.content_type.as_deref(), &content.body)
+            && !passed
+            && let Some((_, side)) = soap::fault_in(content.content_type.as_deref(), &content.body)
         {
             let mut error = self.failed(status, headers);
             error.class = class_of(side);
             return Err(with_answer(error, told(&content.body)));
         }
-        if status.is_success() && self.config.sends_soap() && !content.body.is_empty() {
+        let sends_soap = self.config.sends_soap() && !content.body.is_empty();
+        if status.is_success() && sends_soap && !passed {
             self.check_envelope(&content)
                 .map_err(|why| unreadable(&why))?;
         }
@@ -445,6 +456,15 @@ struct Content {
 }
 
 impl Content {
+    /// Whether it is a fault of SOAP, and well-formed to its end.
+    fn is_whole_fault(&self) -> bool {
+        let said = self.content_type.as_deref();
+        let charset = said.and_then(xbus_charset::label);
+        let limits = XmlLimits::default();
+        soap::fault_in(said, &self.body).is_some()
+            && wellformed::check(&self.body, charset, limits.depth, limits.attributes, true).is_ok()
+    }
+
     /// The body as it came.
     fn of(headers: &HeaderMap, body: Bytes) -> Self {
         Self {
@@ -465,30 +485,8 @@ async fn decoded(headers: &HeaderMap, body: Bytes, limit: u64) -> Result<Bytes, 
 
 fn class_of(side: FaultSide) -> Class {
     match side {
-        FaultSide::Sender => Class::Rejected,
+        FaultSide::Sender | FaultSide::Envelope => Class::Rejected,
         FaultSide::Receiver => Class::Outage,
-    }
-}
-
-/// The fault in a body of one of SOAP's media types.
-fn soap_fault(content_type: Option<&str>, body: &[u8]) -> Option<(Version, FaultSide)> {
-    let content_type = content_type?;
-    let essence = xml::essence(content_type);
-    let is_soap = [Version::V11, Version::V12]
-        .iter()
-        .any(|version| essence.eq_ignore_ascii_case(version.media_type()));
-    // Without the element's name there is none; it looks otherwise in UTF-16 alone.
-    let wide = body.iter().take(4).any(|byte| matches!(byte, 0 | 0xfe..));
-    if !is_soap || !(wide || memmem::find(body, b"Fault").is_some()) {
-        return None;
-    }
-    match soap::look(body, xbus_charset::label(content_type), false) {
-        Ok(Envelope {
-            version: Some(version),
-            fault: Some(side),
-            ..
-        }) => Some((version, side)),
-        _ => None,
     }
 }
 

@@ -201,6 +201,16 @@ impl Contract {
         let Some(body) = part("Body") else {
             return Err(breach(root, "there is no Body"));
         };
+        let behind = elements(document, root)
+            .skip_while(|node| *node != body)
+            .skip(1)
+            .find(|node| {
+                let id = Id::node(*node);
+                document.namespace(id) == version.namespace()
+            });
+        if let Some(node) = behind {
+            return Err(breach(node, "nothing of SOAP's own stands behind the Body"));
+        }
         let content: Vec<u32> = elements(document, body).collect();
         let fault = content.first().is_some_and(|first| {
             let id = Id::node(*first);

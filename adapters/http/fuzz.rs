@@ -50,7 +50,7 @@ pub fn wrapped(body: &[u8]) {
 
 /// Whether a body is well-formed, as the receiver sees it.
 pub fn wellformed(body: &[u8], charset: Option<&str>) -> Result<(), String> {
-    wellformed::check(body, charset, 256, 1000)
+    wellformed::check(body, charset, 256, 1000, true)
 }
 
 /// Follows the framing of a connection in one piece and in small ones. Panics where they disagree.

@@ -11,6 +11,7 @@ mod call;
 mod contract;
 mod describe;
 mod door;
+mod fault;
 mod form;
 #[doc(hidden)]
 pub mod fuzz;

@@ -13,7 +13,7 @@ use mail_parser::HeaderValue;
 use mail_parser::decoders::quoted_printable::quoted_printable_decode;
 use mail_parser::parsers::MessageStream;
 use memchr::{memchr, memchr_iter, memmem};
-use xbus_core::{Code, Fault};
+use xbus_core::{Attachment, Code, Fault};
 
 /// Most parts of a body.
 pub(crate) const PARTS_MOST: usize = 1000;
@@ -25,8 +25,6 @@ const BOUNDARY_MOST: usize = 200;
 const PARAMETERS_MOST: usize = 64;
 /// Longest name of a file that encoded words are looked for in, in bytes.
 const ENCODED_MOST: usize = 1024;
-/// Longest name of a file, in characters.
-const NAME_MOST: usize = 255;
 
 /// Base64 whose padding may be missing (RFC 4648 section 3.2).
 const BASE64: GeneralPurpose = GeneralPurpose::new(
@@ -91,7 +89,7 @@ pub(crate) struct Part {
 }
 
 impl Part {
-    /// The name of its file, decoded.
+    /// The name of its file, decoded, without a path.
     pub(crate) fn file_name(&self) -> Option<String> {
         let own = self.disposition.parameter("filename");
         let raw = match own {
@@ -108,8 +106,7 @@ impl Part {
                 .to_owned(),
             false => raw,
         };
-        let name: String = one_line(&name).chars().take(NAME_MOST).collect();
-        (!name.is_empty()).then_some(name)
+        Attachment::file_name(&name)
     }
 }
 

@@ -267,6 +267,8 @@ proptest! {
             if wanted.content_id.is_none() {
                 wanted.content_id = found.content_id.clone();
             }
+            // A path ahead of a name does not come in.
+            wanted.name = wanted.name.as_deref().and_then(Attachment::file_name).map(Into::into);
             prop_assert_eq!(found, &*wanted);
             prop_assert_eq!(&found.body, &wanted.body);
         }

@@ -741,18 +741,121 @@ async fn envelopes_that_cannot_be_taken_get_a_fault_of_the_right_kind() {
 }
 
 #[tokio::test]
-async fn a_fault_that_a_route_makes_itself_is_never_answered_with_200() {
+async fn a_fault_is_answered_in_the_callers_version_and_never_with_200() {
     let bus = bus_with(
         Limits::default(),
-        &[json!({"path": "/s", "soap": "any"})],
+        &[json!({"path": "/s", "soap": "any"}), json!({"path": "/plain"})],
         |arrival| {
-            let body = "<s:Fault><faultcode>s:Client</faultcode></s:Fault>";
-            Ok(replied(arrival, "text/xml", &soap(NS_11, "", body)))
+            let text = String::from_utf8_lossy(arrival.message.body.bytes()).into_owned();
+            let (_, code) = text.split_once("code='").unwrap_or_default();
+            let code = code.split('\'').next().unwrap_or_default();
+            let (of, code) = code.split_once(' ').unwrap_or_default();
+            let (content_type, body) = match of {
+                "11" => ("text/xml", soap(NS_11, "", &format!(
+                    "<s:Fault><faultcode>s:{code}</faultcode><faultstring>no</faultstring></s:Fault>"
+                ))),
+                _ => ("application/soap+xml", soap(NS_12, "", &format!(
+                    "<s:Fault><s:Code><s:Value>s:{code}</s:Value></s:Code><s:Reason><s:Text xml:lang='en'>no</s:Text></s:Reason></s:Fault>"
+                ))),
+            };
+            let mut reply = replied(arrival, content_type, &body);
+            // A route cannot call it a success.
+            reply.http_status = text.contains("ok").then_some(202);
+            Ok(reply)
         },
     )
     .await;
-    let answer = bus.ask("POST /s", T11, &soap(NS_11, "", "<a/>")).await;
-    answer.is(500, "faultcode");
+    for (fault, status_11, status_12, code_11, code_12) in [
+        ("11 Client", 500, 400, "s:Client", "s:Sender"),
+        ("11 Server", 500, 500, "s:Server", "s:Receiver"),
+        ("12 Sender", 500, 400, "s:Client", "s:Sender"),
+        ("12 Receiver", 500, 500, "s:Server", "s:Receiver"),
+        (
+            "12 MustUnderstand",
+            500,
+            500,
+            "s:MustUnderstand",
+            "s:MustUnderstand",
+        ),
+        ("12 Sender' ok='1", 500, 400, "s:Client", "s:Sender"),
+    ] {
+        let request = format!("<a code='{fault}'/>");
+        bus.ask("POST /s", T11, &soap(NS_11, "", &request))
+            .await
+            .is(status_11, &format!("<faultcode>{code_11}</faultcode>"));
+        bus.ask("POST /s", T12, &soap(NS_12, "", &request))
+            .await
+            .is(status_12, &format!("<s:Code><s:Value>{code_12}</s:Value>"));
+        // Without SOAP on the receiver the answer is what it is.
+        let status = if fault.starts_with("12") {
+            status_12
+        } else {
+            status_11
+        };
+        bus.ask("POST /plain", T11, &request)
+            .await
+            .is(status, "Fault");
+    }
+}
+
+#[tokio::test]
+async fn a_type_that_is_not_taken_is_refused_in_its_own_version() {
+    let bus = bus(&[
+        json!({"path": "/11", "soap": "1.1"}),
+        json!({"path": "/12", "soap": "1.2"}),
+    ])
+    .await;
+    for (path, headers, namespace) in [
+        (
+            "POST /12",
+            "Content-Type: text/xml; charset=utf-8\r\n",
+            NS_11,
+        ),
+        (
+            "POST /12",
+            "Content-Type: text/xml\r\nSOAPAction: \"\"\r\n",
+            NS_11,
+        ),
+        ("POST /11", "Content-Type: application/soap+xml\r\n", NS_12),
+        // Of no version: that of the path.
+        ("POST /12", "Content-Type: application/json\r\n", NS_12),
+        ("POST /11", "", NS_11),
+    ] {
+        let answer = bus.ask(path, headers, "<a/>").await;
+        answer.is(415, namespace);
+    }
+}
+
+#[tokio::test]
+async fn as_many_namespaces_as_documents_may_have_are_in_scope() {
+    let bus = bus(&[json!({"path": "/s", "soap": "any"})]).await;
+    // One is SOAP's.
+    let declared = |count: usize| {
+        let declarations: String = (1..count)
+            .map(|at| format!(" xmlns:n{at}='urn:{at}'"))
+            .collect();
+        soap(NS_11, "", "<a/>").replacen(" xmlns:s", &format!("{declarations} xmlns:s"), 1)
+    };
+    bus.ask("POST /s", T11, &declared(256))
+        .await
+        .is(200, "delivered");
+    let answer = bus.ask("POST /s", T11, &declared(257)).await;
+    answer.is(500, "more than 256 namespace declarations in scope");
+    assert!(!answer.body.contains("set_max"), "{answer:?}");
+}
+
+#[tokio::test]
+async fn a_whole_check_sees_the_parts_of_an_envelope() {
+    let bus = bus(&[json!({"path": "/s", "soap": "any", "wellformed": true})]).await;
+    let whole = soap(NS_11, "", "<a/>");
+    bus.ask("POST /s", T11, &whole).await.is(200, "");
+    for (behind, why) in [
+        ("<s:Body/>", "two Bodies"),
+        ("<s:Header/>", "behind the Body"),
+    ] {
+        let body = whole.replace("</s:Body>", &format!("</s:Body>{behind}"));
+        bus.ask("POST /s", T11, &body).await.is(500, why);
+    }
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use crate::heads::passes;
 use crate::pack::{self, Attach};
 use crate::package::{self, Form};
 use crate::shape::{self, Answer, Refusal, Shape};
-use crate::soap::{self, Envelope, Version};
+use crate::soap::{self, Version};
 use crate::{wrap, xml};
 
 /// The answer to a message that was taken. The flag says whether its envelope was made by the bus.
@@ -53,17 +53,12 @@ pub(crate) fn answer(
         }
         own = changed;
         body = enveloped;
-        // A transformation may answer with a fault of its own: never with 200.
-        if let Ok(Envelope {
-            fault: Some(side), ..
-        }) = soap::look(&body, charset, false)
-        {
-            asked = asked.filter(|status| !status.is_success());
-            status = match (version, side) {
-                (Version::V12, soap::FaultSide::Sender) => StatusCode::BAD_REQUEST,
-                _ => StatusCode::INTERNAL_SERVER_ERROR,
-            };
-        }
+    }
+    // A destination or a script may have answered with a fault: never with 200.
+    let said = content_type.as_ref().and_then(|value| value.to_str().ok());
+    if let Some((version, side)) = soap::fault_in(said, &body) {
+        asked = asked.filter(|status| !status.is_success());
+        status = soap::status_of(version, side);
     }
     let content_type = content_type.unwrap_or_else(|| {
         HeaderValue::from_static(match message.format() {

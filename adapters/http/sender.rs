@@ -14,7 +14,7 @@ use http::header::{
 use http::{Method, StatusCode, Uri};
 use xbus_charset::Writing;
 use xbus_core::adapter::SenderKind;
-use xbus_core::spec::{Args, Field, Raw, Type};
+use xbus_core::spec::{Args, Field, Raw, Role, Type};
 use xbus_core::template::Template;
 use xbus_core::{Code, Context, Fault, Message, MessageId, Reach, Request, Sender};
 
@@ -106,7 +106,7 @@ pub(crate) static SOAP_FIELDS: &[Field] = &[
     Field::new(
         "action",
         Type::Template,
-        "The SOAP action: the header SOAPAction (1.1), or the parameter `action` of the content type (1.2).",
+        "The SOAP action: the header SOAPAction (1.1), or the parameter `action` of the content type (1.2). It may stand in quotes, as in that header.",
     ),
     Field::new(
         "username_token",
@@ -118,6 +118,12 @@ pub(crate) static SOAP_FIELDS: &[Field] = &[
         Type::Duration,
         "Puts a wsu:Timestamp into the wsse:Security header: for so long from when it is sent the message may be used.",
     ),
+    Field::new(
+        "faults",
+        Type::Choice(&["fail", "pass"]),
+        "What becomes of a SOAP fault that the destination answers. `fail`: the step fails. `pass` (only in `invoke`): the fault is the step's response, and the route goes on with it.",
+    )
+    .default("fail"),
     Field::new(
         "addressing",
         Type::Bool,
@@ -182,6 +188,7 @@ struct SoapOut {
     action: Option<Template>,
     security: Option<Arc<Outgoing>>,
     addressing: bool,
+    passes_faults: bool,
 }
 
 /// Which statuses are good.
@@ -466,6 +473,7 @@ fn soap_out(args: Args<'_>) -> SoapOut {
             action: None,
             security: None,
             addressing: false,
+            passes_faults: false,
         };
     }
     let addressing = inner.boolean("addressing");
@@ -473,8 +481,15 @@ fn soap_out(args: Args<'_>) -> SoapOut {
         let message = "WS-Addressing needs an action, and none is named".to_owned();
         bad(inner, "addressing", message, "add action: \"urn:…\"");
     }
+    let passes_faults = inner.text("faults").as_deref() == Some("pass");
+    if passes_faults && args.build.role != Role::Invoke {
+        let message = "a target whose fault is passed on would count as delivered".to_owned();
+        let help = "leave 'faults' out, or ask the destination in a step of invoke";
+        bad(inner, "faults", message, help);
+    }
     SoapOut {
         version,
+        passes_faults,
         action: inner.template("action"),
         security: Outgoing::build(inner, version).map(Arc::new),
         addressing,
@@ -677,6 +692,15 @@ impl From<Bytes> for Outbound {
     }
 }
 
+/// An action without the quotes that it has in a header SOAPAction.
+fn bare(action: String) -> String {
+    let inner = action.trim().strip_prefix('"');
+    match inner.and_then(|inner| inner.strip_suffix('"')) {
+        Some(inner) => inner.to_owned(),
+        None => action,
+    }
+}
+
 fn cannot(what: &str, detail: impl Into<String>) -> Fault {
     Fault::new(Code::Transform, what).detail(detail)
 }
@@ -757,7 +781,7 @@ impl Config {
                 )
             })?;
         let action = match &soap.action {
-            Some(template) => Some(template.render(message, context)?),
+            Some(template) => Some(bare(template.render(message, context)?)),
             None => None,
         };
         if action.as_ref().is_some_and(|action| {
@@ -871,6 +895,12 @@ impl Config {
     /// Whether requests are SOAP.
     pub(crate) fn sends_soap(&self) -> bool {
         self.soap.is_some()
+    }
+
+    /// Whether an answer of that status may be a fault that is passed on: others say more by themselves.
+    pub(crate) fn passes_fault(&self, status: StatusCode) -> bool {
+        let passes = self.soap.as_ref().is_some_and(|soap| soap.passes_faults);
+        passes && (status.is_success() || matches!(status.as_u16(), 400 | 500))
     }
 
     /// Whether answers that are multiparts are opened.

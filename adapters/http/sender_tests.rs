@@ -121,6 +121,24 @@ fn sender(config: serde_json::Value) -> HttpSender {
     sender.unwrap()
 }
 
+/// A sender of a step of `invoke`.
+fn invoking(config: serde_json::Value) -> HttpSender {
+    let node = node(config);
+    let (sender, problems) = with_build(|bus| {
+        let bus = xbus_core::spec::Build {
+            role: xbus_core::spec::Role::Invoke,
+            route: bus.route.clone(),
+            step: bus.step.clone(),
+            bus: bus.bus.clone(),
+            node: bus.node.clone(),
+            ..*bus
+        };
+        build(Args::new(Some(&node), FIELDS, &bus))
+    });
+    assert!(problems.is_empty(), "{problems:?}");
+    sender.unwrap()
+}
+
 fn message(body: &'static str) -> Message {
     let mut message = Message::new(body);
     message.headers.set("Content-Type", "application/xml");
@@ -402,6 +420,79 @@ async fn what_is_no_envelope_is_no_answer_of_a_soap_service() {
 }
 
 #[tokio::test]
+async fn a_fault_that_is_passed_on_is_the_response() {
+    const T11: &str = "Content-Type: text/xml\r\n";
+    const T12: &str = "Content-Type: application/soap+xml\r\n";
+    // Larger than what is looked at of other failures.
+    let large = fault_11("Client").replace(
+        "<faultstring>x",
+        &format!("<faultstring>{}", "x".repeat(70_000)),
+    );
+    for (line, headers, body, said) in [
+        ("500 X", T11, fault_11("Server"), "500"),
+        ("500 X", T11, large, "500"),
+        ("200 X", T11, fault_11("Client"), "200"),
+        ("400 X", T12, fault_12("Sender"), "400"),
+        ("500 X", T12, fault_12("Receiver"), "500"),
+    ] {
+        let server = server(vec![Act::Say(status(line, headers, &body))]).await;
+        let config = json!({"url": server.url(), "soap": {"faults": "pass"}});
+        let response = send(&invoking(config), message("<a/>")).await.unwrap();
+        assert_eq!(response.body.bytes(), body.as_bytes());
+        assert_eq!(response.headers.get("http.status"), Some(said));
+    }
+    // What is no whole fault, or has a status that says more, stays a failure.
+    let cut = fault_11("Client").replace("</s:Envelope>", "");
+    let answer = fault_11("Client").replace("s:Fault", "Level");
+    for (line, headers, body, class) in [
+        ("500 X", T11, cut.clone(), Class::Rejected),
+        ("200 X", T11, cut, Class::Rejected),
+        ("500 X", T11, answer, Class::Outage),
+        (
+            "500 X",
+            "Content-Type: text/html\r\n",
+            fault_11("Client"),
+            Class::Outage,
+        ),
+        ("503 X", T11, fault_11("Client"), Class::Outage),
+        ("401 X", T11, fault_11("Client"), Class::Outage),
+        ("500 X", T11, String::new(), Class::Outage),
+    ] {
+        let server = server(vec![Act::Say(status(line, headers, &body))]).await;
+        let config = json!({"url": server.url(), "soap": {"faults": "pass"}});
+        let error = send(&invoking(config), message("<a/>")).await.unwrap_err();
+        assert_eq!(error.class, class, "{line} {body}");
+    }
+}
+
+#[tokio::test]
+async fn an_action_may_come_with_its_quotes() {
+    let server = server(vec![Act::Say(ok("", ""))]).await;
+    for (version, order, sent) in [
+        ("1.1", "\"urn:a\"", "soapaction: \"urn:a\"\r\n"),
+        ("1.1", "\"\"", "soapaction: \"\"\r\n"),
+        ("1.1", "urn:a", "soapaction: \"urn:a\"\r\n"),
+        ("1.2", " \"urn:a\" ", "action=\"urn:a\"\r\n"),
+    ] {
+        let soap = json!({"version": version, "action": "{{ header(\"order-id\") }}"});
+        let one = sender(json!({"url": server.url(), "soap": soap}));
+        let mut message = message("<a/>");
+        message.headers.set("order-id", order);
+        send(&one, message).await.unwrap();
+        assert!(server.last().contains(sent), "{}", server.last());
+    }
+    let soap = json!({"action": "{{ header(\"order-id\") }}"});
+    let one = sender(json!({"url": server.url(), "soap": soap}));
+    for order in ["\"\"urn:a\"\"", "\"", "a\"b"] {
+        let mut message = message("<a/>");
+        message.headers.set("order-id", order);
+        let message = Arc::new(message);
+        let context = Context::new("route".into(), message.clone());
+        assert!(one.make(message, &context).is_err(), "{order}");
+    }
+}
+
+#[tokio::test]
 async fn soap_requests_are_wrapped_and_mapped() {
     let server = server(vec![Act::Say(ok("", ""))]).await;
     let one = sender(
@@ -528,6 +619,10 @@ fn mistakes_in_a_sender_are_reported() {
         (
             json!({"url": "http://a/", "soap": "1.1", "method": "PUT"}),
             "POST",
+        ),
+        (
+            json!({"url": "http://a/", "soap": {"faults": "pass"}}),
+            "would count as delivered",
         ),
         (
             json!({"url": "https://a/", "tls": {"cert": "/c"}}),

@@ -199,7 +199,9 @@ fn doors(connection: &Connection, head: &Parts, shape: &mut Shape) -> Result<Doo
     if let Some(soap) = soap
         && !matches!(shape, Shape::Soap(_))
     {
-        *shape = Shape::Soap(soap.version.unwrap_or(Version::V11));
+        let said = package::said(&head.headers);
+        let own = said.as_deref().and_then(Version::of_type);
+        *shape = Shape::Soap(own.or(soap.version).unwrap_or(Version::V11));
     }
     if doors
         .iter()
@@ -669,7 +671,8 @@ async fn hand_in(
     };
     let _working = door.requests.token();
     if door.config.wellformed {
-        check_wellformed(connection, &head, &body).await?;
+        let soap = door.config.soap.is_some();
+        check_wellformed(connection, &head, &body, soap).await?;
     }
     let correlation_id = head
         .headers
@@ -754,6 +757,7 @@ async fn check_wellformed(
     connection: &Connection,
     head: &Parts,
     body: &Bytes,
+    soap: bool,
 ) -> Result<(), Refusal> {
     let charset = charset_of(head).map(str::to_owned);
     let (depth, attributes) = (
@@ -761,19 +765,14 @@ async fn check_wellformed(
         connection.limits.xml_attributes,
     );
     let checked = if body.len() <= CHECK_ASIDE {
-        wellformed::check(body, charset.as_deref(), depth, attributes)
+        wellformed::check(body, charset.as_deref(), depth, attributes, soap)
     } else {
         let body = body.clone();
         tokio::task::spawn_blocking(move || {
-            wellformed::check(&body, charset.as_deref(), depth, attributes)
+            wellformed::check(&body, charset.as_deref(), depth, attributes, soap)
         })
         .await
-        .unwrap_or_else(|_| Err("it could not be checked".into()))
+        .unwrap_or_else(|_| Err("not to be checked".into()))
     };
-    checked.map_err(|why| {
-        Refusal::new(
-            Code::Client,
-            format!("the body is not well-formed XML: {why}"),
-        )
-    })
+    checked.map_err(|why| Refusal::new(Code::Client, format!("the body is {why}")))
 }

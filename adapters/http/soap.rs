@@ -6,9 +6,12 @@
 
 use std::ops::Range;
 
+use http::StatusCode;
+use memchr::memmem;
 use quick_xml::events::{BytesStart, Event};
 use quick_xml::name::{PrefixDeclaration, ResolveResult};
 use quick_xml::reader::NsReader;
+use xbus_xml::reader::{namespaced, said};
 
 use crate::addressing::{self, Addressed};
 use crate::security;
@@ -65,6 +68,14 @@ impl Version {
         }
     }
 
+    /// The version whose messages have the media type of `content_type`.
+    pub(crate) fn of_type(content_type: &str) -> Option<Self> {
+        let essence = xml::essence(content_type);
+        [Version::V11, Version::V12]
+            .into_iter()
+            .find(|version| essence.eq_ignore_ascii_case(version.media_type()))
+    }
+
     fn of_namespace(namespace: &str) -> Option<Self> {
         match namespace {
             NS_11 => Some(Version::V11),
@@ -110,8 +121,11 @@ impl std::fmt::Display for Name {
 /// Who is meant by a fault.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FaultSide {
-    /// Client (1.1), Sender (1.2), and what is wrong with the envelope.
+    /// Client (1.1), Sender (1.2).
     Sender,
+    /// The sender as well, for what is wrong with the envelope itself: VersionMismatch,
+    /// MustUnderstand, DataEncodingUnknown.
+    Envelope,
     /// Server (1.1), Receiver (1.2).
     Receiver,
 }
@@ -192,12 +206,16 @@ fn malformed(error: impl std::fmt::Display) -> NotSoap {
     NotSoap::Malformed(error.to_string())
 }
 
+fn unreadable(error: quick_xml::Error) -> NotSoap {
+    NotSoap::Malformed(said(&error))
+}
+
 fn look_at(text: &str, want_element: bool) -> Result<Envelope, NotSoap> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if text.trim_start().is_empty() {
         return Err(malformed("the body is empty"));
     }
-    let mut reader = NsReader::from_str(text);
+    let mut reader = namespaced(text);
     let mut seen = Envelope::default();
     let (version, empty) = root(&mut reader)?;
     seen.version = Some(version);
@@ -208,7 +226,7 @@ fn look_at(text: &str, want_element: bool) -> Result<Envelope, NotSoap> {
     }
     loop {
         let from = at(&reader);
-        let (resolved, event) = reader.read_resolved_event().map_err(malformed)?;
+        let (resolved, event) = reader.read_resolved_event().map_err(unreadable)?;
         let (start, empty) = match event {
             Event::Start(start) => (start, false),
             Event::Empty(start) => (start, true),
@@ -259,7 +277,7 @@ fn misplaced(event: &Event<'_>) -> Result<(), NotSoap> {
 /// Reads up to the Envelope; gives its version and whether it is empty.
 fn root(reader: &mut NsReader<&[u8]>) -> Result<(Version, bool), NotSoap> {
     loop {
-        let (resolved, event) = reader.read_resolved_event().map_err(malformed)?;
+        let (resolved, event) = reader.read_resolved_event().map_err(unreadable)?;
         let (start, empty) = match event {
             Event::Start(start) => (start, false),
             Event::Empty(start) => (start, true),
@@ -294,7 +312,7 @@ fn header(
 ) -> Result<(), NotSoap> {
     loop {
         let from = at(reader);
-        let (resolved, event) = reader.read_resolved_event().map_err(malformed)?;
+        let (resolved, event) = reader.read_resolved_event().map_err(unreadable)?;
         let (start, empty) = match event {
             Event::Start(start) => (start, false),
             Event::Empty(start) => (start, true),
@@ -318,7 +336,7 @@ fn header(
         if meant.ours && security::is_security(&namespace, local) {
             let scope = scope(reader);
             if !empty {
-                reader.read_to_end(start.name()).map_err(malformed)?;
+                reader.read_to_end(start.name()).map_err(unreadable)?;
             }
             let range = from..at(reader);
             let block = text.get(range.clone()).unwrap_or_default();
@@ -332,11 +350,11 @@ fn header(
         } else if !empty {
             let value = match addressing {
                 Some(_) if meant.ours => {
-                    let inner = reader.read_text(start.name()).map_err(malformed)?;
+                    let inner = reader.read_text(start.name()).map_err(unreadable)?;
                     xml::plain_text(&inner)
                 }
                 _ => {
-                    reader.read_to_end(start.name()).map_err(malformed)?;
+                    reader.read_to_end(start.name()).map_err(unreadable)?;
                     String::new()
                 }
             };
@@ -354,19 +372,15 @@ fn header(
 }
 
 /// The namespaces in scope, as the declarations of a start tag.
-fn scope(reader: &NsReader<&[u8]>) -> String {
+pub(crate) fn scope(reader: &NsReader<&[u8]>) -> String {
     let mut out = String::new();
     for (prefix, namespace) in reader.resolver().bindings() {
-        // As it was written, so that it holds one kind of quote at most.
-        let quote = if namespace.0.contains('"') { '\'' } else { '"' };
-        out.push_str(" xmlns");
-        if let PrefixDeclaration::Named(prefix) = prefix {
-            out.push(':');
-            out.push_str(prefix);
+        match prefix {
+            PrefixDeclaration::Default => xml::declare(&mut out, "xmlns", namespace.0),
+            PrefixDeclaration::Named(prefix) => {
+                xml::declare(&mut out, &format!("xmlns:{prefix}"), namespace.0);
+            }
         }
-        out.extend(['=', quote]);
-        out.push_str(namespace.0);
-        out.push(quote);
     }
     out
 }
@@ -418,7 +432,7 @@ fn first_in_body(
     seen: &mut Envelope,
 ) -> Result<(), NotSoap> {
     loop {
-        let (resolved, event) = reader.read_resolved_event().map_err(malformed)?;
+        let (resolved, event) = reader.read_resolved_event().map_err(unreadable)?;
         let start = match event {
             Event::Start(start) | Event::Empty(start) => start,
             Event::End(_) => return Ok(()),
@@ -454,24 +468,14 @@ fn first_in_body(
 fn fault_side(reader: &mut NsReader<&[u8]>) -> Result<FaultSide, NotSoap> {
     let mut in_code = false;
     loop {
-        match reader.read_event().map_err(malformed)? {
+        match reader.read_event().map_err(unreadable)? {
             Event::Start(start) => {
                 let local = start.local_name().into_inner();
                 in_code = local == "faultcode" || local == "Value";
             }
             Event::Text(text) if in_code && !text.trim().is_empty() => {
                 let code = text.trim();
-                let local = code.rsplit(':').next().unwrap_or(code);
-                // SOAP 1.1 allows codes to be refined with dots: Client.Authentication.
-                let first = local.split('.').next().unwrap_or(local);
-                return Ok(match first {
-                    "Client"
-                    | "Sender"
-                    | "VersionMismatch"
-                    | "MustUnderstand"
-                    | "DataEncodingUnknown" => FaultSide::Sender,
-                    _ => FaultSide::Receiver,
-                });
+                return Ok(side_of(code.rsplit(':').next().unwrap_or(code)));
             }
             Event::End(end) if end.local_name().into_inner() == "Fault" => {
                 return Ok(FaultSide::Receiver);
@@ -479,5 +483,42 @@ fn fault_side(reader: &mut NsReader<&[u8]>) -> Result<FaultSide, NotSoap> {
             Event::Eof => return Ok(FaultSide::Receiver),
             _ => {}
         }
+    }
+}
+
+/// Whose fault a code says it is, by its local name.
+pub(crate) fn side_of(local: &str) -> FaultSide {
+    // SOAP 1.1 allows codes to be refined with dots: Client.Authentication.
+    match local.split('.').next().unwrap_or(local) {
+        "Client" | "Sender" => FaultSide::Sender,
+        "VersionMismatch" | "MustUnderstand" | "DataEncodingUnknown" => FaultSide::Envelope,
+        _ => FaultSide::Receiver,
+    }
+}
+
+/// The status that a fault is sent with (SOAP 1.1 section 6.2, SOAP 1.2 part 2 table 20).
+pub(crate) fn status_of(version: Version, side: FaultSide) -> StatusCode {
+    match (version, side) {
+        (Version::V12, FaultSide::Sender) => StatusCode::BAD_REQUEST,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+/// The fault in a body of one of SOAP's media types.
+pub(crate) fn fault_in(content_type: Option<&str>, body: &[u8]) -> Option<(Version, FaultSide)> {
+    let content_type = content_type?;
+    Version::of_type(content_type)?;
+    // Without the element's name there is none; it looks otherwise in UTF-16 alone.
+    let wide = body.iter().take(4).any(|byte| matches!(byte, 0 | 0xfe..));
+    if !(wide || memmem::find(body, b"Fault").is_some()) {
+        return None;
+    }
+    match look(body, xbus_charset::label(content_type), false) {
+        Ok(Envelope {
+            version: Some(version),
+            fault: Some(side),
+            ..
+        }) => Some((version, side)),
+        _ => None,
     }
 }

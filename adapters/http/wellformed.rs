@@ -8,43 +8,80 @@ use std::ops::ControlFlow;
 
 use quick_xml::events::Event;
 use quick_xml::name::ResolveResult;
-use quick_xml::reader::NsReader;
 use xbus_xml::XmlLimits;
 use xbus_xml::reader::{self, Sink, Start};
 
 use crate::soap::Name;
 
-/// Checks a document; the error says what is wrong with it, and where.
+/// Checks a document, and with `soap` the parts of an envelope too; the error says what is wrong with
+/// it, and where.
 pub(crate) fn check(
     body: &[u8],
     charset: Option<&str>,
     max_depth: usize,
     max_attributes: usize,
+    soap: bool,
 ) -> Result<(), String> {
-    let text = xbus_charset::decode(body, charset, true)?;
+    let wrong = |why: String| format!("not well-formed XML: {why}");
+    let text =
+        xbus_charset::decode(body, charset, true).map_err(|error| wrong(error.to_string()))?;
     let limits = XmlLimits {
         depth: max_depth,
         attributes: max_attributes,
         // Nothing is kept: the size of the body is limit enough.
         nodes: usize::MAX,
     };
-    match reader::read(&text, &limits, &mut Nothing) {
+    let mut parts = Parts::default();
+    match reader::read(&text, &limits, &mut parts) {
+        Ok(_) if soap => parts.check(),
         Ok(_) => Ok(()),
-        Err(error) => Err(format!(
+        Err(error) => Err(wrong(format!(
             "{} (line {}, column {})",
             error.message, error.line, error.column
-        )),
+        ))),
     }
 }
 
-/// Takes every event, and does nothing with it.
-struct Nothing;
+/// Counts the parts of an envelope, and keeps nothing.
+#[derive(Default)]
+struct Parts {
+    depth: usize,
+    /// The namespace of the root, where it is an Envelope.
+    namespace: Option<u32>,
+    bodies: usize,
+    late_header: bool,
+}
 
-impl<'a> Sink<'a> for Nothing {
-    fn start(&mut self, _: &Start<'_, 'a>) -> ControlFlow<()> {
+impl Parts {
+    /// An Envelope has one Body, and its Header ahead of it (SOAP 1.1 section 4.1.1, SOAP 1.2 part 1
+    /// section 5.1).
+    fn check(&self) -> Result<(), String> {
+        if self.bodies > 1 {
+            return Err("no SOAP envelope: it has two Bodies".into());
+        }
+        if self.late_header {
+            return Err("no SOAP envelope: its Header stands behind the Body".into());
+        }
+        Ok(())
+    }
+}
+
+impl<'a> Sink<'a> for Parts {
+    fn start(&mut self, tag: &Start<'_, 'a>) -> ControlFlow<()> {
+        match self.depth {
+            0 if tag.local == "Envelope" => self.namespace = Some(tag.uri),
+            1 if self.namespace == Some(tag.uri) => match tag.local {
+                "Body" => self.bodies += 1,
+                "Header" => self.late_header |= self.bodies > 0,
+                _ => {}
+            },
+            _ => {}
+        }
+        self.depth += 1;
         ControlFlow::Continue(())
     }
     fn end(&mut self) -> ControlFlow<()> {
+        self.depth -= 1;
         ControlFlow::Continue(())
     }
     fn text(&mut self, _: &str) -> ControlFlow<()> {
@@ -61,7 +98,7 @@ impl<'a> Sink<'a> for Nothing {
 /// The first element of a document and its namespace; nothing when there is none to be read.
 pub(crate) fn first_element(body: &[u8], charset: Option<&str>) -> Option<Name> {
     let text = xbus_charset::decode(body, charset, true).ok()?;
-    let mut reader = NsReader::from_str(text.strip_prefix('\u{feff}').unwrap_or(&text));
+    let mut reader = reader::namespaced(text.strip_prefix('\u{feff}').unwrap_or(&text));
     loop {
         let (resolved, event) = reader.read_resolved_event().ok()?;
         match event {
@@ -87,7 +124,7 @@ mod tests {
     use super::*;
 
     fn verdict(text: &str) -> Result<(), String> {
-        check(text.as_bytes(), None, 256, 1000)
+        check(text.as_bytes(), None, 256, 1000, false)
     }
 
     #[test]
@@ -157,6 +194,30 @@ mod tests {
         ] {
             assert!(verdict(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn an_envelope_has_one_body_and_its_header_ahead_of_it() {
+        let envelope = |parts: &str| {
+            let text = format!("<s:Envelope xmlns:s='urn:s'>{parts}</s:Envelope>");
+            check(text.as_bytes(), None, 256, 1000, true)
+        };
+        assert_eq!(
+            envelope("<s:Header/><s:Body><s:Body/><s:Header/></s:Body><Body/>"),
+            Ok(())
+        );
+        assert!(
+            envelope("<s:Body/><s:Body/>")
+                .unwrap_err()
+                .contains("two Bodies")
+        );
+        assert!(
+            envelope("<s:Body/><s:Header/>")
+                .unwrap_err()
+                .contains("behind")
+        );
+        // What is no envelope has no parts.
+        assert_eq!(verdict("<a><Body/><Body/><Header/></a>"), Ok(()));
     }
 
     #[test]

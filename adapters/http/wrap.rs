@@ -8,9 +8,10 @@ use quick_xml::events::attributes::Attribute;
 use quick_xml::events::{BytesStart, Event};
 use quick_xml::name::{QName, ResolveResult};
 use quick_xml::reader::NsReader;
+use xbus_xml::reader::{namespaced, said};
 
 use crate::soap::{NS_11, NS_12, NotSoap, Version, look};
-use crate::xml;
+use crate::{fault, xml};
 
 /// An envelope around `content` (XML in UTF-8 without declaration).
 pub(crate) fn envelope(version: Version, content: &str) -> String {
@@ -33,9 +34,13 @@ pub(crate) fn into_envelope(
 ) -> Result<(Bytes, bool), String> {
     match look(body, charset, false) {
         Ok(seen) if seen.version == Some(version) => Ok((body.clone(), false)),
-        Ok(_) => {
+        Ok(seen) => {
             let text = xbus_charset::decode(body, charset, true)?;
-            Ok((map(version, xml::without_prolog(&text)?)?.into(), true))
+            let mut mapped = map(version, xml::without_prolog(&text)?)?;
+            if seen.fault.is_some() {
+                mapped = fault::restructured(version, &mapped)?;
+            }
+            Ok((mapped.into(), true))
         }
         Err(NotSoap::OtherElement) => {
             let text = xbus_charset::decode(body, charset, true)?;
@@ -50,15 +55,15 @@ pub(crate) fn into_envelope(
     }
 }
 
-/// Maps an envelope to another version: its namespace, and the attributes of header blocks. Fault
-/// codes and their structure are not mapped: a fault is a failure, not a message.
+/// Maps an envelope to another version: its namespace, and the attributes of header blocks. What a
+/// fault says is mapped by [`fault::restructured`].
 fn map(version: Version, text: &str) -> Result<String, String> {
-    let mut reader = NsReader::from_str(text);
+    let mut reader = namespaced(text);
     let mut writer = quick_xml::Writer::new(Vec::with_capacity(text.len() + 64));
     let mut depth = 0usize;
     let mut in_header = false;
     loop {
-        let event = reader.read_event().map_err(|error| error.to_string())?;
+        let event = reader.read_event().map_err(|error| said(&error))?;
         let event = match event {
             Event::Eof => break,
             Event::Start(start) => {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use quick_xml::events::{BytesStart, Event};
 use quick_xml::name::ResolveResult;
-use quick_xml::reader::NsReader;
+use xbus_xml::reader::{namespaced, said};
 use xbus_xml::schema::{Finding, beneath, range_of, read_text, target_of};
 use xbus_xml::tree::{Id, Kind};
 use xbus_xml::{Document, XmlLimits};
@@ -310,10 +310,10 @@ fn described(
     text: String,
     waiting: &mut Vec<(PathBuf, Option<Finding>)>,
 ) -> Result<Described, String> {
-    let mut reader = NsReader::from_str(&text);
+    let mut reader = namespaced(&text);
     let mut places = Vec::new();
     let mut root = None;
-    let wrong = |error: quick_xml::Error| format!("not well-formed XML: {error}");
+    let wrong = |error: quick_xml::Error| format!("not well-formed XML: {}", said(&error));
     loop {
         let at = reader.buffer_position() as usize;
         let (resolved, event) = reader.read_resolved_event().map_err(wrong)?;

@@ -29,6 +29,17 @@ pub(crate) fn without_prolog(text: &str) -> Result<&str, String> {
     }
 }
 
+/// Appends a namespace declaration, its value as it was written somewhere else.
+pub(crate) fn declare(out: &mut String, name: &str, raw: &str) {
+    // It holds one kind of quote at most.
+    let quote = if raw.contains('"') { '\'' } else { '"' };
+    out.push(' ');
+    out.push_str(name);
+    out.extend(['=', quote]);
+    out.push_str(raw);
+    out.push(quote);
+}
+
 /// The text of an element without markup, its entities resolved where they are predefined.
 pub(crate) fn plain_text(raw: &str) -> String {
     quick_xml::escape::unescape(raw)

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use mail_parser::HeaderValue;
 use mail_parser::parsers::MessageStream;
-use xbus_core::{Code, Fault};
+use xbus_core::{Attachment, Code, Fault};
 
 /// Most bytes of a mail's headers.
 const HEADERS_SIZE: usize = 256 * 1024;
@@ -344,11 +344,7 @@ fn file_name(raw: &str) -> String {
         .text(),
         false => one_line(raw),
     };
-    let name = name.rsplit(['/', '\\']).next().unwrap_or_default();
-    match name.trim() {
-        "." | ".." => String::new(),
-        name => name.chars().take(255).collect(),
-    }
+    Attachment::file_name(&name).unwrap_or_default()
 }
 
 /// The parts between the boundary's lines. Where no boundary is named, the first line that looks

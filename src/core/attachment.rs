@@ -22,7 +22,26 @@ pub struct Attachment {
     pub body: Bytes,
 }
 
+/// Longest name of a file, in characters.
+const NAME_MOST: usize = 255;
+
 impl Attachment {
+    /// The name of a file that a sender gave, as it may be kept: without a path ahead of it (RFC 2183
+    /// section 2.3), on one line, without control characters and those that turn the direction of what
+    /// follows. Nothing where no name is left.
+    pub fn file_name(given: &str) -> Option<String> {
+        let turns = |c: char| matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}');
+        let name = given.rsplit(['/', '\\']).next().unwrap_or_default();
+        let name: String = name
+            .chars()
+            .map(|c| if c.is_control() || turns(c) { ' ' } else { c })
+            .collect();
+        match name.trim() {
+            "" | "." | ".." => None,
+            name => Some(name.chars().take(NAME_MOST).collect()),
+        }
+    }
+
     /// How it is read: by its content type, where that says little by the extension of its name.
     pub fn format(&self) -> Option<Format> {
         let said = self
@@ -112,6 +131,28 @@ impl Attachments {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_is_never_a_path_nor_more_than_a_line() {
+        let name = Attachment::file_name;
+        for (given, left) in [
+            ("page.tif", "page.tif"),
+            ("../../etc/passwd", "passwd"),
+            ("C:\\scans\\page 1.tif", "page 1.tif"),
+            ("a/b\\c", "c"),
+            (" a\r\nb\0\u{202e}c ", "a  b  c"),
+            ("..a", "..a"),
+        ] {
+            assert_eq!(name(given).as_deref(), Some(left), "{given}");
+        }
+        for none in ["", " ", "..", "a/..", "a/.", "a/", "\\", "\n"] {
+            assert_eq!(name(none), None, "{none}");
+        }
+        assert_eq!(
+            name(&"ä".repeat(300)).map(|name| name.chars().count()),
+            Some(255)
+        );
+    }
 
     #[test]
     fn a_name_tells_where_the_type_says_little() {

@@ -9,6 +9,8 @@ use std::ops::ControlFlow;
 
 use ahash::{AHashMap, AHashSet};
 use quick_xml::events::Event;
+use quick_xml::name::NamespaceError;
+use quick_xml::reader::NsReader;
 
 use super::{XML_NAMESPACE, XMLNS_NAMESPACE, XmlLimits, is_ncname, is_xml_char, split_name};
 
@@ -16,6 +18,28 @@ use super::{XML_NAMESPACE, XMLNS_NAMESPACE, XmlLimits, is_ncname, is_xml_char, s
 const MESSAGE_MOST: usize = 200;
 /// Declarations that may be in scope at one place.
 const MAX_DECLARATIONS: usize = 256;
+
+/// A plain reader of `text` that resolves names, for who looks for something in it. It takes as many
+/// declarations as [`read`] does, and checks less.
+pub fn namespaced(text: &str) -> NsReader<&[u8]> {
+    let mut reader = NsReader::from_str(text);
+    reader
+        .resolver_mut()
+        .set_max_namespace_bindings(MAX_DECLARATIONS);
+    reader
+}
+
+/// What the error of a [`namespaced`] reader says to whoever wrote the document.
+pub fn said(error: &quick_xml::Error) -> String {
+    match error {
+        quick_xml::Error::Namespace(NamespaceError::TooManyBindings(_)) => too_many(),
+        other => other.to_string(),
+    }
+}
+
+fn too_many() -> String {
+    format!("more than {MAX_DECLARATIONS} namespace declarations in scope")
+}
 
 /// Why a text is not an XML document that the bus takes.
 #[derive(Debug, Clone, PartialEq)]
@@ -438,9 +462,7 @@ impl<'a> State<'a> {
             return Err(format!("the prefix '{prefix}' is declared twice"));
         }
         if self.scope.len() >= MAX_DECLARATIONS {
-            return Err(format!(
-                "more than {MAX_DECLARATIONS} namespace declarations in scope"
-            ));
+            return Err(too_many());
         }
         let id = self.uri(uri);
         self.declarations.push((prefix, id));

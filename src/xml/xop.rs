@@ -10,6 +10,8 @@ use quick_xml::name::ResolveResult;
 use quick_xml::reader::NsReader;
 use xbus_core::{Format, Message};
 
+use crate::reader::{namespaced, said};
+
 /// The namespace of `Include`.
 pub const NAMESPACE: &str = "http://www.w3.org/2004/08/xop/include";
 
@@ -35,16 +37,14 @@ pub fn includes(text: &str) -> Result<Vec<Include>, String> {
         return Ok(Vec::new());
     }
     let mark = text.len() - text.trim_start_matches('\u{feff}').len();
-    let mut reader = NsReader::from_str(&text[mark..]);
+    let mut reader = namespaced(&text[mark..]);
     let place = |reader: &NsReader<&[u8]>| {
         usize::try_from(reader.buffer_position()).unwrap_or(usize::MAX) + mark
     };
     let mut found = Vec::new();
     loop {
         let start = place(&reader);
-        let (resolved, event) = reader
-            .read_resolved_event()
-            .map_err(|error| error.to_string())?;
+        let (resolved, event) = reader.read_resolved_event().map_err(|error| said(&error))?;
         let is_ours = matches!(resolved, ResolveResult::Bound(ns) if ns.0 == NAMESPACE);
         let content_id = match &event {
             Event::Eof => return Ok(found),
@@ -58,7 +58,7 @@ pub fn includes(text: &str) -> Result<Vec<Include>, String> {
         if let Event::Start(tag) = event {
             reader
                 .read_to_end(tag.name())
-                .map_err(|error| error.to_string())?;
+                .map_err(|error| said(&error))?;
         }
         found.push(Include {
             range: start..place(&reader),

@@ -252,6 +252,17 @@ fn what_breaks_the_wsdl_is_a_fault_of_the_right_version() {
     let must = "<t:Trace e:mustUnderstand=\"1\">a</t:Trace>";
     let understood = call(&bus, "", &envelope(SOAP_11, must, &good));
     assert_eq!(understood.status, 200, "{}", understood.text());
+    for (behind, line) in [("<e:Body/>", "line 3"), ("<e:Header/>", "line 3")] {
+        let whole = envelope(SOAP_11, "", &good);
+        let two = whole.replace("</e:Body>", &format!("</e:Body>{behind}"));
+        let refused = call(&bus, "", &two);
+        assert_eq!(refused.status, 500);
+        let text = refused.text();
+        assert!(
+            text.contains(line) && text.contains("behind the Body"),
+            "{text}"
+        );
+    }
     // The reply is held against it too, and is the bus's fault.
     let level = envelope(SOAP_11, "", "<t:Level><t:sku>XX-000</t:sku></t:Level>");
     let refused = call(&bus, "", &level);
@@ -429,6 +440,81 @@ fn a_spyne_service_behind_the_bus_answers_and_faults() {
         let refused = ask(namespace, content_type, "none");
         assert_eq!(refused.status, 500);
         assert!(refused.text().contains("destination"), "{}", refused.text());
+    }
+}
+
+#[test]
+fn a_fault_that_is_passed_on_is_answered_in_the_callers_version_or_handled() {
+    let fault = format!(
+        "<e:Envelope xmlns:e=\"{SOAP_11}\"><e:Body><e:Fault><faultcode>e:Client.NoStock</faultcode>\
+         <faultstring>none left</faultstring><detail><n:left xmlns:n=\"urn:n\">0</n:left></detail>\
+         </e:Fault></e:Body></e:Envelope>"
+    );
+    let destination = Destination::with(move |_| {
+        crate::support::Answer::Status(500, "text/xml; charset=utf-8", fault.clone().into())
+    });
+    let installation = Installation::new();
+    let step = |more: &str| {
+        format!(
+            "invoke:\n  - name: stock\n    http: {{ url: \"{}\", soap: {{ faults: pass }} }}\n{more}",
+            destination.url("/")
+        )
+    };
+    installation
+        .route(
+            "passed",
+            &format!("receive:\n  http: {{ path: /passed, soap: any }}\n{}", step("")),
+        )
+        .route(
+            "handled",
+            &format!(
+                "receive:\n  http: {{ path: /handled, soap: any }}\n{}",
+                step("reply: { transform: level.rhai }\n")
+            ),
+        )
+        .script(
+            "level.rhai",
+            "let fault = xpath(\"//faultstring\");\nif fault == () { body } else { element(\"level\", fault) }\n",
+        );
+    let bus = installation.start();
+    let ask = |path: &str, namespace: &str| {
+        let content_type = match namespace {
+            SOAP_11 => "text/xml",
+            _ => "application/soap+xml",
+        };
+        let body = envelope(namespace, "", "<level/>");
+        let headers = [("Content-Type", content_type)];
+        request(bus.http, "POST", path, &headers, body.as_bytes()).expect("an answer")
+    };
+    let answer = ask("/passed", SOAP_11);
+    assert_eq!(answer.status, 500);
+    assert!(
+        answer
+            .text()
+            .contains("<faultcode>e:Client.NoStock</faultcode>"),
+        "{}",
+        answer.text()
+    );
+    let answer = ask("/passed", SOAP_12);
+    assert_eq!(answer.status, 400);
+    let text = answer.text();
+    for part in [
+        SOAP_12,
+        "<e:Code><e:Value>e:Sender</e:Value><e:Subcode>",
+        ":Client.NoStock</e:Value></e:Subcode></e:Code>",
+        "<e:Text xml:lang=\"en\">none left</e:Text>",
+        "<e:Detail><n:left xmlns:n=\"urn:n\">0</n:left></e:Detail>",
+    ] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    for namespace in [SOAP_11, SOAP_12] {
+        let answer = ask("/handled", namespace);
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        assert!(
+            answer.text().contains("<level>none left</level>"),
+            "{}",
+            answer.text()
+        );
     }
 }
 

@@ -9,6 +9,8 @@ use std::path::{Component, Path, PathBuf};
 use quick_xml::events::{BytesStart, Event};
 use quick_xml::name::{QName, ResolveResult};
 use quick_xml::reader::NsReader;
+
+use crate::reader::{namespaced, said};
 use xsd_schema::SchemaError;
 
 use super::pattern;
@@ -323,16 +325,14 @@ impl Reading<'_> {
 
     /// Looks through a file: a schema, or a WSDL with schemas in it.
     fn scan(&mut self, file: &Path, text: &str, is_root: bool) -> Result<(), (usize, String)> {
-        let mut reader = NsReader::from_str(text);
+        let mut reader = namespaced(text);
         let mut depth = 0usize;
         let mut number = 0usize;
         // Declarations of the elements around a schema within a WSDL.
         let mut around: Vec<(usize, String, String)> = Vec::new();
         loop {
             let at = reader.buffer_position() as usize;
-            let event = reader
-                .read_event()
-                .map_err(|error| (at, error.to_string()))?;
+            let event = reader.read_event().map_err(|error| (at, said(&error)))?;
             let (start, empty) = match event {
                 Event::Start(start) => (start, false),
                 Event::Empty(start) => (start, true),
@@ -368,7 +368,7 @@ impl Reading<'_> {
                     true => reader.buffer_position() as usize,
                     false => {
                         let end = reader.read_to_end(start.name());
-                        end.map_err(|error| (at, error.to_string()))?;
+                        end.map_err(|error| (at, said(&error)))?;
                         reader.buffer_position() as usize
                     }
                 };
@@ -423,14 +423,12 @@ impl Reading<'_> {
 
     /// Looks through one schema, and keeps it as the engine is to read it.
     fn schema(&mut self, file: &Path, name: &str, text: &str) -> Result<(), (usize, String)> {
-        let mut reader = NsReader::from_str(text);
+        let mut reader = namespaced(text);
         let mut known = Known::default();
         let mut depth = 0usize;
         loop {
             let at = reader.buffer_position() as usize;
-            let event = reader
-                .read_event()
-                .map_err(|error| (at, error.to_string()))?;
+            let event = reader.read_event().map_err(|error| (at, said(&error)))?;
             let (start, empty) = match event {
                 Event::Start(start) => (start, false),
                 Event::Empty(start) => (start, true),
@@ -811,7 +809,7 @@ fn spot(file: &Path, text: &str, at: usize) -> Spot {
 
 /// The target namespace of a schema; nothing for what is none.
 pub fn target_of(text: &str) -> Option<String> {
-    let mut reader = NsReader::from_str(text);
+    let mut reader = namespaced(text);
     loop {
         match reader.read_event().ok()? {
             Event::Start(start) | Event::Empty(start) => {
