@@ -292,11 +292,7 @@ fn answers(args: &Args<'_>, account: &Account) -> Option<Answers> {
         Some(from) => one(from)?,
         None => one(&account.user).or_else(|| one(&format!("xbus@{}", host_name())))?,
     };
-    Some(Answers {
-        smtp,
-        from,
-        bus: build.bus.clone(),
-    })
+    Some(Answers::new(smtp, from, build.bus.clone()))
 }
 
 /// INBOX is the one name that is written in any case (RFC 3501 section 5.1).

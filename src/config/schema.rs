@@ -317,6 +317,7 @@ fn rows(out: &mut String, above: &str, field: &Field) {
         Some((_, Nesting::Plain)) => String::from("a map"),
         Some((_, Nesting::Beside(other))) => format!("{other}, or a map"),
         Some((_, Nesting::Names)) => String::from("a map of names to maps"),
+        Some((_, Nesting::List)) => String::from("a list of maps"),
         Some((_, Nesting::Many)) => String::from("a map, or a list of them"),
         None if matches!(field.kind, Type::Any) => String::from("see below"),
         None => expected(&field.kind),
@@ -343,6 +344,7 @@ enum Nesting {
     Plain,
     Beside(String),
     Names,
+    List,
     Many,
 }
 
@@ -350,9 +352,8 @@ fn nested(kind: &Type) -> Option<(&'static [Field], Nesting)> {
     match kind {
         Type::Object(fields) => Some((fields, Nesting::Plain)),
         Type::Map(Type::Object(fields)) => Some((fields, Nesting::Names)),
-        Type::List(Type::Object(fields)) | Type::OneOrMany(Type::Object(fields)) => {
-            Some((fields, Nesting::Many))
-        }
+        Type::List(Type::Object(fields)) => Some((fields, Nesting::List)),
+        Type::OneOrMany(Type::Object(fields)) => Some((fields, Nesting::Many)),
         Type::Either(kinds) => {
             let fields = kinds.iter().find_map(|kind| match kind {
                 Type::Object(fields) => Some(*fields),

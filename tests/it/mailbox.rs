@@ -560,6 +560,52 @@ fn a_route_answers_its_mail_but_no_machine() {
     assert_eq!(incidents(&bus), "[]");
 }
 
+#[test]
+fn an_answer_that_the_mail_server_puts_off_keeps_no_other_mail_from_being_taken() {
+    let server = Dovecot::start();
+    let sink = Sink::start();
+    for (subject, sender) in [
+        ("hopeless", "later@shop.example"),
+        ("greylisted", "grey@shop.example"),
+        ("question", "shop@acme.example"),
+    ] {
+        let mail = plain(subject, "6 * 7").replace("<shop@acme.example>", &format!("<{sender}>"));
+        server.put("bus", "INBOX", mail);
+    }
+    let installation = reading(&format!(
+        "{} }}\n  relay: {{ smtp: {{ host: 127.0.0.1, port: {}, from: bus@acme.example }}",
+        imap(&server),
+        sink.port
+    ));
+    installation.route(
+        "r",
+        "receive: { mail: { connection: inbox }, retry: { first: 10ms, max: 20ms } }\n\
+         distribute:\n  - file: { dir: out, name: '{{ id }}' }\nreply: {}\n",
+    );
+    let bus = installation.start();
+    sink.wait_for_mail("Re: question");
+    sink.wait_for_mail("Re: greylisted");
+    wait_for("the marks", || {
+        (server.unseen("bus", "INBOX") == 0).then_some(())
+    });
+    // The hopeless one is done without its answer, and that is told.
+    wait_for("the journal", || {
+        let all = bus.json(&["messages"]);
+        let told = all.as_array().into_iter().flatten().any(|one| {
+            let id = one["id"].as_str().unwrap_or_default();
+            let entry = bus.json(&["messages", "show", id]);
+            let targets = entry["targets"].as_array().into_iter().flatten();
+            targets
+                .filter(|target| target["name"] == "reply")
+                .any(|target| target["outcome"] == "failed" && target["attempts"] == 20)
+        });
+        told.then_some(())
+    });
+    assert!(incidents(&bus).contains("every recipient refused: later@shop.example"));
+    assert_eq!(sink.mails().len(), 2);
+    assert_eq!(installation.names("out").len(), 3);
+}
+
 /// Accepted, and neither marked nor forgotten: Dovecot stands still from acceptance on, then the bus
 /// and Dovecot are killed.
 fn accepted_and_killed(server: &mut Dovecot, installation: &Installation, system: &Destination) {
