@@ -653,6 +653,46 @@ fn an_accepted_mail_is_not_taken_again_even_when_the_server_numbers_its_mails_an
 }
 
 #[test]
+fn a_deletion_that_was_broken_off_is_finished_and_nobody_elses() {
+    for parts in [1, 2] {
+        let mut server = Dovecot::start();
+        let names = ["a.txt", "b.txt"].map(|name| (name, "text/plain", "x"));
+        server.put("bus", "INBOX", with_parts("one", &names[..parts]));
+        let master = server.master();
+        let system = Destination::with(move |request| {
+            if parts == 1 || String::from_utf8_lossy(&request.body).starts_with("b.txt") {
+                freeze(master);
+            }
+            Answer::ok()
+        });
+        let installation = reading(&imap(&server));
+        installation.script("name.rhai", "header(\"mail.attachment\")");
+        installation.route(
+            "r",
+            &format!("receive: {{ mail: {{ connection: inbox, done: delete, poll: 100ms }} }}\ndistribute:\n  - transform: name.rhai\n    http: {{ url: \"{}\" }}\n", system.url("/")),
+        );
+        let bus = installation.start();
+        wait_for("the acceptance", || {
+            let all = bus.json(&["messages", "--outcome", "delivered"]);
+            (all.as_array().map(Vec::len) == Some(parts)).then_some(())
+        });
+        bus.kill();
+        server.end();
+        // As it is between STORE and EXPUNGE; the other mail somebody else has marked.
+        server.put("bus", "INBOX", plain("other", "not the bus's"));
+        server.mark_deleted("bus", "INBOX");
+        server.launch();
+        let bus = installation.start();
+        wait_for("the deletion", || {
+            (server.mails("bus", "INBOX").len() == 1).then_some(())
+        });
+        assert!(server.mails("bus", "INBOX")[0].1.contains("Subject: other"));
+        bus.stop();
+        assert_eq!(system.got().len(), parts, "nothing is taken again");
+    }
+}
+
+#[test]
 fn a_thousand_mails_and_twenty_kills_lose_none_and_repeat_none() {
     const MAILS: usize = 1000;
     const KILLS: usize = 20;
