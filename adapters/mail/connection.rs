@@ -21,7 +21,7 @@ use lettre::transport::smtp::extension::{ClientId, Extension, MailBodyParameter,
 use tokio::time::{Instant, timeout, timeout_at};
 use xbus_core::SendError;
 use xbus_core::adapter::Class;
-use xbus_core::spec::{Args, Connection, Field, Secret, Type};
+use xbus_core::spec::{Args, Build, Connection, Field, Secret, Type};
 
 use crate::trouble::shown;
 use crate::vitals::Vitals;
@@ -149,6 +149,19 @@ pub(crate) fn build(args: Args<'_>) -> Option<Connection> {
         idle: Arc::default(),
         vitals: Vitals::default(),
     }))
+}
+
+/// The one mail server that there is; `Err(true)`: there is none, `Err(false)`: there are several.
+/// `Ok(None)`: it is not right itself, which is reported.
+pub(crate) fn only(build: &Build<'_>) -> Result<Option<Arc<Smtp>>, bool> {
+    let mut all = build
+        .connections
+        .iter()
+        .filter(|(_, (kind, _))| *kind == "smtp");
+    match (all.next(), all.next()) {
+        (Some((name, _)), None) => Ok(build.connection::<Smtp>(name)),
+        (none, _) => Err(none.is_none()),
+    }
 }
 
 /// A recipient that the server refused while it took others.

@@ -47,6 +47,7 @@ pub fn kind() -> Kind {
             fields: receiver::FIELDS,
             example: "mail: { connection: inbox, done: { move: Archive }, attachments: each }",
             answers: false,
+            in_turn: true,
             build: Box::new(receiver::build),
         }),
         sender: Some(SenderKind {

@@ -7,8 +7,8 @@ use serde_json::{Map, Value, json};
 use xbus_core::Kind;
 use xbus_core::spec::{Field, Type};
 
-use crate::receive::BESIDE;
-use crate::tables::{BUS, INVOKE, LANE, RECEIVE, ROUTE, TARGET, UNDO};
+use crate::receive::{BESIDE, lane};
+use crate::tables::{BUS, INVOKE, RECEIVE, ROUTE, TARGET, UNDO};
 use crate::words::expected;
 
 const DRAFT: &str = "https://json-schema.org/draft/2020-12/schema";
@@ -40,9 +40,7 @@ pub fn schema_of_route(kinds: &[Kind]) -> Value {
             let receiver = kind.receiver.as_ref()?;
             let mut own = object(receiver.fields);
             merge(&mut own, RECEIVE);
-            if !receiver.answers {
-                merge(&mut own, LANE);
-            }
+            merge(&mut own, lane(receiver));
             Some((kind.name, documented(own, kind.doc)))
         })
         .collect();
@@ -246,10 +244,7 @@ pub fn reference(kinds: &[Kind], extra: &'static [Field]) -> String {
     for kind in kinds {
         if let Some(receiver) = &kind.receiver {
             section(&mut out, 3, &format!("`{}` receives", kind.name), kind.doc);
-            match receiver.answers {
-                true => table(&mut out, &[receiver.fields, RECEIVE]),
-                false => table(&mut out, &[receiver.fields, RECEIVE, LANE]),
-            }
+            table(&mut out, &[receiver.fields, RECEIVE, lane(receiver)]);
             example(&mut out, receiver.example);
         }
     }

@@ -217,6 +217,10 @@ fn what_a_mailbox_cannot_do_is_an_error_of_check() {
         (imap, "folder: [A, A]", &["bad-folder"]),
         (imap, "failed: inbox", &["bad-folder"]),
         (imap, "done: { move: INBOX }", &["bad-folder"]),
+        (imap, "folder: []", &["bad-folder"]),
+        (imap, "max_size: 0", &["bad-value"]),
+        (imap, "retry: { first: 5s }", &[]),
+        (imap, "order_by: 'id'", &["unknown-key"]),
         (imap, "from: '[a'", &["bad-pattern"]),
         (imap, "poll: 0s", &["bad-value"]),
         (imap, "charset: klingon", &["unknown-charset"]),
@@ -225,6 +229,70 @@ fn what_a_mailbox_cannot_do_is_an_error_of_check() {
         (&far.to_owned(), "prefer: html", &["clear-password"]),
     ] {
         assert_eq!(codes(connection, mail), expected, "{connection} {mail}");
+    }
+}
+
+#[test]
+fn check_says_what_a_mailbox_needs_to_answer_and_what_has_no_meaning_for_it() {
+    let smtp = "smtp: { host: localhost } }";
+    let inbox = "imap: { host: localhost, user: bus, password: secret }";
+    for (connections, receive, expected) in [
+        (
+            inbox.to_owned(),
+            "mail: { connection: inbox }",
+            "no-connection 2:1 no mail server",
+        ),
+        (
+            format!(
+                "{inbox} }}\n  a: {{ {smtp}\n  b: {{ {}",
+                &smtp[..smtp.len() - 2]
+            ),
+            "mail: { connection: inbox }",
+            "no-connection 2:1 more than one",
+        ),
+        (
+            format!(
+                "{inbox} }}\n  a: {{ {smtp}\n  b: {{ {}",
+                &smtp[..smtp.len() - 2]
+            ),
+            "mail: { connection: inbox, reply_by: b }",
+            "",
+        ),
+        (
+            format!("{inbox} }}\n  a: {{ {}", &smtp[..smtp.len() - 2]),
+            "mail: { connection: inbox }",
+            "",
+        ),
+        (
+            format!("{inbox} }}\n  a: {{ {}", &smtp[..smtp.len() - 2]),
+            "mail: { connection: inbox }, on_reject: park",
+            "useless-key 1:43 one after the other",
+        ),
+    ] {
+        let installation = reading(&connections);
+        installation.route("r", &format!("receive: {{ {receive} }}\nreply: {{}}\n"));
+        let output = installation.xbus(&["check", "--format", "json"]);
+        let told: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let Some(problem) = told["problems"].get(0) else {
+            assert_eq!(expected, "", "{told}");
+            continue;
+        };
+        let (at, words) =
+            expected.split_at(expected.match_indices(' ').nth(1).map_or(0, |(at, _)| at));
+        let code = problem["code"].as_str().unwrap_or_default();
+        assert_eq!(
+            at,
+            format!("{code} {}:{}", problem["line"], problem["column"]),
+            "{told}"
+        );
+        assert!(
+            problem["message"]
+                .as_str()
+                .unwrap_or_default()
+                .contains(words),
+            "{told}"
+        );
+        assert_ne!(problem["help"], "", "{told}");
     }
 }
 
