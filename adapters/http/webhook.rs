@@ -228,7 +228,7 @@ mod tests {
             ),
             (with("headers", json!({ "a b": "x" })), "not a header name"),
             (
-                json!({ "url": "http://a/b", "timeout": "0s" }),
+                json!({ "url": "https://a/b", "timeout": "0s" }),
                 "in no time",
             ),
             (

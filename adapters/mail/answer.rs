@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use lettre::Address;
 use lettre::message::Mailbox;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
@@ -36,6 +37,8 @@ pub(crate) struct Answers {
     pub(crate) smtp: Arc<Smtp>,
     pub(crate) from: Mailbox,
     pub(crate) bus: Arc<str>,
+    /// The address that the bus tells its administrators from.
+    own: Option<Address>,
     waiting: Arc<Semaphore>,
 }
 
@@ -43,12 +46,13 @@ pub(crate) struct Answers {
 const STEP: &str = "reply";
 
 impl Answers {
-    /// Answers by `smtp`, from `from`, in the name of the bus.
-    pub(crate) fn new(smtp: Arc<Smtp>, from: Mailbox, bus: Arc<str>) -> Self {
+    /// Answers by `smtp`, from `from`, in the name of the bus; `own`: the address of its failure mail.
+    pub(crate) fn new(smtp: Arc<Smtp>, from: Mailbox, bus: Arc<str>, own: Option<Address>) -> Self {
         Self {
             smtp,
             from,
             bus,
+            own,
             waiting: Arc::new(Semaphore::new(WAITING_MOST)),
         }
     }
@@ -101,7 +105,7 @@ impl Answers {
         let Some(to) = recipient(mail) else {
             return Err("it names nobody to answer");
         };
-        if to.email == self.from.email {
+        if self.is_own(&to.email.to_string()) {
             return Err("it would go to the bus itself");
         }
         let composed = self.draft(mail, reply, to).compose();
@@ -145,9 +149,18 @@ impl Answers {
         if machines.contains(&local) {
             return Some("its sender reads no mail");
         }
-        let own = self.from.email.to_string();
-        own.eq_ignore_ascii_case(&from)
-            .then_some("it comes from the bus itself")
+        // Notices of delivery, of reading and the like (RFC 6522), whoever forgot to say so.
+        if header("mail.content-type").is_some_and(|kind| kind.starts_with("multipart/report")) {
+            return Some("it is a report (multipart/report)");
+        }
+        self.is_own(&from).then_some("it comes from the bus itself")
+    }
+
+    /// Whether it is an address that the bus writes from: an answer to it would go round in circles.
+    fn is_own(&self, address: &str) -> bool {
+        let own = self.own.iter().chain([&self.from.email]);
+        own.into_iter()
+            .any(|own| own.to_string().eq_ignore_ascii_case(address))
     }
 
     fn draft(&self, mail: &Message, reply: &Reply, to: Mailbox) -> Draft {
@@ -279,12 +292,12 @@ async fn lost(inbox: &Inbox, id: MessageId, tried: u32, error: &SendError) {
     }
 }
 
-/// Whom the sender wants to be answered: one, whatever it names.
+/// Whom the sender wants to be answered: the first that it names. One mail makes the bus write one,
+/// to one address.
 fn recipient(mail: &Message) -> Option<Mailbox> {
     let of = |name: &str| {
         let text = mail.headers.get(name)?;
-        let all = fixed(text)?;
-        (all.len() == 1).then(|| all.into_iter().next()).flatten()
+        fixed(text)?.into_iter().next()
     };
     of("mail.reply-to").or_else(|| of("mail.from-address"))
 }
@@ -312,6 +325,7 @@ mod tests {
             Arc::new(crate::connection::to(1)),
             fixed("bus@acme.example").unwrap().remove(0),
             Arc::from("acme"),
+            "alerts@acme.example".parse().ok(),
         )
     }
 
@@ -324,6 +338,7 @@ mod tests {
             "Precedence: Bulk",
             "List-Id: <x.example>",
             "X-Auto-Response-Suppress: All",
+            "Content-Type: Multipart/Report; report-type=delivery-status; boundary=x",
         ] {
             assert!(answers().unanswered(&mail(head)).is_some(), "{head}");
             // However many headers stand ahead of it.
@@ -338,8 +353,26 @@ mod tests {
             assert!(answers().unanswered(&mail(head)).is_none(), "{head}");
         }
         let mut own = mail("Subject: x");
-        own.headers.set("mail.from-address", "Bus@acme.example");
-        assert!(answers().unanswered(&own).is_some());
+        for address in ["Bus@acme.example", "alerts@ACME.example"] {
+            own.headers.set("mail.from-address", address);
+            assert!(answers().unanswered(&own).is_some(), "{address}");
+        }
+    }
+
+    #[test]
+    fn one_address_is_answered_the_first_that_the_sender_names() {
+        for (reply_to, expected) in [
+            (
+                "\"Doe, Jane\" <jane@shop.example>, desk@shop.example",
+                "jane@shop.example",
+            ),
+            ("desk@shop.example, jane@shop.example", "desk@shop.example"),
+            ("nobody", "ann@shop.example"),
+            ("", "ann@shop.example"),
+        ] {
+            let to = recipient(&mail(&format!("Reply-To: {reply_to}"))).unwrap();
+            assert_eq!(to.email.to_string(), expected, "{reply_to}");
+        }
     }
 
     #[test]

@@ -23,7 +23,7 @@ use xbus_core::SendError;
 use xbus_core::adapter::Class;
 use xbus_core::spec::{Args, Build, Connection, Field, Secret, Type};
 
-use crate::trouble::shown;
+use crate::trouble::{explained, shown};
 use crate::vitals::Vitals;
 
 /// How many idle connections are kept.
@@ -395,6 +395,7 @@ impl Smtp {
 
     async fn connect_now(&self) -> Result<AsyncSmtpConnection, SendError> {
         let failed = |what: &str, error: &Error| {
+            let error = explained(&error.to_string());
             SendError::outage(self.said(&format!("{what} failed: {error}")))
         };
         let hello = hello();

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures_util::future::{BoxFuture, join_all};
 use globset::{GlobBuilder, GlobMatcher};
+use lettre::Address;
 use xbus_core::adapter::OpenError;
 use xbus_core::spec::{Args, Field, Type};
 use xbus_core::{Format, Inbox, Receiver, Stop};
@@ -114,8 +115,8 @@ struct MailReceiver {
     mute: Option<OpenError>,
 }
 
-/// Builds a receiver from what the route says.
-pub(crate) fn build(args: Args<'_>) -> Option<Arc<dyn Receiver>> {
+/// Builds a receiver from what the route says. `own`: the address of the bus's failure mail.
+pub(crate) fn build(args: Args<'_>, own: Option<Address>) -> Option<Arc<dyn Receiver>> {
     let problems = args.build.problems;
     let account = args
         .build
@@ -268,7 +269,7 @@ pub(crate) fn build(args: Args<'_>) -> Option<Arc<dyn Receiver>> {
         format: args.text("format").as_deref().and_then(Format::from_name),
         charset,
     };
-    let (answers, mute) = match answers(&args, &account) {
+    let (answers, mute) = match answers(&args, &account, own) {
         Ok(answers) => (Some(answers), None),
         Err(why) => (None, Some(why)),
     };
@@ -294,7 +295,7 @@ pub(crate) fn build(args: Args<'_>) -> Option<Arc<dyn Receiver>> {
 }
 
 /// Who answers, or why nobody can: there is no mail server, or more than one and none is named.
-fn answers(args: &Args<'_>, account: &Account) -> Result<Answers, OpenError> {
+fn answers(args: &Args<'_>, account: &Account, own: Option<Address>) -> Result<Answers, OpenError> {
     let build = args.build;
     let smtp = match args.text("reply_by") {
         Some(name) => build.connection::<Smtp>(&name),
@@ -321,7 +322,7 @@ fn answers(args: &Args<'_>, account: &Account) -> Result<Answers, OpenError> {
             Some(from) => one(from),
             None => one(&account.user).or_else(|| one(&format!("xbus@{}", host_name()))),
         };
-        Some(Answers::new(smtp, from?, build.bus.clone()))
+        Some(Answers::new(smtp, from?, build.bus.clone(), own))
     });
     made.ok_or_else(|| OpenError {
         message: String::from("the route answers mails, and nobody is named to answer from"),

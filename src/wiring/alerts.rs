@@ -109,6 +109,11 @@ impl Alerts {
         }
     }
 
+    /// By mail, where that is said.
+    pub fn by_mail(&self) -> Option<&MailAlerts> {
+        self.mail.as_ref()
+    }
+
     /// When administrators are told.
     pub fn settings(&self, bus: &BusConfig, dir: &Path) -> AlertSettings {
         let dir = std::fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());

@@ -266,7 +266,7 @@ fn check_says_what_a_mailbox_needs_to_answer_and_what_has_no_meaning_for_it() {
         (
             format!("{inbox} }}\n  a: {{ {}", &smtp[..smtp.len() - 2]),
             "mail: { connection: inbox }, on_reject: park",
-            "useless-key 1:43 one after the other",
+            "useless-key 1:41 one after the other",
         ),
     ] {
         let installation = reading(&connections);
