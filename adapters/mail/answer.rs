@@ -105,7 +105,7 @@ impl Answers {
         let Some(to) = recipient(mail) else {
             return Err("it names nobody to answer");
         };
-        if self.is_own(&to.email.to_string()) {
+        if self.is_own(to.email.as_ref()) {
             return Err("it would go to the bus itself");
         }
         let composed = self.draft(mail, reply, to).compose();
