@@ -13,6 +13,7 @@ use xbus_core::outbox::Notifier;
 use xbus_core::spec::{Args, Field, Type};
 use xbus_core::{Kind, Plan, Problem};
 use xbus_http::{Hub, LIMIT_FIELDS, LISTENER_FIELDS, Settings};
+use xbus_mail::MailAlerts;
 
 use alerts::{ALERTS, Alerts};
 
@@ -63,11 +64,11 @@ pub struct Wired {
 }
 
 /// Every adapter, in the order of the reference.
-fn kinds(kept: &Kept) -> Vec<Kind> {
+fn kinds(kept: &Kept, alerts: Option<&MailAlerts>) -> Vec<Kind> {
     vec![
         xbus_http::kind(kept.hub.clone()),
         xbus_file::kind(),
-        xbus_mail::kind(),
+        xbus_mail::kind(alerts),
         xbus_mail::connection_kind(),
         xbus_mail::imap_kind(),
         xbus_mail::pop3_kind(),
@@ -79,10 +80,13 @@ fn kinds(kept: &Kept) -> Vec<Kind> {
 
 /// Every adapter, for printing what they take.
 pub fn kinds_for_reference() -> Vec<Kind> {
-    kinds(&Kept {
-        hub: Hub::new(Settings::default()),
-        links: Arc::default(),
-    })
+    kinds(
+        &Kept {
+            hub: Hub::new(Settings::default()),
+            links: Arc::default(),
+        },
+        None,
+    )
 }
 
 /// Reads and checks a folder.
@@ -108,7 +112,7 @@ pub fn load_with(dir: &Path, mode: Mode, running: Option<Kept>) -> (Option<Wired
         links: Arc::default(),
     });
     let engine = xbus_transform::Engine::new(dir.join("transforms"), limits);
-    let kinds = kinds(&kept);
+    let kinds = kinds(&kept, alerts.by_mail());
     let (loaded, problems) = installation.plan(&kinds, EXTRA, &engine);
     let wired = loaded.map(|loaded| Wired {
         plan: loaded.plan,

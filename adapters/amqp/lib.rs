@@ -63,6 +63,7 @@ pub fn kind(links: Arc<Links>) -> Kind {
             fields: receiver::FIELDS,
             example: "amqp: { connection: rabbit, queue: orders, bind: { exchange: shop, type: topic, keys: ['order.#'] } }",
             answers: false,
+            in_turn: false,
             build: Box::new(receiver::build),
         }),
         sender: Some(SenderKind {

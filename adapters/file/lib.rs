@@ -31,6 +31,7 @@ pub fn kind() -> Kind {
             fields: receiver::FIELDS,
             example: "file: { dir: in/invoices, pattern: \"*.xml\" }",
             answers: false,
+            in_turn: false,
             build: Box::new(receiver::build),
         }),
         sender: Some(SenderKind {

@@ -132,6 +132,7 @@ pub(crate) fn kind(hub: Arc<Hub>) -> ReceiverKind {
         fields: FIELDS,
         example: "receive:\n  http: { path: \"/orders/{no}\", methods: [POST, PUT] }\n",
         answers: true,
+        in_turn: false,
         build: Box::new(move |args| {
             let config = Arc::new(build(&hub, args)?);
             let receiver = HttpReceiver {

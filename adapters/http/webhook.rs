@@ -42,9 +42,20 @@ impl Webhook {
     /// Reads [`WEBHOOK_FIELDS`]; nothing when something is wrong, which is reported. Does no I/O but
     /// reading certificates.
     pub fn build(args: Args<'_>) -> Option<Self> {
+        let sender = build_post(args, WAY);
+        let timeout = args.duration("timeout")?;
+        if timeout.is_zero() {
+            args.build.problems.error(
+                &args.place("timeout"),
+                "bad-value",
+                "no request can be made in no time",
+                "write a time such as 10s",
+            );
+            return None;
+        }
         Some(Self {
-            sender: build_post(args, WAY)?,
-            timeout: args.duration("timeout")?,
+            sender: sender?,
+            timeout,
         })
     }
 
@@ -216,6 +227,10 @@ mod tests {
                 "set by HTTP itself",
             ),
             (with("headers", json!({ "a b": "x" })), "not a header name"),
+            (
+                json!({ "url": "https://a/b", "timeout": "0s" }),
+                "in no time",
+            ),
             (
                 with("headers", json!({ "X-A": "a\nb" })),
                 "control character",

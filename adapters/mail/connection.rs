@@ -21,9 +21,9 @@ use lettre::transport::smtp::extension::{ClientId, Extension, MailBodyParameter,
 use tokio::time::{Instant, timeout, timeout_at};
 use xbus_core::SendError;
 use xbus_core::adapter::Class;
-use xbus_core::spec::{Args, Connection, Field, Secret, Type};
+use xbus_core::spec::{Args, Build, Connection, Field, Secret, Type};
 
-use crate::trouble::shown;
+use crate::trouble::{explained, shown};
 use crate::vitals::Vitals;
 
 /// How many idle connections are kept.
@@ -151,6 +151,19 @@ pub(crate) fn build(args: Args<'_>) -> Option<Connection> {
     }))
 }
 
+/// The one mail server that there is; `Err(true)`: there is none, `Err(false)`: there are several.
+/// `Ok(None)`: it is not right itself, which is reported.
+pub(crate) fn only(build: &Build<'_>) -> Result<Option<Arc<Smtp>>, bool> {
+    let mut all = build
+        .connections
+        .iter()
+        .filter(|(_, (kind, _))| *kind == "smtp");
+    match (all.next(), all.next()) {
+        (Some((name, _)), None) => Ok(build.connection::<Smtp>(name)),
+        (none, _) => Err(none.is_none()),
+    }
+}
+
 /// A recipient that the server refused while it took others.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Refused {
@@ -169,6 +182,32 @@ pub(crate) struct Taken {
     pub(crate) answer: String,
 }
 
+/// Why a mail was not sent.
+#[derive(Clone, Debug)]
+pub(crate) struct Unsent {
+    /// What it means.
+    pub(crate) error: SendError,
+    /// The server works and does not want this mail, or all its recipients, now (4yz to RCPT, DATA or
+    /// the mail, RFC 5321 section 4.2.1): it may be for ever, and says nothing of other mails.
+    pub(crate) put_off: bool,
+}
+
+impl Unsent {
+    fn put_off(error: SendError) -> Self {
+        let put_off = error.class == Class::Outage;
+        Self { error, put_off }
+    }
+}
+
+impl From<SendError> for Unsent {
+    fn from(error: SendError) -> Self {
+        Self {
+            error,
+            put_off: false,
+        }
+    }
+}
+
 impl Smtp {
     /// Sends a mail, and gives what the server said.
     pub(crate) async fn send(
@@ -177,13 +216,28 @@ impl Smtp {
         data: &[u8],
         deadline: Instant,
     ) -> Result<Taken, SendError> {
+        let offered = self.offer(envelope, data, deadline).await;
+        offered.map_err(|unsent| unsent.error)
+    }
+
+    /// The same, for who must know whether an outage is the server's or this mail's alone.
+    pub(crate) async fn offer(
+        &self,
+        envelope: &Envelope,
+        data: &[u8],
+        deadline: Instant,
+    ) -> Result<Taken, Unsent> {
         let sent = AtomicBool::new(false);
         let result = match timeout_at(deadline, self.converse(envelope, data, &sent)).await {
             Ok(result) => result,
             Err(_) if sent.load(Ordering::SeqCst) => {
-                Err(SendError::unknown(self.said("no answer to the mail in time")).timed_out())
+                let what = self.said("no answer to the mail in time");
+                Err(SendError::unknown(what).timed_out().into())
             }
-            Err(_) => Err(SendError::outage(self.said("no answer in time")).timed_out()),
+            Err(_) => {
+                let what = self.said("no answer in time");
+                Err(SendError::outage(what).timed_out().into())
+            }
         };
         match &result {
             Ok(_) => {
@@ -191,8 +245,8 @@ impl Smtp {
                 self.vitals.sent();
             }
             // It does not want this mail, and works.
-            Err(error) if error.class == Class::Rejected => self.vitals.works(PLACE),
-            Err(error) => self.vitals.fails(PLACE, &error.detail),
+            Err(unsent) if unsent.error.class == Class::Rejected => self.vitals.works(PLACE),
+            Err(unsent) => self.vitals.fails(PLACE, &unsent.error.detail),
         }
         result
     }
@@ -207,7 +261,7 @@ impl Smtp {
         envelope: &Envelope,
         data: &[u8],
         sent: &AtomicBool,
-    ) -> Result<Taken, SendError> {
+    ) -> Result<Taken, Unsent> {
         let mut server = self.ready(envelope, data).await?;
         let mut refused = Vec::new();
         let mut lasting = true;
@@ -221,7 +275,7 @@ impl Smtp {
                         answer: error.to_string(),
                     });
                 }
-                Err(error) => return Err(self.outage(server, "RCPT TO", &error)),
+                Err(error) => return Err(self.outage(server, "RCPT TO", &error).into()),
             }
         }
         if refused.len() == envelope.to().len() {
@@ -232,12 +286,12 @@ impl Smtp {
             let detail = self.said(&format!("every recipient refused: {}", all.join("; ")));
             leave(server);
             return Err(match lasting {
-                true => SendError::rejected(detail),
-                false => SendError::outage(detail),
+                true => SendError::rejected(detail).into(),
+                false => Unsent::put_off(SendError::outage(detail)),
             });
         }
         if let Err(error) = server.command(Data).await {
-            return Err(self.refusal(server, "DATA", &error));
+            return Err(self.refused(server, "DATA", &error));
         }
         sent.store(true, Ordering::SeqCst);
         match server.message(data).await {
@@ -248,11 +302,12 @@ impl Smtp {
                 Ok(Taken { refused, answer })
             }
             Err(error) if error.status().is_some() => {
-                Err(self.refusal(server, "the mail's data", &error))
+                Err(self.refused(server, "the mail's data", &error))
             }
             Err(error) => Err(SendError::unknown(self.said(&format!(
                 "the connection was lost after the mail was sent: {error}"
-            )))),
+            )))
+            .into()),
         }
     }
 
@@ -340,6 +395,7 @@ impl Smtp {
 
     async fn connect_now(&self) -> Result<AsyncSmtpConnection, SendError> {
         let failed = |what: &str, error: &Error| {
+            let error = explained(&error.to_string());
             SendError::outage(self.said(&format!("{what} failed: {error}")))
         };
         let hello = hello();
@@ -428,6 +484,17 @@ impl Smtp {
             return SendError::rejected(self.said(&format!("{step}: {error}")));
         }
         self.outage(server, step, error)
+    }
+
+    /// The same, of an answer that is about this mail unless the server goes away with it (421) or did
+    /// not answer at all.
+    fn refused(&self, server: AsyncSmtpConnection, step: &str, error: &Error) -> Unsent {
+        let answered = error.status().is_some_and(|code| u16::from(code) != 421);
+        let refusal = self.refusal(server, step, error);
+        match answered {
+            true => Unsent::put_off(refusal),
+            false => refusal.into(),
+        }
     }
 
     fn outage(&self, server: AsyncSmtpConnection, step: &str, error: &Error) -> SendError {

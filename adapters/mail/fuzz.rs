@@ -47,7 +47,8 @@ pub fn imap(said: &[u8]) {
             no_matter(imap.ask_capabilities().await)?;
             no_matter(imap.authenticate("c2VjcmV0").await)?;
             no_matter(imap.select("INBOX").await)?;
-            let uids = no_matter(imap.search(1, 100, true).await)?.unwrap_or_default();
+            let uids =
+                no_matter(imap.search(1, 100, "UNDELETED UNSEEN").await)?.unwrap_or_default();
             no_matter(imap.fetch(&uids, Want::Head).await)?;
             no_matter(imap.fetch(&[1, 2], Want::Whole(4096)).await)?;
             no_matter(imap.move_to(1, "Done/Ü&").await)?;

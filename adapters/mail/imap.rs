@@ -208,16 +208,15 @@ impl Imap {
         Ok(())
     }
 
-    /// The numbers of the mails between two positions, both included, that are not marked as
-    /// deleted, and with `unseen` not as seen either.
+    /// The numbers of the mails between two positions, both included, that have these marks (the
+    /// words of SEARCH, RFC 3501 section 6.4.4).
     pub(crate) async fn search(
         &mut self,
         from: u32,
         to: u32,
-        unseen: bool,
+        marks: &str,
     ) -> Result<Vec<u32>, Trouble> {
-        let unseen = if unseen { " UNSEEN" } else { "" };
-        let command = format!("UID SEARCH {from}:{to} UNDELETED{unseen}");
+        let command = format!("UID SEARCH {from}:{to} {marks}");
         self.numbers(&command).await
     }
 
@@ -724,7 +723,7 @@ pub(crate) mod tests {
             .unwrap();
         imap.select("INBOX").await.unwrap();
         assert_eq!((imap.exists, imap.validity), (2, 77));
-        assert_eq!(imap.search(1, 2, true).await.unwrap(), [5, 9]);
+        assert_eq!(imap.search(1, 2, "UNDELETED UNSEEN").await.unwrap(), [5, 9]);
         assert_eq!(imap.exists, 3);
         let all = imap.fetch(&[5], Want::Whole(4)).await.unwrap();
         assert_eq!(all.len(), 1, "only what was asked for");

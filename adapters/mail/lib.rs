@@ -35,8 +35,9 @@ use xbus_core::adapter::{ConnectionKind, ReceiverKind, SenderKind};
 
 pub use mailer::{ALERT_FIELDS, MailAlerts, Mailer, Recipients};
 
-/// The word `mail` of routes.
-pub fn kind() -> Kind {
+/// The word `mail` of routes. `alerts`: the bus's failure mail, whose sender gets no answers.
+pub fn kind(alerts: Option<&MailAlerts>) -> Kind {
+    let own = alerts.map(MailAlerts::sender);
     Kind {
         name: "mail",
         doc: "Takes mails from a mailbox, and sends the message by mail. A mail that was accepted is \
@@ -47,7 +48,8 @@ pub fn kind() -> Kind {
             fields: receiver::FIELDS,
             example: "mail: { connection: inbox, done: { move: Archive }, attachments: each }",
             answers: false,
-            build: Box::new(receiver::build),
+            in_turn: true,
+            build: Box::new(move |args| receiver::build(args, own.clone())),
         }),
         sender: Some(SenderKind {
             fields: sender::FIELDS,

@@ -109,6 +109,19 @@ impl Mailbox {
         }
     }
 
+    /// Mails whose deletion was begun and broken off (marked, not expunged), of those that `ours` knows
+    /// by the server's names for them. Others that are marked so are somebody else's.
+    pub(crate) async fn begun(
+        &mut self,
+        ours: impl Fn(&str) -> bool,
+    ) -> Result<Vec<Entry>, Trouble> {
+        match self {
+            Mailbox::Imap(folder) => folder.begun(ours).await,
+            // What a session deletes it deletes at its end, or not at all (RFC 1939 section 6).
+            Mailbox::Pop3(_) => Ok(Vec::new()),
+        }
+    }
+
     /// The headers of a mail, where the server can give them alone.
     pub(crate) async fn head(&mut self, entry: &Entry) -> Result<Option<Bounded>, Trouble> {
         match self {
@@ -181,11 +194,16 @@ impl Mailbox {
 
 impl Folder {
     async fn look(&mut self, passed: &BTreeSet<u32>) -> Result<Vec<Entry>, Trouble> {
+        let marks = if self.unseen {
+            "UNDELETED UNSEEN"
+        } else {
+            "UNDELETED"
+        };
         let mut from = 1;
         self.imap.known = self.imap.exists;
         while from <= self.imap.exists {
             let to = self.imap.exists.min(from + WINDOW - 1);
-            let mut found = self.imap.search(from, to, self.unseen).await?;
+            let mut found = self.imap.search(from, to, marks).await?;
             found.retain(|uid| !passed.contains(uid));
             if !found.is_empty() {
                 found.truncate(BATCH);
@@ -196,17 +214,36 @@ impl Folder {
         Ok(Vec::new())
     }
 
+    /// Mails that are marked as deleted and still there, of those that `ours` knows by their names.
+    async fn begun(&mut self, ours: impl Fn(&str) -> bool) -> Result<Vec<Entry>, Trouble> {
+        let mut found = Vec::new();
+        let mut from = 1;
+        while from <= self.imap.exists && self.imap.validity > 0 {
+            let to = self.imap.exists.min(from + WINDOW - 1);
+            found.extend(self.imap.search(from, to, "DELETED").await?);
+            from += WINDOW;
+        }
+        found.retain(|uid| ours(&self.name(*uid)));
+        found.truncate(BATCH);
+        match found.is_empty() {
+            true => Ok(Vec::new()),
+            false => self.heads(&found).await,
+        }
+    }
+
+    /// The lasting name of a mail, where the server has lasting numbers.
+    fn name(&self, uid: u32) -> String {
+        format!("{}/{}/{uid}", self.place, self.imap.validity)
+    }
+
     async fn heads(&mut self, uids: &[u32]) -> Result<Vec<Entry>, Trouble> {
-        let validity = self.imap.validity;
-        let mut all: Vec<Entry> = self
-            .imap
-            .fetch(uids, Want::Head)
-            .await?
+        let lasting = self.imap.validity > 0;
+        let fetched = self.imap.fetch(uids, Want::Head).await?;
+        let mut all: Vec<Entry> = fetched
             .into_iter()
             .map(|fetched| Entry {
                 at: fetched.uid,
-                name: (validity > 0)
-                    .then(|| Arc::from(format!("{}/{validity}/{}", self.place, fetched.uid))),
+                name: lasting.then(|| Arc::from(self.name(fetched.uid))),
                 size: fetched.size.unwrap_or(0),
                 head: fetched.body,
                 date: None,

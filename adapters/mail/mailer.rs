@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use lettre::Address;
 use lettre::message::Mailbox;
 use tokio::time::Instant;
 use xbus_core::notice::{Event, Notice};
@@ -114,6 +115,10 @@ impl MailAlerts {
             levels,
             console,
         })
+    }
+
+    pub(crate) fn sender(&self) -> Address {
+        self.from.email.clone()
     }
 
     /// The way over a connection; nothing when it is not of the kind `smtp`. Does no I/O.

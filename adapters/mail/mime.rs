@@ -54,6 +54,8 @@ enum Encoding {
 pub(crate) struct Place {
     /// One of several forms of the same.
     pub(crate) alternative: bool,
+    /// The same, and not a part of such a form.
+    pub(crate) form: bool,
     /// Belongs to another part that shows it (a picture in HTML).
     pub(crate) related: bool,
     /// Beside what it signs.
@@ -79,10 +81,14 @@ impl<'a> Fields<'a> {
     pub(crate) fn read(bytes: &'a [u8]) -> Result<(Self, usize), Fault> {
         let mut fields = Vec::new();
         let mut at = 0;
+        let mut whole = false;
+        // Where the first line stands that is no field, and how many fields stand ahead of it.
+        let mut stray = None;
         while at < bytes.len() {
             let start = at;
             at = end_of_line(bytes, at);
             if is_blank(&bytes[start..at]) {
+                whole = true;
                 break;
             }
             while bytes.get(at).is_some_and(|c| matches!(c, b' ' | b'\t'))
@@ -100,7 +106,17 @@ impl<'a> Fields<'a> {
                 ));
             }
             // What is no field (a line of an mbox, a line that lost its fold) is passed by.
+            let before = fields.len();
             fields.extend(field(&bytes[start..at]));
+            let mbox = start == 0 && bytes.starts_with(b"From ");
+            if fields.len() == before && stray.is_none() && !mbox {
+                stray = Some((start, before));
+            }
+        }
+        // Where no blank line ends the fields, or there is none, the text begins with what is none.
+        if let Some((start, before)) = stray.filter(|_| !whole || fields.is_empty()) {
+            fields.truncate(before);
+            at = start;
         }
         Ok((Self(fields), at))
     }
@@ -282,6 +298,7 @@ pub(crate) fn leaves<'a>(
             bytes,
             place: Place {
                 alternative: part.place.alternative || kind.word == "multipart/alternative",
+                form: kind.word == "multipart/alternative",
                 related: part.place.related || (kind.word == "multipart/related" && number > 0),
                 signature: kind.word == "multipart/signed" && number > 0,
             },

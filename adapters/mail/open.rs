@@ -30,6 +30,7 @@ const FIRST: &[&str] = &[
     "list-id",
     "list-post",
     "list-unsubscribe",
+    "content-type",
     "x-auto-response-suppress",
     "references",
 ];
@@ -217,7 +218,11 @@ fn tnef(leaves: &[Leaf<'_>], reading: &Reading) -> Result<(), Fault> {
 
 fn make(leaves: &[Leaf<'_>], headers: &Headers, reading: &Reading) -> Result<Vec<Message>, Fault> {
     if reading.attachments == Attachments::Each {
-        let attached: Vec<&Leaf<'_>> = leaves.iter().filter(|leaf| is_attachment(leaf)).collect();
+        let texts = leaves.iter().any(is_text);
+        let attached: Vec<&Leaf<'_>> = leaves
+            .iter()
+            .filter(|leaf| is_attachment(leaf) && !(texts && is_form(leaf)))
+            .collect();
         if !attached.is_empty() {
             return attached
                 .iter()
@@ -259,6 +264,11 @@ fn is_beside_text(leaf: &Leaf<'_>) -> bool {
             "text/enriched" | "text/richtext" | "text/x-amp-html" | "text/watch-html"
         );
     !is_text(leaf) && !form
+}
+
+/// Another form of the text, of whatever type: such as an invitation.
+fn is_form(leaf: &Leaf<'_>) -> bool {
+    leaf.place.form && leaf.name.is_none() && leaf.disposition != "attachment"
 }
 
 /// What is beside the text and no picture in it.
@@ -578,6 +588,54 @@ mod tests {
         ] {
             let said = reason(mail, &ALL);
             assert!(said.contains(word), "{mail}: {said}");
+        }
+    }
+
+    #[test]
+    fn a_form_of_the_text_that_nobody_knows_is_no_attachment_in_its_place() {
+        let mail = |second: &str| {
+            format!(
+                "Content-Type: multipart/alternative; boundary=x\n\n--x\n\nplain\n--x\n{second}\n\nother\n--x--\n"
+            )
+        };
+        for second in [
+            "Content-Type: application/x-whatever",
+            "Content-Type: text/calendar",
+        ] {
+            assert_eq!(body(&one(&mail(second), &EACH)), "plain", "{second}");
+            assert_eq!(one(&mail(second), &ALL).attachments.len(), 1, "{second}");
+        }
+        // These are meant as attachments, or all that there is.
+        for other in [
+            mail("Content-Type: text/calendar; name=a.ics"),
+            mail("Content-Disposition: attachment\nContent-Type: text/calendar"),
+            mail(
+                "Content-Type: multipart/mixed; boundary=y\n\n--y\nContent-Type: text/calendar\n\nother\n--y--",
+            ),
+            mail("Content-Type: text/calendar").replace("--x\n\nplain\n", ""),
+        ] {
+            assert_eq!(body(&one(&other, &EACH)).trim_end(), "other", "{other}");
+        }
+    }
+
+    #[test]
+    fn text_without_header_or_blank_line_is_the_body() {
+        for (mail, text) in [
+            ("just text\nand more\n", "just text\nand more\n"),
+            ("just text\n\nand: more\n", "just text\n\nand: more\n"),
+            (
+                "Subject: s\njust text\nnote: this\n",
+                "just text\nnote: this\n",
+            ),
+            ("From x Mon Mar 22\nSubject: s\n\ntext", "text"),
+            ("Subject: s\nlost its fold\nTo: a@b.example\n\ntext", "text"),
+            ("Subject: s\n", ""),
+        ] {
+            let message = one(mail, &EACH);
+            assert_eq!(body(&message), text, "{mail}");
+            let subject = mail.contains("Subject").then_some("s");
+            assert_eq!(message.headers.get("mail.subject"), subject, "{mail}");
+            assert_eq!(message.headers.get("mail.note"), None, "{mail}");
         }
     }
 

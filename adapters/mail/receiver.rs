@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures_util::future::{BoxFuture, join_all};
 use globset::{GlobBuilder, GlobMatcher};
+use lettre::Address;
 use xbus_core::adapter::OpenError;
 use xbus_core::spec::{Args, Field, Type};
 use xbus_core::{Format, Inbox, Receiver, Stop};
@@ -12,7 +13,7 @@ use xbus_core::{Format, Inbox, Receiver, Stop};
 use crate::account::{Account, Protocol};
 use crate::address::fixed;
 use crate::answer::Answers;
-use crate::connection::{Smtp, host_name};
+use crate::connection::{Smtp, host_name, only};
 use crate::mailbox::Done;
 use crate::open::{Attachments, Reading};
 use crate::watch::{Health, Rules, Watch};
@@ -110,10 +111,12 @@ struct MailReceiver {
     folders: Vec<String>,
     /// What of the folders is taken, as it was written.
     filter: String,
+    /// Why it cannot answer.
+    mute: Option<OpenError>,
 }
 
-/// Builds a receiver from what the route says.
-pub(crate) fn build(args: Args<'_>) -> Option<Arc<dyn Receiver>> {
+/// Builds a receiver from what the route says. `own`: the address of the bus's failure mail.
+pub(crate) fn build(args: Args<'_>, own: Option<Address>) -> Option<Arc<dyn Receiver>> {
     let problems = args.build.problems;
     let account = args
         .build
@@ -125,6 +128,14 @@ pub(crate) fn build(args: Args<'_>) -> Option<Arc<dyn Receiver>> {
         problems.error(&args.place(name), code, message, help);
     };
     let mut folders = args.texts("folder");
+    if folders.is_empty() && args.has("folder") {
+        wrong(
+            "folder",
+            "bad-folder",
+            String::from("'folder' names no folder"),
+            "name one, or take 'folder' away: then it is INBOX",
+        );
+    }
     if folders.is_empty() {
         folders.push(String::from("INBOX"));
     }
@@ -208,6 +219,15 @@ pub(crate) fn build(args: Args<'_>) -> Option<Arc<dyn Receiver>> {
             "write a time such as 60s; with IDLE mails are taken at once anyway",
         );
     }
+    let max_size = args.size("max_size").unwrap_or(args.build.max_body);
+    if max_size == 0 {
+        wrong(
+            "max_size",
+            "bad-value",
+            String::from("every mail is larger than that"),
+            "write a size such as 10MiB",
+        );
+    }
     let charset = args.text("charset");
     if let Some(label) = &charset
         && xbus_charset::Charset::by_label(label).is_err()
@@ -249,8 +269,10 @@ pub(crate) fn build(args: Args<'_>) -> Option<Arc<dyn Receiver>> {
         format: args.text("format").as_deref().and_then(Format::from_name),
         charset,
     };
-    let answers = answers(&args, &account);
-    let max_size = args.size("max_size").unwrap_or(args.build.max_body);
+    let (answers, mute) = match answers(&args, &account, own) {
+        Ok(answers) => (Some(answers), None),
+        Err(why) => (None, Some(why)),
+    };
     good.then(|| {
         let receiver: Arc<dyn Receiver> = Arc::new(MailReceiver {
             rules: Arc::new(Rules {
@@ -266,36 +288,45 @@ pub(crate) fn build(args: Args<'_>) -> Option<Arc<dyn Receiver>> {
             }),
             folders,
             filter,
+            mute,
         });
         receiver
     })
 }
 
-/// Who answers: nobody where there is no mail server, or more than one and none is named.
-fn answers(args: &Args<'_>, account: &Account) -> Option<Answers> {
+/// Who answers, or why nobody can: there is no mail server, or more than one and none is named.
+fn answers(args: &Args<'_>, account: &Account, own: Option<Address>) -> Result<Answers, OpenError> {
     let build = args.build;
     let smtp = match args.text("reply_by") {
-        Some(name) => build.connection::<Smtp>(&name)?,
+        Some(name) => build.connection::<Smtp>(&name),
         None => {
-            let mut all = build
-                .connections
-                .iter()
-                .filter(|(_, (kind, _))| *kind == "smtp");
-            match (all.next(), all.next()) {
-                (Some((name, _)), None) => build.connection::<Smtp>(name)?,
-                _ => return None,
-            }
+            let error = |message: &str, help: &str| OpenError {
+                message: format!("the route answers mails, and there is {message}"),
+                help: help.to_owned(),
+            };
+            only(build).map_err(|none| match none {
+                true => error(
+                    "no mail server to send by",
+                    "add one to xbus.yaml: connections: { relay: { smtp: { host: mail.acme.example } } }",
+                ),
+                false => error(
+                    "more than one mail server to send by",
+                    "say which under 'mail': reply_by: NAME",
+                ),
+            })?
         }
     };
     let one = |text: &str| fixed(text).and_then(|all| all.into_iter().next());
-    let from = match &smtp.from {
-        Some(from) => one(from)?,
-        None => one(&account.user).or_else(|| one(&format!("xbus@{}", host_name())))?,
-    };
-    Some(Answers {
-        smtp,
-        from,
-        bus: build.bus.clone(),
+    let made = smtp.and_then(|smtp| {
+        let from = match &smtp.from {
+            Some(from) => one(from),
+            None => one(&account.user).or_else(|| one(&format!("xbus@{}", host_name()))),
+        };
+        Some(Answers::new(smtp, from?, build.bus.clone(), own))
+    });
+    made.ok_or_else(|| OpenError {
+        message: String::from("the route answers mails, and nobody is named to answer from"),
+        help: String::from("add 'from' to the smtp connection"),
     })
 }
 
@@ -326,22 +357,16 @@ impl Receiver for MailReceiver {
         ))
     }
 
+    fn cannot_reply(&self) -> Option<OpenError> {
+        self.mute.clone()
+    }
+
     fn open(
         self: Arc<Self>,
         inbox: Inbox,
         stop: Stop,
     ) -> BoxFuture<'static, Result<BoxFuture<'static, ()>, OpenError>> {
         Box::pin(async move {
-            if inbox.replies() && self.rules.answers.is_none() {
-                return Err(OpenError {
-                    message: String::from(
-                        "the route answers mails, and there is no mail server to send by",
-                    ),
-                    help: String::from(
-                        "add an smtp connection to xbus.yaml; with more than one say which: reply_by: NAME",
-                    ),
-                });
-            }
             let health = Arc::new(Health::new(inbox.clone()));
             let watches = self.folders.iter().map(|folder| Watch {
                 rules: self.rules.clone(),

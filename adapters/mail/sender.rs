@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use lettre::message::Mailbox;
-use lettre::message::header::HeaderName;
+use lettre::message::header::{ContentType, HeaderName};
 use tokio::time::Instant;
 use xbus_core::adapter::{Call, Reach, Request};
 use xbus_core::spec::{Args, Field, Node, Raw, Type};
@@ -13,7 +13,7 @@ use xbus_core::{Context, Fault, Format, Message, SendError, Sender};
 
 use crate::address::{self, Recipient};
 use crate::compose::{Attached, Composed, Draft, message_id};
-use crate::connection::{Smtp, host_name};
+use crate::connection::{Smtp, host_name, only};
 use crate::text;
 
 /// What can stand under `mail` in a target.
@@ -147,6 +147,11 @@ pub(crate) fn build(args: Args<'_>) -> Option<Arc<dyn Sender>> {
     let (subject, body, html) = (optional("subject"), optional("body"), optional("html"));
     let (to, cc) = (address::entries(&args, "to"), address::entries(&args, "cc"));
     let bcc = address::entries(&args, "bcc");
+    if args.has("to") && args.items("to").is_empty() {
+        let help = "write one address or a list of them";
+        problem(&args, "to", "bad-address", "'to' names nobody", help);
+        return None;
+    }
     let attach = attach(&args);
     let headers = headers(&args);
     let smtp = smtp?;
@@ -193,34 +198,19 @@ fn connection(args: &Args<'_>) -> Option<Arc<Smtp>> {
     if let Some(name) = args.text("connection") {
         return args.build.connection::<Smtp>(&name);
     }
-    let mut all = args
-        .build
-        .connections
-        .iter()
-        .filter(|(_, (kind, _))| *kind == "smtp");
-    match (all.next(), all.next()) {
-        (Some((name, _)), None) => args.build.connection::<Smtp>(name),
-        (None, _) => {
-            problem(
-                args,
-                "connection",
-                "no-connection",
-                "there is no mail server to send by",
-                "add one to xbus.yaml: connections: { relay: { smtp: { host: mail.acme.example } } }",
-            );
-            None
-        }
-        _ => {
-            problem(
-                args,
-                "connection",
-                "no-connection",
-                "there is more than one mail server to send by",
-                "say which: connection: NAME",
-            );
-            None
-        }
-    }
+    let (message, help) = match only(args.build) {
+        Ok(smtp) => return smtp,
+        Err(true) => (
+            "there is no mail server to send by",
+            "add one to xbus.yaml: connections: { relay: { smtp: { host: mail.acme.example } } }",
+        ),
+        Err(false) => (
+            "there is more than one mail server to send by",
+            "say which: connection: NAME",
+        ),
+    };
+    problem(args, "connection", "no-connection", message, help);
+    None
 }
 
 /// What is attached; nothing when that is wrong, which is reported.
@@ -236,9 +226,23 @@ fn attach(args: &Args<'_>) -> Option<Vec<Attach>> {
             true => own.template(name).map(Some),
             false => Some(None),
         };
+        let kind = part("content_type");
+        if let Some(Some(kind)) = &kind
+            && let Some(text) = kind.as_constant()
+            && ContentType::parse(text).is_err()
+        {
+            problem(
+                &own,
+                "content_type",
+                "bad-value",
+                &format!("'{text}' is no content type"),
+                "write one such as application/xml or 'text/plain; charset=utf-8'",
+            );
+            return None;
+        }
         Some(Attach::Made {
             name: part("name")?,
-            content_type: part("content_type")?,
+            content_type: kind?,
             body: part("body")?,
         })
     };

@@ -64,6 +64,14 @@ impl Server {
         server
     }
 
+    async fn offer(&self) -> connection::Unsent {
+        let mail = draft().compose().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let smtp = connection::to(self.port);
+        let offered = smtp.offer(&mail.envelope, &mail.data, deadline).await;
+        offered.expect_err("the server takes it")
+    }
+
     async fn send(&self, smtp: &Smtp, within: Duration) -> Result<connection::Taken, SendError> {
         let mail = draft().compose().unwrap();
         let deadline = Instant::now() + within;
@@ -324,4 +332,25 @@ async fn a_dead_idle_connection_is_replaced() {
     }
     assert_eq!(server.taken.lock().unwrap().len(), 2);
     assert_eq!(*server.connections.lock().unwrap(), 2);
+}
+
+#[tokio::test]
+async fn what_a_server_says_of_one_mail_is_told_from_what_is_wrong_with_it() {
+    for (command, line, class, put_off) in [
+        ("RCPT", "451 later", Class::Outage, true),
+        ("DATA", "451 later", Class::Outage, true),
+        (".", "452 later", Class::Outage, true),
+        ("RCPT", "550 never", Class::Rejected, false),
+        (".", "554 never", Class::Rejected, false),
+        // Neither is about this mail.
+        ("RCPT", "421 going down", Class::Outage, false),
+        (".", "421 going down", Class::Outage, false),
+        ("MAIL", "451 later", Class::Outage, false),
+        ("hello", "421 too busy", Class::Outage, false),
+    ] {
+        let server = Server::start(&[(command, Say::Line(line))]).await;
+        let unsent = server.offer().await;
+        assert_eq!(unsent.error.class, class, "{command}: {line}");
+        assert_eq!(unsent.put_off, put_off, "{command}: {line}");
+    }
 }

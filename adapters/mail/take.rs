@@ -9,8 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
-use xbus_core::adapter::Class;
-use xbus_core::{Arrival, Code, Fault, Inbox, Message, Reply, Status, Stop};
+use xbus_core::{Arrival, Code, Fault, Inbox, Message, Status, Stop};
 
 use crate::answer::Answers;
 use crate::failed::Failure;
@@ -160,7 +159,11 @@ impl Mail<'_> {
             attempts += 1;
             let fault = match inbox.deliver(arrival).await {
                 Ok(reply) => {
-                    self.answer(&message, &reply).await;
+                    if let Some(answers) = self.answers
+                        && reply.status != Status::Filtered
+                    {
+                        answers.answer(&message, &reply, inbox, self.stop).await;
+                    }
                     return Ok(true);
                 }
                 Err(fault) => fault,
@@ -173,42 +176,6 @@ impl Mail<'_> {
             tracing::warn!(route = %inbox.route(), %id, attempts, error = %fault, retry_in = ?wait, "mail not delivered, tried again");
             if sleep(wait, self.stop).await {
                 return Ok(false);
-            }
-        }
-    }
-
-    /// Answers the sender. What is accepted stays accepted, whatever becomes of the answer.
-    async fn answer(&self, message: &Message, reply: &Reply) {
-        let (Some(answers), inbox) = (self.answers, self.inbox) else {
-            return;
-        };
-        if reply.status == Status::Filtered {
-            return;
-        }
-        let (route, incidents) = (inbox.route(), inbox.bus().incidents());
-        let id = message.id;
-        let mut attempts = 0;
-        loop {
-            let error = match answers.send(message, reply).await {
-                Ok(None) => return incidents.succeeded(route, "reply"),
-                Ok(Some(why)) => {
-                    tracing::info!(%route, %id, why, "the mail is not answered");
-                    return;
-                }
-                Err(error) => error,
-            };
-            attempts += 1;
-            let (kind, again) = match error.class {
-                Class::Outage => ("outage", true),
-                Class::Rejected => ("rejection", false),
-                // Perhaps it was sent: nobody gets it twice.
-                Class::Unknown => ("in-doubt", false),
-            };
-            incidents.failed(route, "reply", kind, &error.detail, Some(id), None);
-            let wait = inbox.policy().retry.wait(attempts);
-            if !again || sleep(wait, self.stop).await {
-                tracing::warn!(%route, %id, error = error.detail, "the mail was accepted and its answer is not sent");
-                return;
             }
         }
     }

@@ -65,3 +65,28 @@ pub(crate) fn shown(text: &str) -> String {
         .collect();
     plain.trim().to_owned()
 }
+
+/// What went wrong with encryption, with what to do where the library's words help nobody.
+pub(crate) fn explained(error: &str) -> String {
+    if !error.contains("CaUsedAsEndEntity") {
+        return error.to_owned();
+    }
+    String::from(
+        "the server shows a certificate that is marked as an authority's (self-signed, CA:TRUE), which no \
+         server may; make it anew with basicConstraints CA:FALSE and name that as 'ca', or have an \
+         authority of your own sign the server's and name the authority's",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_self_signed_authority_as_a_server_is_told_of_in_words() {
+        let told = explained("invalid peer certificate: Other(OtherError(CaUsedAsEndEntity))");
+        assert!(told.contains("CA:FALSE") && told.contains("'ca'"), "{told}");
+        let other = "invalid peer certificate: UnknownIssuer";
+        assert_eq!(explained(other), other);
+    }
+}

@@ -207,6 +207,12 @@ impl Watch {
     async fn round(&self, mailbox: &mut Mailbox, memory: &mut Memory) -> Result<bool, Trouble> {
         memory.asides = self.inbox.asides().into_iter().collect();
         memory.stuck.clear();
+        for entry in self.begun(mailbox, memory).await? {
+            if self.stop.is_cancelled() {
+                return Ok(false);
+            }
+            self.one(mailbox, entry, memory).await?;
+        }
         loop {
             let skip = memory.passed.union(&memory.stuck).copied().collect();
             let entries = mailbox.look(&skip).await?;
@@ -220,6 +226,22 @@ impl Watch {
                 self.one(mailbox, entry, memory).await?;
             }
         }
+    }
+
+    /// Mails that were to be deleted when the connection or the bus broke off. Nobody looks for those
+    /// otherwise: whoever marks a mail as deleted does not want it taken.
+    async fn begun(&self, mailbox: &mut Mailbox, memory: &Memory) -> Result<Vec<Entry>, Trouble> {
+        let removes = self.rules.done != Done::Seen;
+        if !removes && memory.asides.is_empty() {
+            return Ok(Vec::new());
+        }
+        // What became several messages is known by theirs.
+        let accepted = |name: &str| self.inbox.seen(name) || self.inbox.seen(&format!("{name}#1"));
+        let ours = |name: &str| match memory.asides.get(name) {
+            Some(why) => Failure::from_text(why).copied,
+            None => removes && accepted(name),
+        };
+        mailbox.begun(ours).await
     }
 
     /// Takes one mail to its end, as far as that is possible now.

@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use crate::trouble::Trouble;
+use crate::trouble::{Trouble, explained};
 
 /// Longest line in bytes.
 const LINE_MOST: usize = 256 * 1024;
@@ -75,7 +75,10 @@ impl Wire {
         let stream = timeout(self.silence, connecting)
             .await
             .map_err(|_| Trouble::lost("the encryption did not begin in time"))?
-            .map_err(|error| Trouble::lost(format!("no encrypted connection: {error}")))?;
+            .map_err(|error| {
+                let error = explained(&error.to_string());
+                Trouble::lost(format!("no encrypted connection: {error}"))
+            })?;
         Ok(Self {
             stream: Box::new(stream),
             buffer: BytesMut::new(),

@@ -23,6 +23,7 @@ pub fn kind() -> Kind {
             fields: receiver::FIELDS,
             example: "queue: { name: orders }",
             answers: false,
+            in_turn: false,
             build: Box::new(receiver::build),
         }),
         sender: Some(SenderKind {

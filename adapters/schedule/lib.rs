@@ -19,6 +19,7 @@ pub fn kind() -> Kind {
             fields: receiver::FIELDS,
             example: "schedule: { cron: \"0 6 * * MON-FRI\", timezone: Europe/Berlin, body: report }",
             answers: false,
+            in_turn: false,
             build: Box::new(receiver::build),
         }),
         sender: None,

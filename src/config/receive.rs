@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use xbus_core::adapter::ReceiverKind;
 use xbus_core::plan::{LanePolicy, QueueReader};
 use xbus_core::problem::Place;
 use xbus_core::spec::{Args, Field, Key, Node, Raw, Role};
@@ -57,15 +58,10 @@ impl InRoute<'_> {
         };
         received.answers = receiver.answers;
         let what = format!("'{}'", kind.name);
-        let tables: &[&'static [Field]] = match receiver.answers {
-            // These may stand in the adapter's own map too.
-            true => &[receiver.fields, RECEIVE],
-            false => &[receiver.fields, RECEIVE, LANE],
-        };
+        // These may stand in the adapter's own map too.
+        let tables: &[&'static [Field]] = &[receiver.fields, RECEIVE, lane(receiver)];
         good &= self.checker.fields(value, tables, &what);
-        if receiver.answers {
-            good &= self.no_lane(node, kind.name);
-        }
+        good &= self.useful(node, kind.name, receiver);
         if !good || self.checker.files.has_unknown(node) {
             return received;
         }
@@ -120,24 +116,42 @@ impl InRoute<'_> {
         received
     }
 
-    /// Keys of a queue make no sense where somebody waits for the answer.
-    fn no_lane(&self, node: &Node, kind: &str) -> bool {
+    /// Keys of a queue make no sense where somebody waits for the answer, nor most of them where there
+    /// is no other order than one.
+    fn useful(&self, node: &Node, kind: &str, receiver: &ReceiverKind) -> bool {
+        let (why, help) = match receiver.answers {
+            true => (
+                "whose sender waits for the answer",
+                "take it away; `concurrency` and `rate` of the route bound what runs at once",
+            ),
+            false => (
+                "which takes one after the other, and puts aside what fails for good",
+                "take it away",
+            ),
+        };
+        let named = |fields: &[Field], key: &Key| fields.iter().any(|field| field.name == key.name);
         let mut good = true;
         for (key, _) in node.entries() {
-            if LANE.iter().any(|field| field.name == key.name) {
+            if named(LANE, key) && !named(lane(receiver), key) {
                 good = false;
                 self.problems.error(
                     &key.place,
                     "useless-key",
-                    format!(
-                        "'{}' has no meaning beside '{kind}', whose sender waits for the answer",
-                        key.name
-                    ),
-                    "take it away; `concurrency` and `rate` of the route bound what runs at once",
+                    format!("'{}' has no meaning beside '{kind}', {why}", key.name),
+                    help,
                 );
             }
         }
         good
+    }
+}
+
+/// The keys of a queue that have a meaning for a receiver.
+pub(crate) fn lane(receiver: &ReceiverKind) -> &'static [Field] {
+    match (receiver.answers, receiver.in_turn) {
+        (true, _) => &[],
+        (false, true) => &LANE[..1],
+        (false, false) => LANE,
     }
 }
 

@@ -134,6 +134,12 @@ impl InRoute<'_> {
             .filter(|node| written(node))
             .map(|node| self.receive(node));
         let received = received.unwrap_or_default();
+        let reply = node.entries().iter().find(|(key, _)| key.name == "reply");
+        let mute = received.made.as_ref().and_then(|made| made.cannot_reply());
+        if let (Some((key, _)), Some(why)) = (reply, mute) {
+            let code = "no-connection";
+            self.problems.error(&key.place, code, why.message, why.help);
+        }
         let mut names = Names::default();
         for key in ["invoke", "distribute", "on_fault"] {
             let items = node.get(key).map_or(&[][..], Node::items);

@@ -7,8 +7,8 @@ use serde_json::{Map, Value, json};
 use xbus_core::Kind;
 use xbus_core::spec::{Field, Type};
 
-use crate::receive::BESIDE;
-use crate::tables::{BUS, INVOKE, LANE, RECEIVE, ROUTE, TARGET, UNDO};
+use crate::receive::{BESIDE, lane};
+use crate::tables::{BUS, INVOKE, RECEIVE, ROUTE, TARGET, UNDO};
 use crate::words::expected;
 
 const DRAFT: &str = "https://json-schema.org/draft/2020-12/schema";
@@ -40,9 +40,7 @@ pub fn schema_of_route(kinds: &[Kind]) -> Value {
             let receiver = kind.receiver.as_ref()?;
             let mut own = object(receiver.fields);
             merge(&mut own, RECEIVE);
-            if !receiver.answers {
-                merge(&mut own, LANE);
-            }
+            merge(&mut own, lane(receiver));
             Some((kind.name, documented(own, kind.doc)))
         })
         .collect();
@@ -246,10 +244,7 @@ pub fn reference(kinds: &[Kind], extra: &'static [Field]) -> String {
     for kind in kinds {
         if let Some(receiver) = &kind.receiver {
             section(&mut out, 3, &format!("`{}` receives", kind.name), kind.doc);
-            match receiver.answers {
-                true => table(&mut out, &[receiver.fields, RECEIVE]),
-                false => table(&mut out, &[receiver.fields, RECEIVE, LANE]),
-            }
+            table(&mut out, &[receiver.fields, RECEIVE, lane(receiver)]);
             example(&mut out, receiver.example);
         }
     }
@@ -317,6 +312,7 @@ fn rows(out: &mut String, above: &str, field: &Field) {
         Some((_, Nesting::Plain)) => String::from("a map"),
         Some((_, Nesting::Beside(other))) => format!("{other}, or a map"),
         Some((_, Nesting::Names)) => String::from("a map of names to maps"),
+        Some((_, Nesting::List)) => String::from("a list of maps"),
         Some((_, Nesting::Many)) => String::from("a map, or a list of them"),
         None if matches!(field.kind, Type::Any) => String::from("see below"),
         None => expected(&field.kind),
@@ -343,6 +339,7 @@ enum Nesting {
     Plain,
     Beside(String),
     Names,
+    List,
     Many,
 }
 
@@ -350,9 +347,8 @@ fn nested(kind: &Type) -> Option<(&'static [Field], Nesting)> {
     match kind {
         Type::Object(fields) => Some((fields, Nesting::Plain)),
         Type::Map(Type::Object(fields)) => Some((fields, Nesting::Names)),
-        Type::List(Type::Object(fields)) | Type::OneOrMany(Type::Object(fields)) => {
-            Some((fields, Nesting::Many))
-        }
+        Type::List(Type::Object(fields)) => Some((fields, Nesting::List)),
+        Type::OneOrMany(Type::Object(fields)) => Some((fields, Nesting::Many)),
         Type::Either(kinds) => {
             let fields = kinds.iter().find_map(|kind| match kind {
                 Type::Object(fields) => Some(*fields),

@@ -241,6 +241,7 @@ fn receiver(
         fields,
         example: "",
         answers,
+        in_turn: false,
         build: Box::new(move |args| Some(Arc::new(Door(args.text(first).map(claim))))),
     })
 }

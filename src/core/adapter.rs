@@ -40,6 +40,11 @@ pub trait Receiver: Send + Sync {
         Checks::default()
     }
 
+    /// Why it could not send what `reply` of its route says: an error of `check` in routes with `reply`.
+    fn cannot_reply(&self) -> Option<OpenError> {
+        None
+    }
+
     /// Opens the door: returns once messages are taken, or with why it cannot. The future that it
     /// gives runs until `stop`, then takes nothing more and ends when what it took is answered. It
     /// is spawned by the caller and never dropped before its end.
@@ -268,6 +273,9 @@ pub struct ReceiverKind {
     pub example: &'static str,
     /// Whether somebody waits for the answer (http), so that failures are told and not retried.
     pub answers: bool,
+    /// Whether it takes one message after the other and puts aside by itself what fails for good, so
+    /// that of a queue's keys only `retry` has a meaning.
+    pub in_turn: bool,
     /// Makes one.
     pub build: BuildReceiver,
 }

@@ -10,8 +10,9 @@ use crate::bus::Bus;
 use crate::current;
 use crate::plan::{LanePolicy, Route, Target};
 use crate::router;
-use crate::store::{Change, Commit, Durability, StoreError};
-use crate::{Code, Expression, Fault, Headers, Message, MessageId};
+use crate::secrets;
+use crate::store::{Change, Commit, Durability, Outcome, StoreError, TargetEntry};
+use crate::{Code, Expression, Fault, Headers, Message, MessageId, Timestamp};
 
 /// One route's door.
 #[derive(Clone)]
@@ -227,6 +228,32 @@ impl Inbox {
 
     fn aside_name(&self, key: &str) -> Arc<str> {
         Arc::from(format!("aside/{}/{key}", self.route.name))
+    }
+
+    /// Adds to the journal what became of something that is done for a message after its acceptance,
+    /// such as its answer, under the name of a step.
+    pub async fn told(
+        &self,
+        id: MessageId,
+        step: &str,
+        outcome: Outcome,
+        attempts: u32,
+        error: &str,
+    ) -> Result<(), StoreError> {
+        let change = Change::Target {
+            id,
+            target: TargetEntry {
+                name: step.into(),
+                outcome,
+                attempts,
+                error: Some(secrets::mask(error).into()),
+                at: Timestamp::now(),
+            },
+        };
+        self.bus
+            .store()
+            .commit(Commit::of(change), Durability::Lazy)
+            .await
     }
 
     /// Tells the administrators that this receiver cannot do its work (`what` is a kind such as

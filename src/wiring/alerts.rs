@@ -32,8 +32,8 @@ pub static ALERTS: &[Field] = &[
     .default("2s"),
     Field::new(
         "escalate",
-        Type::List(&Type::Object(ESCALATE)),
-        "Who else is told of an incident that lasts: levels, each with a longer time than the one before.",
+        Type::OneOrMany(&Type::Object(ESCALATE)),
+        "Who else is told of an incident that lasts: one level, or several, each with a longer time than the one before.",
     ),
     Field::new(
         "console",
@@ -107,6 +107,11 @@ impl Alerts {
             mail: mail.flatten(),
             webhook: webhook.flatten(),
         }
+    }
+
+    /// By mail, where that is said.
+    pub fn by_mail(&self) -> Option<&MailAlerts> {
+        self.mail.as_ref()
     }
 
     /// When administrators are told.

@@ -315,6 +315,8 @@ fn check_says_what_is_wrong_with_alerts() {
         (format!("{}  digest: 5m\n", mail(", digest: 5m")), "error bad-alerts 5:74"),
         (format!("{}  gather: 1h\n", mail("")), "error bad-alerts 6:11"),
         (format!("{}  escalate:\n    - {{ after: 2h }}\n    - {{ after: 1h }}\n", mail("")), "error bad-alerts 8:16"),
+        (format!("{}  escalate: {{ after: 1h, to: boss@b.example }}\n", mail("")), ""),
+        ("  webhook: { url: 'https://a.example/b', timeout: 0s }\n".into(), "error bad-value 5:51"),
         (format!("{}  escalate: [{{ after: 1h, to: boss }}]\n", mail("")), "error bad-address 6:31"),
         ("  webhook: { url: 'https://a.example/b' }\n  escalate: [{ after: 1h, to: e@f.example }]\n".into(), "error bad-alerts 6:31"),
         ("  escalate: [{ after: 1h }]\n".into(), "warning useless-key 5:13"),

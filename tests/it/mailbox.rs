@@ -217,6 +217,10 @@ fn what_a_mailbox_cannot_do_is_an_error_of_check() {
         (imap, "folder: [A, A]", &["bad-folder"]),
         (imap, "failed: inbox", &["bad-folder"]),
         (imap, "done: { move: INBOX }", &["bad-folder"]),
+        (imap, "folder: []", &["bad-folder"]),
+        (imap, "max_size: 0", &["bad-value"]),
+        (imap, "retry: { first: 5s }", &[]),
+        (imap, "order_by: 'id'", &["unknown-key"]),
         (imap, "from: '[a'", &["bad-pattern"]),
         (imap, "poll: 0s", &["bad-value"]),
         (imap, "charset: klingon", &["unknown-charset"]),
@@ -225,6 +229,70 @@ fn what_a_mailbox_cannot_do_is_an_error_of_check() {
         (&far.to_owned(), "prefer: html", &["clear-password"]),
     ] {
         assert_eq!(codes(connection, mail), expected, "{connection} {mail}");
+    }
+}
+
+#[test]
+fn check_says_what_a_mailbox_needs_to_answer_and_what_has_no_meaning_for_it() {
+    let smtp = "smtp: { host: localhost } }";
+    let inbox = "imap: { host: localhost, user: bus, password: secret }";
+    for (connections, receive, expected) in [
+        (
+            inbox.to_owned(),
+            "mail: { connection: inbox }",
+            "no-connection 2:1 no mail server",
+        ),
+        (
+            format!(
+                "{inbox} }}\n  a: {{ {smtp}\n  b: {{ {}",
+                &smtp[..smtp.len() - 2]
+            ),
+            "mail: { connection: inbox }",
+            "no-connection 2:1 more than one",
+        ),
+        (
+            format!(
+                "{inbox} }}\n  a: {{ {smtp}\n  b: {{ {}",
+                &smtp[..smtp.len() - 2]
+            ),
+            "mail: { connection: inbox, reply_by: b }",
+            "",
+        ),
+        (
+            format!("{inbox} }}\n  a: {{ {}", &smtp[..smtp.len() - 2]),
+            "mail: { connection: inbox }",
+            "",
+        ),
+        (
+            format!("{inbox} }}\n  a: {{ {}", &smtp[..smtp.len() - 2]),
+            "mail: { connection: inbox }, on_reject: park",
+            "useless-key 1:41 one after the other",
+        ),
+    ] {
+        let installation = reading(&connections);
+        installation.route("r", &format!("receive: {{ {receive} }}\nreply: {{}}\n"));
+        let output = installation.xbus(&["check", "--format", "json"]);
+        let told: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let Some(problem) = told["problems"].get(0) else {
+            assert_eq!(expected, "", "{told}");
+            continue;
+        };
+        let (at, words) =
+            expected.split_at(expected.match_indices(' ').nth(1).map_or(0, |(at, _)| at));
+        let code = problem["code"].as_str().unwrap_or_default();
+        assert_eq!(
+            at,
+            format!("{code} {}:{}", problem["line"], problem["column"]),
+            "{told}"
+        );
+        assert!(
+            problem["message"]
+                .as_str()
+                .unwrap_or_default()
+                .contains(words),
+            "{told}"
+        );
+        assert_ne!(problem["help"], "", "{told}");
     }
 }
 
@@ -560,6 +628,52 @@ fn a_route_answers_its_mail_but_no_machine() {
     assert_eq!(incidents(&bus), "[]");
 }
 
+#[test]
+fn an_answer_that_the_mail_server_puts_off_keeps_no_other_mail_from_being_taken() {
+    let server = Dovecot::start();
+    let sink = Sink::start();
+    for (subject, sender) in [
+        ("hopeless", "later@shop.example"),
+        ("greylisted", "grey@shop.example"),
+        ("question", "shop@acme.example"),
+    ] {
+        let mail = plain(subject, "6 * 7").replace("<shop@acme.example>", &format!("<{sender}>"));
+        server.put("bus", "INBOX", mail);
+    }
+    let installation = reading(&format!(
+        "{} }}\n  relay: {{ smtp: {{ host: 127.0.0.1, port: {}, from: bus@acme.example }}",
+        imap(&server),
+        sink.port
+    ));
+    installation.route(
+        "r",
+        "receive: { mail: { connection: inbox }, retry: { first: 10ms, max: 20ms } }\n\
+         distribute:\n  - file: { dir: out, name: '{{ id }}' }\nreply: {}\n",
+    );
+    let bus = installation.start();
+    sink.wait_for_mail("Re: question");
+    sink.wait_for_mail("Re: greylisted");
+    wait_for("the marks", || {
+        (server.unseen("bus", "INBOX") == 0).then_some(())
+    });
+    // The hopeless one is done without its answer, and that is told.
+    wait_for("the journal", || {
+        let all = bus.json(&["messages"]);
+        let told = all.as_array().into_iter().flatten().any(|one| {
+            let id = one["id"].as_str().unwrap_or_default();
+            let entry = bus.json(&["messages", "show", id]);
+            let targets = entry["targets"].as_array().into_iter().flatten();
+            targets
+                .filter(|target| target["name"] == "reply")
+                .any(|target| target["outcome"] == "failed" && target["attempts"] == 20)
+        });
+        told.then_some(())
+    });
+    assert!(incidents(&bus).contains("every recipient refused: later@shop.example"));
+    assert_eq!(sink.mails().len(), 2);
+    assert_eq!(installation.names("out").len(), 3);
+}
+
 /// Accepted, and neither marked nor forgotten: Dovecot stands still from acceptance on, then the bus
 /// and Dovecot are killed.
 fn accepted_and_killed(server: &mut Dovecot, installation: &Installation, system: &Destination) {
@@ -603,6 +717,46 @@ fn an_accepted_mail_is_not_taken_again_even_when_the_server_numbers_its_mails_an
             (server.unseen("bus", "INBOX") == 0).then_some(())
         });
         assert_eq!(system.got().len(), 1, "renumbered: {renumber}");
+    }
+}
+
+#[test]
+fn a_deletion_that_was_broken_off_is_finished_and_nobody_elses() {
+    for parts in [1, 2] {
+        let mut server = Dovecot::start();
+        let names = ["a.txt", "b.txt"].map(|name| (name, "text/plain", "x"));
+        server.put("bus", "INBOX", with_parts("one", &names[..parts]));
+        let master = server.master();
+        let system = Destination::with(move |request| {
+            if parts == 1 || String::from_utf8_lossy(&request.body).starts_with("b.txt") {
+                freeze(master);
+            }
+            Answer::ok()
+        });
+        let installation = reading(&imap(&server));
+        installation.script("name.rhai", "header(\"mail.attachment\")");
+        installation.route(
+            "r",
+            &format!("receive: {{ mail: {{ connection: inbox, done: delete, poll: 100ms }} }}\ndistribute:\n  - transform: name.rhai\n    http: {{ url: \"{}\" }}\n", system.url("/")),
+        );
+        let bus = installation.start();
+        wait_for("the acceptance", || {
+            let all = bus.json(&["messages", "--outcome", "delivered"]);
+            (all.as_array().map(Vec::len) == Some(parts)).then_some(())
+        });
+        bus.kill();
+        server.end();
+        // As it is between STORE and EXPUNGE; the other mail somebody else has marked.
+        server.put("bus", "INBOX", plain("other", "not the bus's"));
+        server.mark_deleted("bus", "INBOX");
+        server.launch();
+        let bus = installation.start();
+        wait_for("the deletion", || {
+            (server.mails("bus", "INBOX").len() == 1).then_some(())
+        });
+        assert!(server.mails("bus", "INBOX")[0].1.contains("Subject: other"));
+        bus.stop();
+        assert_eq!(system.got().len(), parts, "nothing is taken again");
     }
 }
 

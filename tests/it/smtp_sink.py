@@ -1,5 +1,6 @@
 """A real SMTP server (aiosmtpd) that keeps each mail as a file and knows nobody whose
-name begins with "refused": smtp_sink.py PORT FOLDER [--tls whole|start CERT KEY]
+name begins with "refused", puts off whoever is called "later…", and at first whoever is called
+"grey…": smtp_sink.py PORT FOLDER [--tls whole|start CERT KEY]
 [--login USER PASSWORD]. The first mail to somebody whose name begins with "lost" is kept,
 and the connection is cut before that is said."""
 
@@ -18,10 +19,16 @@ class Keep:
         self.folder = folder
         self.numbers = itertools.count()
         self.lost = False
+        self.known = set()
 
     async def handle_RCPT(self, server, session, envelope, address, options):
         if address.startswith("refused"):
             return "550 no such user"
+        if address.startswith("later"):
+            return "451 not now"
+        if address.startswith("grey") and address not in self.known:
+            self.known.add(address)
+            return "450 come again"
         envelope.rcpt_tos.append(address)
         return "250 ok"
 

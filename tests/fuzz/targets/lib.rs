@@ -308,7 +308,7 @@ fn kinds(settings: xbus_http::Settings) -> Vec<Kind> {
     vec![
         xbus_http::kind(Hub::new(settings)),
         xbus_file::kind(),
-        xbus_mail::kind(),
+        xbus_mail::kind(None),
         xbus_mail::connection_kind(),
         xbus_mail::imap_kind(),
         xbus_mail::pop3_kind(),

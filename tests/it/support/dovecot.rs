@@ -226,6 +226,20 @@ impl Dovecot {
             .count()
     }
 
+    /// Marks all mails of a folder as deleted, and leaves them there. Only while it is down.
+    pub fn mark_deleted(&self, user: &str, folder: &str) {
+        assert!(self.child.is_none(), "it runs");
+        let dir = self.maildir(user, folder);
+        for part in ["cur", "new"] {
+            for entry in fs::read_dir(dir.join(part)).expect("a folder").flatten() {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                let name = name.split(":2,").next().unwrap_or_default().to_owned();
+                let marked = dir.join("cur").join(format!("{name}:2,T"));
+                fs::rename(entry.path(), marked).expect("marked");
+            }
+        }
+    }
+
     /// Has Dovecot number the mails of a folder anew, under a new UIDVALIDITY. Only while it is down.
     pub fn renumber(&self, user: &str, folder: &str) {
         assert!(self.child.is_none(), "it runs");
