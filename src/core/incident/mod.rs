@@ -93,8 +93,10 @@ struct Incident {
     told_open: bool,
     /// When the last notice was made.
     told_at: Timestamp,
-    /// No notice of an opening before this.
+    /// No notice of an opening before this, unless it has been open for long.
     window_ends: Timestamp,
+    /// So often it was told that it opened within the window.
+    again: u32,
     /// The notice that told of its opening.
     opening: Option<MessageId>,
     /// So many levels of escalation were told.
@@ -392,6 +394,9 @@ impl Incidents {
     }
 }
 
+/// What has been open for so long does not flap.
+const LASTING: Duration = Duration::from_secs(30);
+
 /// The kind of what somebody must decide.
 const IN_DOUBT: &str = "in-doubt";
 
@@ -413,9 +418,17 @@ impl Incident {
             told_open: false,
             told_at: Timestamp::default(),
             window_ends: now,
+            again: 0,
             opening: None,
             level: 0,
         }
+    }
+
+    /// When its opening is told although it flaps: when its digest is due, or when it has been open
+    /// for so long that this is no flapping. The more often that has been so, the longer.
+    fn told_again_at(&self) -> Timestamp {
+        let lasting = LASTING * 2u32.saturating_pow(self.again.min(16));
+        self.window_ends.min(self.changed_at.after(lasting))
     }
 
     /// Opens it. After one of which the end was told it is a new one, with the last one's digest
@@ -427,10 +440,14 @@ impl Incident {
                     untold: self.untold,
                     told_at: self.told_at,
                     window_ends: self.window_ends,
+                    again: self.again,
                     ..Self::new(self.key.clone(), now)
                 };
             }
             self.owes_opening = (self.window_ends <= now).then_some(now);
+            if self.owes_opening.is_some() {
+                self.again = 0;
+            }
         }
         self.open = true;
         self.changed_at = now;

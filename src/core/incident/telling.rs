@@ -5,7 +5,7 @@
 //!   than `digest`), so that a fault that spreads over hundreds of steps is a handful of notices.
 //! - Digests of all incidents are told together too, at most once each `digest`.
 //! - A step that flaps has one opening and one end told in each `digest`; what happens beside that is
-//!   told in the next digest.
+//!   told in the next digest. What stays open for half a minute, doubling each time, does not flap.
 //! - Levels of escalation are told once each, by the age of the oldest message that waits, or of the
 //!   incident where no queue waits.
 
@@ -136,13 +136,13 @@ impl Telling<'_> {
     fn openings(&mut self, state: &mut BTreeMap<Key, Incident>, pace: &mut Pace) {
         let now = self.now;
         for incident in state.values().filter(|i| i.open && !i.told_open) {
-            if incident.window_ends > now {
-                self.later(incident.window_ends);
+            if incident.told_again_at() > now {
+                self.later(incident.told_again_at());
             }
         }
-        // What opened again within its digest is told at the digest's end, if it is open then.
-        let again = |i: &Incident| i.open && !i.told_open && i.window_ends <= now;
-        let since = |i: &Incident| i.owes_opening.or(again(i).then_some(i.window_ends));
+        // What opened again within its digest is told when it stays open, or at the digest's end.
+        let again = |i: &Incident| i.open && !i.told_open && i.told_again_at() <= now;
+        let since = |i: &Incident| i.owes_opening.or(again(i).then_some(i.told_again_at()));
         let first = state.values().filter_map(since).min();
         if !self.due(first, pace) {
             return;
@@ -150,7 +150,9 @@ impl Telling<'_> {
         let digest = self.incidents.settings.digest;
         let mut told = Vec::new();
         for incident in state.values_mut().filter(|i| since(i).is_some()) {
-            incident.owes_opening = None;
+            if incident.owes_opening.take().is_none() {
+                incident.again += 1;
+            }
             incident.told_open = true;
             incident.window_ends = now.after(digest);
             told.push(incident);

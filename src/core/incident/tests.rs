@@ -343,6 +343,28 @@ fn a_step_that_flaps_is_told_twice_a_digest() {
 }
 
 #[test]
+fn one_that_opens_again_and_stays_is_not_kept_back() {
+    let mut world = World::new();
+    world.fail("a", "x", None);
+    assert_eq!(world.pass(MINUTE), ["OPEN a/x: outage"]);
+    world.succeed("a");
+    assert_eq!(world.pass(MINUTE), ["RESOLVED a/x: outage"]);
+    // Well within the digest's time.
+    world.fail("a", "x", None);
+    assert!(world.pass(Duration::from_secs(20)).is_empty());
+    assert_eq!(world.pass(Duration::from_secs(40)), ["OPEN a/x: outage"]);
+    // Each time it takes longer, so that a slow flapping is no flood.
+    let mut told = 0;
+    for _ in 0..10 {
+        world.succeed("a");
+        told += world.pass(Duration::from_secs(60)).len();
+        world.fail("a", "x", None);
+        told += world.pass(Duration::from_secs(60)).len();
+    }
+    assert!(told <= 6, "{told}");
+}
+
+#[test]
 fn one_that_ended_before_it_could_be_told_is_told_all_the_same() {
     let mut world = World::new();
     world.fail("a", "x", None);
