@@ -49,6 +49,8 @@ pub(crate) struct SoapConfig {
     pub(crate) version: Option<Version>,
     /// Header blocks that the route understands beside WS-Addressing.
     pub(crate) understands: Vec<Name>,
+    /// The route is an intermediary: what must be understood by the last receiver is passed on.
+    pub(crate) relay: bool,
 }
 
 impl Config {

@@ -124,6 +124,12 @@ static SOAP_FIELDS: &[Field] = &[
         Type::OneOrMany(&Type::Text),
         "Header blocks (`{namespace}Name`) that the route deals with itself, beside WS-Addressing. One that must be understood and is not is answered with a fault.",
     ),
+    Field::new(
+        "relay",
+        Type::Bool,
+        "The route is an intermediary and passes envelopes on: header blocks for the last receiver are left to that one, and only those for the next receiver must be understood here.",
+    )
+    .default("false"),
 ];
 
 /// The receiving side of the kind.
@@ -364,6 +370,7 @@ fn soap(args: Args<'_>) -> SoapConfig {
     SoapConfig {
         version,
         understands,
+        relay: short.is_none() && inner.boolean("relay"),
     }
 }
 

@@ -690,10 +690,37 @@ async fn soap_routes_share_a_path_and_answer_in_the_callers_version() {
 }
 
 #[tokio::test]
+async fn who_is_not_let_in_by_the_route_that_an_element_names_is_told_so() {
+    let guarded = json!({"path": "/s", "soap": "any", "element": "{urn:o}Order", "auth": {"basic": {"shop": "pw"}}});
+    let order = soap(NS_11, "", "<Order xmlns='urn:o'/>");
+    let credentials = format!("{T11}Authorization: Basic c2hvcDpwdw==\r\n");
+    for other in [
+        json!({"path": "/s", "soap": "any", "element": "{urn:o}Cancel"}),
+        // Nor by one that takes everything.
+        json!({"path": "/s", "soap": "any"}),
+    ] {
+        let bus = bus(&[guarded.clone(), other]).await;
+        let answer = bus.ask("POST /s", T11, &order).await;
+        answer.is(401, "denied");
+        assert!(
+            answer.head.contains("www-authenticate: basic"),
+            "{}",
+            answer.head
+        );
+        assert!(bus.none());
+        bus.ask("POST /s", &credentials, &order).await.is(200, "");
+        assert_eq!(bus.last().message.headers.get("test.route"), Some("0"));
+        let cancel = soap(NS_11, "", "<Cancel xmlns='urn:o'/>");
+        bus.ask("POST /s", T11, &cancel).await.is(200, "");
+    }
+}
+
+#[tokio::test]
 async fn envelopes_that_cannot_be_taken_get_a_fault_of_the_right_kind() {
     let bus = bus(&[
         json!({"path": "/11", "soap": "1.1"}),
         json!({"path": "/any", "soap": {"understands": ["{urn:h}Known"]}}),
+        json!({"path": "/relay", "soap": {"relay": true}}),
     ])
     .await;
     for body in ["", "<a", "{}", "<a/>", "<!DOCTYPE a><a/>"] {
@@ -723,7 +750,18 @@ async fn envelopes_that_cannot_be_taken_get_a_fault_of_the_right_kind() {
     bus.ask("POST /any", T12, &unknown)
         .await
         .is(500, "NotUnderstood qname=\"n:Unknown\"");
+    let next = header(NS_11, "Unknown").replace(
+        "s:mustUnderstand",
+        "s:actor='http://schemas.xmlsoap.org/soap/actor/next' s:mustUnderstand",
+    );
+    bus.ask("POST /relay", T11, &soap(NS_11, &next, "<a/>"))
+        .await
+        .is(500, "soap:MustUnderstand");
     assert!(bus.none());
+    let last = soap(NS_11, &header(NS_11, "Unknown"), "<a/>");
+    bus.ask("POST /relay", T11, &last)
+        .await
+        .is(200, "delivered");
     let known = soap(NS_12, &header(NS_12, "Known"), "<a/>");
     bus.ask("POST /any", T12, &known).await.is(200, "delivered");
     let addressed = soap(

@@ -122,19 +122,18 @@ async fn take(
         return enter(connection, first.clone(), caller, head, body, id, asker).await;
     }
     // Several routes: whoever is let in by one of them may send a body; the element then chooses.
-    let mut denied = None;
+    let mut denied = Vec::new();
     let mut open = Vec::new();
     for door in doors.iter() {
         match caller(connection, &head, &door.config) {
             Ok(caller) => open.push((door.clone(), caller)),
-            Err(refusal) => denied = denied.or(Some(refusal)),
+            Err(refusal) => denied.push((door.clone(), refusal)),
         }
     }
-    let chosen = match (open.len(), denied) {
-        (0, Some(refusal)) => return Err(refusal),
-        _ => choose(connection, open, &mut head, body, asker).await?,
-    };
-    let (door, caller, body) = chosen;
+    if open.is_empty() && !denied.is_empty() {
+        return Err(denied.swap_remove(0).1);
+    }
+    let (door, caller, body) = choose(connection, open, denied, &mut head, body, asker).await?;
     hand_in(connection, door, caller, head, body, id, asker).await
 }
 
@@ -394,6 +393,7 @@ type Chosen = (Arc<Door>, Option<Arc<str>>, Content);
 async fn choose(
     connection: &Arc<Connection>,
     let_in: Vec<(Arc<Door>, Option<Arc<str>>)>,
+    mut denied: Vec<(Arc<Door>, Refusal)>,
     head: &mut Parts,
     body: Incoming,
     asker: &mut Asker,
@@ -432,16 +432,19 @@ async fn choose(
         Some(seen) => seen.element.clone(),
         None => wellformed::first_element(&body, charset_of(head)),
     };
-    let at = fitting
-        .iter()
-        .position(|(door, _)| door.config.element.is_some() && door.config.element == element)
-        .or_else(|| {
-            fitting
-                .iter()
-                .position(|(door, _)| door.config.element.is_none())
-        });
+    let names = |door: &Door| door.config.element.is_some() && door.config.element == element;
+    let any = |door: &Door| door.config.element.is_none();
+    // The route that names the element; who is not let in by it is not taken by another instead.
+    let mut at = fitting.iter().position(|(door, _)| names(door));
+    if at.is_none()
+        && let Some(at) = denied.iter().position(|(door, _)| names(door))
+    {
+        return Err(denied.swap_remove(at).1);
+    }
+    at = at.or_else(|| fitting.iter().position(|(door, _)| any(door)));
     let Some(at) = at else {
-        return Err(no_element());
+        let at = denied.iter().position(|(door, _)| any(door));
+        return Err(at.map_or_else(no_element, |at| denied.swap_remove(at).1));
     };
     let (door, caller) = fitting.swap_remove(at);
     if size > door.config.max_body {
@@ -606,8 +609,11 @@ fn check_header(
     let unknown: Vec<soap::Name> = seen
         .must_understand
         .iter()
-        .filter(|name| {
-            Generation::of(&name.namespace).is_none()
+        .filter(|(name, next)| {
+            let relays = config.soap.as_ref().is_some_and(|soap| soap.relay);
+            // What is for the last receiver is none of an intermediary's business.
+            (*next || !relays)
+                && Generation::of(&name.namespace).is_none()
                 && !(config.security.is_some()
                     && security::is_security(&name.namespace, &name.local))
                 && !config
@@ -615,7 +621,7 @@ fn check_header(
                     .as_ref()
                     .is_some_and(|soap| soap.understands.contains(name))
         })
-        .cloned()
+        .map(|(name, _)| name.clone())
         .collect();
     if !unknown.is_empty() {
         let names: Vec<String> = unknown.iter().map(ToString::to_string).collect();

@@ -138,8 +138,9 @@ pub(crate) struct Envelope {
     pub(crate) element: Option<Name>,
     /// Whether the Body holds a Fault, and whose.
     pub(crate) fault: Option<FaultSide>,
-    /// Header blocks that must be understood by the one who receives the message.
-    pub(crate) must_understand: Vec<Name>,
+    /// Header blocks that must be understood by the one who receives the message; and whether that is
+    /// whoever comes next, an intermediary too.
+    pub(crate) must_understand: Vec<(Name, bool)>,
     /// What WS-Addressing says of it; nothing without a header of its.
     pub(crate) addressed: Option<Box<Addressed>>,
     /// The wsse:Security blocks for the one who receives the message.
@@ -366,7 +367,8 @@ fn header(
         }
         if meant.mandatory && meant.ours {
             let local = local.to_owned();
-            seen.must_understand.push(Name { namespace, local });
+            let name = Name { namespace, local };
+            seen.must_understand.push((name, meant.next));
         }
     }
 }
@@ -389,6 +391,8 @@ pub(crate) fn scope(reader: &NsReader<&[u8]>) -> String {
 struct Meant {
     mandatory: bool,
     ours: bool,
+    /// For whoever comes next.
+    next: bool,
 }
 
 /// Whether a header block must be understood, and whether it is for us: actor (SOAP 1.1 section
@@ -401,6 +405,7 @@ fn meant(
     let mut meant = Meant {
         mandatory: false,
         ours: true,
+        next: false,
     };
     for attribute in start.attributes().with_checks(false) {
         let attribute = attribute.map_err(malformed)?;
@@ -412,12 +417,16 @@ fn meant(
         match local.into_inner() {
             "mustUnderstand" => meant.mandatory = matches!(value, "1" | "true"),
             "actor" | "role" => {
-                meant.ours = matches!(
+                meant.next = matches!(
                     value,
-                    "" | "http://schemas.xmlsoap.org/soap/actor/next"
+                    "http://schemas.xmlsoap.org/soap/actor/next"
                         | "http://www.w3.org/2003/05/soap-envelope/role/next"
-                        | "http://www.w3.org/2003/05/soap-envelope/role/ultimateReceiver"
                 );
+                meant.ours = meant.next
+                    || matches!(
+                        value,
+                        "" | "http://www.w3.org/2003/05/soap-envelope/role/ultimateReceiver"
+                    );
             }
             _ => {}
         }
