@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::adapter::{Call, Reach, SendError, Stage};
 use crate::bus::Bus;
@@ -16,9 +16,12 @@ use crate::plan::{Route, Step, Target};
 use crate::protocol::{How, Planned, Record};
 use crate::request::{self, holds};
 use crate::router::{Compensable, Journey, cannot_keep};
-use crate::store::{Change, Commit, Durability, Outcome};
+use crate::store::{Change, Commit, Durability, Outcome, TargetEntry};
 use crate::transform::{Context, Value};
 use crate::{Attachments, Code, Fault, Format, Message, MessageId, Reply, Request, Status};
+
+/// A decided target that takes longer to be visible is pending in the journal.
+const MOMENT: Duration = Duration::from_millis(250);
 
 /// How a distribution ended.
 pub(crate) enum Distributed {
@@ -470,39 +473,97 @@ impl<'a> Journey<'a> {
     /// After the decision: makes staged targets visible. What does not succeed in time goes on in
     /// the background, and the sender is told `accepted`.
     async fn make_visible(&mut self, stages: Vec<&Made<'a>>, status: Status) -> Status {
-        let mut open = false;
-        for made in stages {
+        let mut open = Vec::new();
+        let mut told = false;
+        for (at, made) in stages.iter().enumerate() {
             let MadeHow::Stage(stage) = &made.how else {
                 continue;
             };
             let started = Instant::now();
-            let result = stage.commit_until(started + made.step.timeout).await;
+            let commit = stage.commit_until(started + made.step.timeout);
+            tokio::pin!(commit);
+            let result = match timeout(MOMENT, &mut commit).await {
+                Ok(result) => result,
+                Err(_) => {
+                    if !told {
+                        self.journal_as_open(&stages[at..]).await;
+                        told = true;
+                    }
+                    commit.await
+                }
+            };
             request::count(made.step, result.is_ok(), started.elapsed());
-            if let Err(error) = result {
-                open = true;
-                self.note(&made.step.name, Outcome::Queued, Some(error.detail.clone()));
-                request::report(self.bus, self.route, made.step, &made.message, error);
-            } else {
-                self.bus
+            let (outcome, error) = match result {
+                Ok(()) => (Outcome::Delivered, None),
+                Err(error) => (Outcome::Queued, Some(error)),
+            };
+            let detail = error.as_ref().map(|error| error.detail.clone());
+            self.note(&made.step.name, outcome, detail);
+            match error {
+                Some(error) => {
+                    open.push(*made);
+                    request::report(self.bus, self.route, made.step, &made.message, error);
+                }
+                None => self
+                    .bus
                     .incidents()
-                    .succeeded(&self.route.name, &made.step.name);
+                    .succeeded(&self.route.name, &made.step.name),
             }
         }
-        if open {
-            let mut changes = self.journal(Outcome::Pending, None);
-            changes.retain(|change| matches!(change, Change::Journal(_)));
-            let commit = Commit::from(changes);
-            if let Err(error) = self.bus.store().commit(commit, Durability::Lazy).await {
-                tracing::warn!(%error, "a journal entry was not kept");
-            }
-            self.bus.finish_later(self.id());
-            return Status::Accepted;
+        if !open.is_empty() && !told {
+            self.journal_as_open(&open).await;
+            told = true;
         }
-        let end = Commit::of(Change::ProtocolEnd { id: self.id() });
-        if let Err(error) = self.bus.store().commit(end, Durability::Lazy).await {
-            tracing::warn!(%error, "the end of a distribution was not kept; recovery will repeat it");
+        let mut changes = Vec::new();
+        if told {
+            changes = self.targets_of(&stages);
         }
-        status
+        if open.is_empty() {
+            changes.push(Change::ProtocolEnd { id: self.id() });
+        }
+        self.keep(changes).await;
+        if open.is_empty() {
+            return status;
+        }
+        self.bus.finish_later(self.id());
+        Status::Accepted
+    }
+
+    /// The decision's entry says that all is delivered; what is not visible for longer than a moment
+    /// is pending.
+    async fn journal_as_open(&mut self, stages: &[&Made<'a>]) {
+        for made in stages {
+            let error = self
+                .entries
+                .iter()
+                .find(|entry| entry.name == made.step.name)
+                .and_then(|entry| entry.error.clone());
+            self.note(&made.step.name, Outcome::Queued, error);
+        }
+        let mut changes = self.journal(Outcome::Pending, None);
+        changes.retain(|change| matches!(change, Change::Journal(_)));
+        self.keep(changes).await;
+    }
+
+    /// What the journal is to say of these targets now.
+    fn targets_of(&self, stages: &[&Made<'a>]) -> Vec<Change> {
+        let names = |entry: &&TargetEntry| stages.iter().any(|made| made.step.name == entry.name);
+        self.entries
+            .iter()
+            .filter(names)
+            .map(|target| Change::Target {
+                id: self.id(),
+                target: target.clone(),
+            })
+            .collect()
+    }
+
+    /// Writes what recovery would find out again.
+    async fn keep(&self, changes: Vec<Change>) {
+        let commit = Commit::from(changes);
+        if let Err(error) = self.bus.store().commit(commit, Durability::Lazy).await {
+            tracing::warn!(%error, "what became of a decided distribution was not kept; the next start finds out again");
+        }
     }
 
     /// A definite failure before the decision: everything is taken back.

@@ -56,6 +56,7 @@ pub(crate) async fn recover(bus: &Arc<Bus>) {
             continue;
         };
         if story.decided {
+            story.reopen(bus).await;
             bus.finish_later(id);
         } else if story.in_doubt || !story.open.is_empty() {
             story.keep_in_doubt(bus).await;
@@ -218,6 +219,19 @@ impl Story {
                 targets: Vec::new(),
                 fault: None,
             })
+    }
+
+    /// The decision's entry says that all is delivered; until it is, the message is pending.
+    async fn reopen(&self, bus: &Arc<Bus>) {
+        let mut entry = self.entry(bus);
+        let why = "the bus stopped before it was visible";
+        for planned in &self.targets {
+            if matches!(planned.how, How::Staged(_)) {
+                set(&mut entry, &planned.target, Outcome::Queued, Some(why));
+            }
+        }
+        entry.outcome = Outcome::Pending;
+        commit(bus, vec![Change::Journal(entry)]).await;
     }
 
     async fn keep_in_doubt(&self, bus: &Arc<Bus>) {

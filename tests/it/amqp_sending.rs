@@ -291,11 +291,14 @@ distribute:
         });
         bus.kill();
     });
-    rabbit.resume();
     let bus = installation.start();
-    let entry = wait_for("the journal to know", || {
-        let shown = bus.json(&["messages", "--limit", "1"])[0].clone();
-        (shown["outcome"] == "delivered").then_some(shown)
+    let newest = || bus.json(&["messages", "--limit", "1"])[0].clone();
+    let entry = newest();
+    assert_eq!(entry["outcome"], "pending", "{entry}");
+    assert_eq!(entry["targets"][0]["outcome"], "queued", "{entry}");
+    rabbit.resume();
+    wait_for("the journal to know", || {
+        (newest()["outcome"] == "delivered").then_some(())
     });
     let got = client.drain("out");
     let ids: HashSet<Option<String>> = got.iter().map(|got| got.message_id()).collect();
