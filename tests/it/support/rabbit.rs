@@ -308,11 +308,15 @@ impl Rabbit {
     /// Has the broker write what it knows of its queues to disk. Ra, which keeps quorum queues, puts
     /// the name of a new one into a table that is saved a second later or so: RabbitMQ 3.10.8 killed
     /// before that brings the queue back without its confirmed messages and without a leader, so
-    /// that consuming and publishing never end. Call this between declaring and [`Rabbit::kill`]
+    /// that consuming and publishing never end. Bindings wait in Mnesia's log in the same way, and a
+    /// queue without its binding gets nothing. Call this between declaring and [`Rabbit::kill`]
     /// unless that is what is tested.
     #[track_caller]
     pub fn settle(&self) {
-        self.eval("lists:foreach(fun dets:sync/1, dets:all())");
+        self.eval(
+            "ok = mnesia:sync_log(), dumped = mnesia:dump_log(), \
+             lists:foreach(fun dets:sync/1, dets:all())",
+        );
     }
 
     /// kill -9 of the virtual machine. [`Rabbit::restart`] brings it back.
