@@ -248,6 +248,11 @@ distribute:
                 .then_some(())
         });
         assert!(!caller.is_finished(), "nothing is confirmed yet");
+        wait_for("the journal to say that it is not done yet", || {
+            let shown = bus.json(&["messages", "--limit", "1"])[0].clone();
+            (shown["outcome"] == "pending" && shown["targets"][1]["outcome"] == "queued")
+                .then_some(())
+        });
         rabbit.kill();
         caller.join().expect("an answer")
     });
