@@ -367,7 +367,7 @@ impl HttpCall {
                 "it is a SOAP fault, and its content type is not SOAP's",
             )),
             Ok(_) => Err(String::from("it is no SOAP envelope")),
-            Err(why) => Err(format!("it is no SOAP envelope: {why:?}")),
+            Err(why) => Err(format!("it is no SOAP envelope: {why}")),
         }
     }
 

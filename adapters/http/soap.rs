@@ -4,6 +4,7 @@
 //! only what WS-Addressing and WS-Security say. Absent: what those headers mean (see
 //! `addressing` and `security`).
 
+use std::fmt;
 use std::ops::Range;
 
 use http::StatusCode;
@@ -180,6 +181,16 @@ pub(crate) enum NotSoap {
     OtherVersion,
     /// Not well-formed, empty, or against a limit of documents.
     Malformed(String),
+}
+
+impl fmt::Display for NotSoap {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OtherElement => out.write_str("its first element is not an Envelope of SOAP"),
+            Self::OtherVersion => out.write_str("its Envelope is of neither SOAP 1.1 nor 1.2"),
+            Self::Malformed(why) => write!(out, "it is not XML: {why}"),
+        }
+    }
 }
 
 /// Looks at an envelope. `charset` is what the content type says.
