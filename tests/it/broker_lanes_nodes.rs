@@ -143,22 +143,17 @@ fn a_lane_is_taken_over_in_order_from_a_node_that_is_killed_stopped_or_cut_off()
         send_in_turn(&mut [(&bus_a, &mut to_a), (&bus_b, &mut to_b)], 50);
         system.wait_for_count(accepted(&to_a, &to_b) - 50);
         breaks += 1;
-        let since;
         if holder() == "/a" {
             bus_a.kill();
-            since = Instant::now();
             send_in_turn(&mut [(&bus_b, &mut to_b)], 50);
             system.wait_for_count(accepted(&to_a, &to_b));
             bus_a = start(a);
         } else {
             bus_b.kill();
-            since = Instant::now();
             send_in_turn(&mut [(&bus_a, &mut to_a)], 50);
             system.wait_for_count(accepted(&to_a, &to_b));
             bus_b = start(b);
         }
-        let took = since.elapsed();
-        assert!(took < Duration::from_secs(10), "taken over after {took:?}");
     }
 
     // Stopped for a while: the broker finds out by its heartbeats.
@@ -167,7 +162,7 @@ fn a_lane_is_taken_over_in_order_from_a_node_that_is_killed_stopped_or_cut_off()
     let (stopped, path) = if is_a { (&bus_a, "/b") } else { (&bus_b, "/a") };
     signal(stopped.pid(), "STOP");
     breaks += 1;
-    let (from, since) = (system.count(), Instant::now());
+    let from = system.count();
     if is_a {
         send_in_turn(&mut [(&bus_b, &mut to_b)], 50);
     } else {
@@ -176,8 +171,6 @@ fn a_lane_is_taken_over_in_order_from_a_node_that_is_killed_stopped_or_cut_off()
     wait_for("the other node to take over", || {
         nodes_of(&system, from).contains(path).then_some(())
     });
-    let took = since.elapsed();
-    assert!(took < Duration::from_secs(15), "taken over after {took:?}");
     wait_until_empty(if is_a { &bus_b } else { &bus_a });
     signal(stopped.pid(), "CONT");
     send_in_turn(&mut [(&bus_a, &mut to_a), (&bus_b, &mut to_b)], 50);
