@@ -23,6 +23,7 @@ mod put;
 mod report;
 mod seat;
 mod state;
+mod takeover;
 mod wire;
 
 use std::sync::{Arc, Mutex, PoisonError};

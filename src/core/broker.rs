@@ -102,6 +102,9 @@ pub trait LaneWorker: Send + Sync {
     /// node knows; kept over restarts.
     fn progress(&self, partition: u32, origin: &str) -> Progress;
 
+    /// The same of every origin that is known.
+    fn delivered(&self, partition: u32) -> Vec<(Arc<str>, Progress)>;
+
     /// Remembers what [`LaneWorker::progress`] tells; also when nobody waits for what this gives. `Ok`
     /// once a process that is killed does not forget it.
     fn set_progress(

@@ -173,6 +173,16 @@ impl LaneWorker for BrokerWorker {
             .unwrap_or_default()
     }
 
+    fn delivered(&self, partition: u32) -> Vec<(Arc<str>, Progress)> {
+        self.delivered
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .filter(|((of, _), _)| *of == partition)
+            .map(|((_, origin), progress)| (origin.clone(), progress.clone()))
+            .collect()
+    }
+
     fn set_progress(
         &self,
         partition: u32,

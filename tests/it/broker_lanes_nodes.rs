@@ -1,7 +1,11 @@
 //! Lanes on RabbitMQ that two nodes share: each has its own store, both have the same routes.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+
+use lapin::ExchangeKind;
 
 use crate::broker_lanes::{
     FAST, down, lane, node, numbers, repeats, route, route_to, start, wait_for_lane,
@@ -11,7 +15,7 @@ use crate::lanes::Keep;
 use crate::support::amqp::Client;
 use crate::support::bus::signal;
 use crate::support::rabbit::Rabbit;
-use crate::support::{Answer, Bus, Destination, wait_for};
+use crate::support::{Answer, Bus, Destination, PATIENCE, wait_for};
 
 #[test]
 fn a_heads_state_outlives_the_bus_and_goes_with_the_lane_to_another_node() {
@@ -139,22 +143,17 @@ fn a_lane_is_taken_over_in_order_from_a_node_that_is_killed_stopped_or_cut_off()
         send_in_turn(&mut [(&bus_a, &mut to_a), (&bus_b, &mut to_b)], 50);
         system.wait_for_count(accepted(&to_a, &to_b) - 50);
         breaks += 1;
-        let since;
         if holder() == "/a" {
             bus_a.kill();
-            since = Instant::now();
             send_in_turn(&mut [(&bus_b, &mut to_b)], 50);
             system.wait_for_count(accepted(&to_a, &to_b));
             bus_a = start(a);
         } else {
             bus_b.kill();
-            since = Instant::now();
             send_in_turn(&mut [(&bus_a, &mut to_a)], 50);
             system.wait_for_count(accepted(&to_a, &to_b));
             bus_b = start(b);
         }
-        let took = since.elapsed();
-        assert!(took < Duration::from_secs(10), "taken over after {took:?}");
     }
 
     // Stopped for a while: the broker finds out by its heartbeats.
@@ -163,7 +162,7 @@ fn a_lane_is_taken_over_in_order_from_a_node_that_is_killed_stopped_or_cut_off()
     let (stopped, path) = if is_a { (&bus_a, "/b") } else { (&bus_b, "/a") };
     signal(stopped.pid(), "STOP");
     breaks += 1;
-    let (from, since) = (system.count(), Instant::now());
+    let from = system.count();
     if is_a {
         send_in_turn(&mut [(&bus_b, &mut to_b)], 50);
     } else {
@@ -172,8 +171,6 @@ fn a_lane_is_taken_over_in_order_from_a_node_that_is_killed_stopped_or_cut_off()
     wait_for("the other node to take over", || {
         nodes_of(&system, from).contains(path).then_some(())
     });
-    let took = since.elapsed();
-    assert!(took < Duration::from_secs(15), "taken over after {took:?}");
     wait_until_empty(if is_a { &bus_b } else { &bus_a });
     signal(stopped.pid(), "CONT");
     send_in_turn(&mut [(&bus_a, &mut to_a), (&bus_b, &mut to_b)], 50);
@@ -191,6 +188,82 @@ fn a_lane_is_taken_over_in_order_from_a_node_that_is_killed_stopped_or_cut_off()
     assert!(again <= breaks, "{again} repeats");
     wait_until_journal_is_complete(&bus_a);
     wait_until_journal_is_complete(&bus_b);
+}
+
+/// A connection that is lost does not end the attempt that is under way: the node that is given the
+/// lane waits for it, and learns that it need not send the message again.
+#[test]
+fn a_node_that_is_given_a_lane_waits_for_the_attempt_that_is_under_way_at_another() {
+    /// More than a node that does not answer is waited for, at four a second.
+    const QUESTIONS: usize = 14;
+    let vhost = Rabbit::shared().vhost();
+    let events = Arc::new(Mutex::new(Vec::new()));
+    let open = Arc::new(AtomicBool::new(false));
+    let (noting, gate) = (events.clone(), open.clone());
+    let system = Destination::with(move |got| {
+        let note = |what: &str| {
+            let event = format!("{what} {}", got.text());
+            noting
+                .lock()
+                .expect("unpoisoned")
+                .push((got.path.clone(), event));
+        };
+        note("begin");
+        let since = Instant::now();
+        while got.text() == "5" && !gate.load(SeqCst) && since.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        note("end");
+        Answer::ok()
+    });
+    let installations = [node(&vhost.url(), "a"), node(&vhost.url(), "b")];
+    for (installation, path) in installations.iter().zip(["/a", "/b"]) {
+        installation.route("r", &route_to(&system, path, FAST));
+    }
+    let buses = installations.each_ref().map(start);
+    let events = || events.lock().expect("unpoisoned").clone();
+    let holder_of = |event: &str| {
+        let events = events();
+        let found = events.into_iter().find(|(_, what)| what == event);
+        found.map(|(path, _)| path)
+    };
+    // Each knows of the other.
+    let client = Client::connect(&vhost.url());
+    client.exchange("xbus.control", ExchangeKind::Fanout);
+    client.queue("listener");
+    client.bind("listener", "xbus.control", "");
+    let mut heard = Vec::new();
+    let mut wait_to_hear = |what: &str, count: usize| {
+        let mut found = 0;
+        wait_for(&format!("{count} times {what}"), || {
+            while let Some(message) = client.get("listener") {
+                heard.push(message.text());
+            }
+            found = heard.iter().filter(|said| said.contains(what)).count();
+            (found >= count).then_some(())
+        });
+    };
+    wait_to_hear(r#""node":"a""#, 2);
+    wait_to_hear(r#""node":"b""#, 2);
+    let ids = crate::broker_lanes::send(buses[0].http, 0..10);
+    let holder = wait_for("the attempt", || holder_of("begin 5"));
+    vhost.close_connections_of(&holder[1..]);
+    wait_to_hear(r#""let-go":{"queue":"r.t"}"#, QUESTIONS);
+    open.store(true, SeqCst);
+    wait_until_empty(&buses[0]);
+    let order: Vec<String> = events().into_iter().map(|(_, event)| event).collect();
+    let wanted: Vec<String> = numbers(0..10)
+        .iter()
+        .flat_map(|number| [format!("begin {number}"), format!("end {number}")])
+        .collect();
+    assert_eq!(order, wanted);
+    let next = holder_of("begin 6").expect("the next one");
+    assert_ne!(holder, next, "it stayed where it was");
+    for bus in &buses {
+        wait_until_journal_is_complete(bus);
+    }
+    let shown = wait_for_outcome(&buses[0], &ids[5], "delivered");
+    assert_eq!(shown["targets"][0]["attempts"], 1, "{shown}");
 }
 
 #[test]

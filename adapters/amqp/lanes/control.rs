@@ -19,9 +19,12 @@ use super::failure::{CALL, Failure, call, close};
 use super::names::{CONTROL, short};
 use super::nodes::{Nodes, Out};
 use super::wire::{Answer, Said};
+use crate::backoff::Backoff;
 
 /// How often a node says that it is there.
 const HELLO: Duration = Duration::from_secs(2);
+/// A control queue that was there for so long is made again at once when it is lost.
+const LASTING: Duration = Duration::from_secs(1);
 /// The queue is kept for so long after the last use.
 const IDLE: Duration = Duration::from_secs(30);
 
@@ -39,12 +42,19 @@ struct Session {
 pub(super) async fn run(nodes: Arc<Nodes>, mut out: mpsc::UnboundedReceiver<Out>) {
     let mut told = String::new();
     let mut opened = 0u32;
+    let mut backoff = Backoff::new();
     loop {
         opened = opened.wrapping_add(1);
         let ended = match Session::open(&nodes, opened).await {
             Ok((session, consumer)) => {
-                told.clear();
-                session.talk(consumer, &mut out).await
+                let since = Instant::now();
+                let ended = session.talk(consumer, &mut out).await;
+                if since.elapsed() >= LASTING {
+                    told.clear();
+                    // Another node may be waiting for what this one has to say of a lane.
+                    backoff.reset();
+                }
+                ended
             }
             Err(failure) => Err(failure),
         };
@@ -62,8 +72,7 @@ pub(super) async fn run(nodes: Arc<Nodes>, mut out: mpsc::UnboundedReceiver<Out>
                 }
             }
         }
-        let wait = if told.is_empty() { 100 } else { 2000 };
-        tokio::time::sleep(Duration::from_millis(wait)).await;
+        tokio::time::sleep(backoff.next()).await;
         while out.try_recv().is_ok() {}
         if nodes.end_control(&out) {
             return;

@@ -13,9 +13,10 @@ use xbus_core::{MessageId, Timestamp};
 
 use super::entry::Entry;
 use super::failure::Failure;
-use super::partition::{End, Partition, Session, refuse};
+use super::partition::{End, Partition, SECOND, Session, refuse};
 use super::seat::{Act, Command};
 use super::state::HeadState;
+use super::wire::Ended;
 use super::{parked, report};
 
 /// How often a head that waits is looked after: for the channel's age and for other nodes.
@@ -155,6 +156,16 @@ impl Partition {
         if let Some(done) = done.as_ref().filter(|done| done.id == id) {
             return Some(done.clone());
         }
+        let text = id.to_string();
+        if let Some(there) = self.elsewhere.iter().find(|ended| ended.id == text) {
+            let attempts = there.attempts;
+            tracing::debug!(%id, queue = %self.seat.queue, "was delivered by another node; not sent again");
+            return Some(Done {
+                id,
+                how: How::Delivered { attempts },
+                noted: false,
+            });
+        }
         if let Some(reason) = &held.entry.parked {
             return Some(Done {
                 id,
@@ -193,7 +204,7 @@ impl Partition {
             () = self.stop.cancelled() => Err(End::Stopped),
             item = session.consumer.next() => Err(match item {
                 // One message at a time was asked for.
-                Some(Ok(_)) => End::Lost(Failure::new("the broker sent a second message")),
+                Some(Ok(_)) => End::Lost(Failure::new(SECOND)),
                 ended => self.lost(ended.and_then(Result::err)),
             }),
             Some(command) = self.commands.recv() => Ok(Some(Woken::Command(command))),
@@ -214,7 +225,14 @@ impl Partition {
         held.due = None;
         held.queued.next_try = None;
         self.seat.show(&held.queued);
-        self.seat.set_busy(true);
+        // In this order: whoever is told that nothing is under way here was given the queue after
+        // this channel had been lost.
+        self.seat.begin();
+        if !session.channel.status().connected() {
+            self.seat.end(held.front, None);
+            let text = "the channel was closed before the message could be tried";
+            return Err(End::Lost(Failure::new(text)));
+        }
         let worker = self.seat.worker.clone();
         let verdict = AssertUnwindSafe(worker.attempt(&held.queued))
             .catch_unwind()
@@ -226,9 +244,18 @@ impl Partition {
                     wait: AFTER_DEFECT,
                 }
             });
-        self.seat.set_busy(false);
         let id = held.entry.message.id;
         let attempts = held.queued.attempts.saturating_add(1);
+        let failed = match &verdict {
+            Verdict::Retry { error, wait } => Some(HeadState::new(id, attempts, error, *wait)),
+            _ => None,
+        };
+        let ended = matches!(verdict, Verdict::Done | Verdict::Retry { .. }).then(|| Ended {
+            id: id.to_string(),
+            attempts,
+            failed: failed.clone(),
+        });
+        self.seat.end(held.front, ended);
         match verdict {
             Verdict::Done => Ok(Some(Done {
                 id,
@@ -244,34 +271,21 @@ impl Partition {
                 held.due = Some(Instant::now() + wait);
                 Ok(None)
             }
-            Verdict::Retry { error, wait } => {
-                self.failed(session, held, attempts, error, wait).await;
+            Verdict::Retry { wait, .. } => {
+                held.due = Some(Instant::now() + wait);
+                if let Some(state) = failed {
+                    self.failed(session, held, state).await;
+                }
                 Ok(None)
             }
         }
     }
 
-    async fn failed(
-        &mut self,
-        session: &Session,
-        held: &mut Held,
-        attempts: u32,
-        error: String,
-        wait: Duration,
-    ) {
-        let next_try = Timestamp::now().after(wait);
-        held.due = Some(Instant::now() + wait);
-        held.queued.attempts = attempts;
-        held.queued.last_error = Some(error.clone());
-        held.queued.next_try = Some(next_try);
+    async fn failed(&mut self, session: &Session, held: &mut Held, state: HeadState) {
+        held.queued.attempts = state.attempts;
+        held.queued.last_error = Some(state.error.clone());
+        held.queued.next_try = Some(state.next_try());
         self.seat.show(&held.queued);
-        let state = HeadState {
-            id: held.entry.message.id.to_string(),
-            attempts,
-            error,
-            next_try: next_try.as_micros(),
-            wait: wait.as_micros().try_into().unwrap_or(u64::MAX),
-        };
         let queue = &self.seat.queue;
         let others: Vec<MessageId> = session.head.into_iter().collect();
         let mut blocked = self.nodes.link.publishing.blocked();

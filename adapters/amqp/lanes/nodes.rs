@@ -18,6 +18,7 @@ use super::failure::Failure;
 use super::names;
 use super::seat::{Act, Seat};
 use super::state::count;
+use super::takeover::Takeover;
 use super::wire::{Answer, Ask, Delivered, Head, Hello, Said};
 use crate::link::Link;
 
@@ -60,6 +61,8 @@ struct Peer {
     lanes: HashSet<String>,
     first: Instant,
     last: Instant,
+    /// It has not answered, and was not heard of since.
+    silent: bool,
 }
 
 /// What the control task is to send.
@@ -238,18 +241,24 @@ impl Nodes {
         lock(&self.delivered).insert((queue.clone(), origin.clone()), progress);
     }
 
+    /// Another node has delivered messages.
+    pub(super) fn learn(&self, delivered: Delivered) {
+        let origin = delivered.origin.clone();
+        if let Some(seat) = self.seat(&delivered.queue)
+            && let Some(theirs) = delivered.progress()
+        {
+            let mut progress = seat.worker.progress(seat.index, &origin);
+            if progress.learn(&theirs) {
+                // Nobody waits: what was handed over twice meanwhile is found out here.
+                drop(seat.worker.set_progress(seat.index, &origin, progress));
+            }
+        }
+    }
+
     /// Another node has spoken.
     pub(super) fn heard(self: &Arc<Self>, hello: Hello) {
         for delivered in hello.delivered {
-            let origin = delivered.origin.clone();
-            if let Some(seat) = self.seat(&delivered.queue)
-                && let Some(theirs) = delivered.progress()
-            {
-                let mut progress = seat.worker.progress(seat.index, &origin);
-                if progress.learn(&theirs) {
-                    drop(seat.worker.set_progress(seat.index, &origin, progress));
-                }
-            }
+            self.learn(delivered);
         }
         let now = Instant::now();
         let mut peers = lock(&self.peers);
@@ -266,11 +275,13 @@ impl Nodes {
             lanes: HashSet::new(),
             first: now,
             last: now,
+            silent: false,
         });
         if now.duration_since(peer.last) > GONE {
             peer.first = now;
         }
         peer.last = now;
+        peer.silent = false;
         peer.lanes = hello.lanes.into_iter().collect();
         drop(peers);
         if new || hello.asks {
@@ -302,6 +313,54 @@ impl Nodes {
             .map(|peer| peer.node.as_str());
         let all = ready.chain(std::iter::once(&**own));
         names::preferred(&seat.queue, all).is_some_and(|node| node != &**own)
+    }
+
+    /// Begins to ask the other nodes whether they have let go of a queue; see [`Takeover`].
+    pub(super) fn take_over(self: &Arc<Self>, queue: &Arc<str>) -> Takeover {
+        let up = *self.up.borrow();
+        let peers: Vec<String> = lock(&self.peers)
+            .iter()
+            // Nobody could be heard of while the control queue was not there.
+            .filter(|(_, peer)| {
+                !peer.silent && up.is_none_or(|up| peer.last.max(up).elapsed() < GONE)
+            })
+            .map(|(instance, _)| instance.clone())
+            .collect();
+        let number = self.number.fetch_add(1, Ordering::Relaxed);
+        let (sender, answers) = mpsc::unbounded_channel();
+        if !peers.is_empty() {
+            lock(&self.asked).insert(number, sender);
+        }
+        Takeover::new(self.clone(), queue.clone(), peers, number, answers)
+    }
+
+    /// Asks the others once more.
+    pub(super) fn ask_to_let_go(self: &Arc<Self>, number: u64, queue: &str) {
+        if self.up.borrow().is_some() {
+            let queue = queue.to_owned();
+            let ask = Ask::LetGo { queue };
+            self.say(Out::All(Said::Ask { number, ask }));
+        }
+    }
+
+    /// Nobody waits for these answers any more.
+    pub(super) fn asked_enough(&self, number: u64) {
+        lock(&self.asked).remove(&number);
+    }
+
+    /// These gave no answer: they are not waited for before they are heard of again.
+    pub(super) fn note_silent(&self, instances: &[String]) {
+        let mut peers = lock(&self.peers);
+        for instance in instances {
+            if let Some(peer) = peers.get_mut(instance) {
+                peer.silent = true;
+            }
+        }
+    }
+
+    /// Since when the others can be asked.
+    pub(super) fn up_since(&self) -> Option<Instant> {
+        *self.up.borrow()
     }
 
     /// Asks every node, this one included, and waits for what they answer.
@@ -402,6 +461,10 @@ impl Nodes {
             }
             Ask::Park { lane, id, reason } => self.act(&lane, &id, Act::Park(reason), later).await,
             Ask::Drop { lane, id } => self.act(&lane, &id, Act::Drop, later).await,
+            Ask::LetGo { queue } => match self.seat(&queue) {
+                Some(seat) => seat.let_go(),
+                None => Answer::default(),
+            },
         }
     }
 

@@ -25,6 +25,7 @@ use super::head::{Done, Next};
 use super::nodes::Nodes;
 use super::seat::{Command, Health, Seat};
 use super::state::{States, count};
+use super::wire::{Answer, Ended};
 use super::{names, put};
 
 /// Messages that the broker sends ahead of their acknowledgement. With more than one, a connection
@@ -43,6 +44,9 @@ const IDLE: Duration = Duration::from_secs(10);
 const LASTING: Duration = Duration::from_secs(60);
 /// The first and the longest wait before a new session.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3));
+
+/// What a broker does that does not keep to [`PREFETCH`].
+pub(super) const SECOND: &str = "the broker sent a second message";
 
 /// How a session ends.
 pub(super) enum End {
@@ -75,6 +79,8 @@ pub(super) struct Partition {
     pub(super) done: Option<Done>,
     /// The same for the front.
     pub(super) done_front: Option<Done>,
+    /// What other nodes have delivered and the broker has given again.
+    pub(super) elsewhere: Vec<Ended>,
     left: Option<Instant>,
 }
 
@@ -93,6 +99,8 @@ pub(super) struct Session {
     fresh: Duration,
     /// What waited when it was last looked at, while nothing came.
     waited: u32,
+    /// Whoever had the queue before has let go of it.
+    taken: bool,
 }
 
 impl Partition {
@@ -112,6 +120,7 @@ impl Partition {
             states: States::default(),
             done: None,
             done_front: None,
+            elsewhere: Vec::new(),
             left: None,
         }
     }
@@ -209,6 +218,7 @@ impl Partition {
             front: false,
             fresh: FRESH.min(self.nodes.link.heartbeat() / 2),
             waited: 0,
+            taken: false,
         })
     }
 
@@ -232,6 +242,9 @@ impl Partition {
             };
             session.waited = 0;
             session.held_since = Some(Instant::now());
+            if let Err(end) = self.take_over(session).await {
+                return end;
+            }
             let redelivered = delivery.redelivered;
             let result = match Entry::read(&delivery.properties, delivery.data) {
                 Content::Nudge => self.nudged(session, &delivery.acker).await,
@@ -244,6 +257,46 @@ impl Partition {
             session.head = None;
             if let Err(end) = result {
                 return end;
+            }
+        }
+    }
+
+    /// Waits, before the first message of a session, until the nodes that may have had the queue
+    /// before have ended what they were doing, and learns what they have delivered. A node whose
+    /// connection is lost while it tries a message goes on with that; the broker does not wait.
+    async fn take_over(&mut self, session: &mut Session) -> Result<(), End> {
+        if session.taken {
+            return Ok(());
+        }
+        self.elsewhere.clear();
+        let mut takeover = self.nodes.take_over(&self.seat.queue);
+        while !takeover.is_over() {
+            self.check(session)?;
+            takeover.ask();
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return Err(End::Stopped),
+                item = session.consumer.next() => return Err(match item {
+                    Some(Ok(_)) => End::Lost(Failure::new(SECOND)),
+                    ended => self.lost(ended.and_then(Result::err)),
+                }),
+                answer = takeover.hear() => if let Some(answer) = answer {
+                    self.learn(answer);
+                }
+            }
+        }
+        session.taken = true;
+        Ok(())
+    }
+
+    fn learn(&mut self, answer: Answer) {
+        for delivered in answer.delivered {
+            self.nodes.learn(delivered);
+        }
+        for ended in answer.ended {
+            match ended.failed {
+                Some(state) => self.states.learn(state),
+                None => self.elsewhere.push(ended),
             }
         }
     }

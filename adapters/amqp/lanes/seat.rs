@@ -9,6 +9,8 @@ use xbus_core::MessageId;
 use xbus_core::broker::{LaneName, LaneWorker};
 use xbus_core::store::{Queued, StoreError};
 
+use super::wire::{Answer, Delivered, Ended};
+
 /// One partition that this node works on (or waits to).
 pub(super) struct Seat {
     pub(super) lane: LaneName,
@@ -28,6 +30,8 @@ struct View {
     held: Vec<Queued>,
     /// An attempt is under way.
     busy: bool,
+    /// How the last attempts ended: of a released message, and of another one.
+    ended: [Option<Ended>; 2],
     /// The partition's queue is consumed.
     open: bool,
 }
@@ -99,8 +103,41 @@ impl Seat {
         }
     }
 
-    pub(super) fn set_busy(&self, busy: bool) {
-        self.view().busy = busy;
+    /// An attempt begins.
+    pub(super) fn begin(&self) {
+        self.view().busy = true;
+    }
+
+    /// An attempt has ended, of a message of the front or another one; `None`: nothing was tried.
+    pub(super) fn end(&self, front: bool, ended: Option<Ended>) {
+        let mut view = self.view();
+        view.busy = false;
+        if ended.is_some() {
+            view.ended[usize::from(!front)] = ended;
+        }
+    }
+
+    /// For another node that was given the queue: what has been delivered from it, or that it is to
+    /// ask again.
+    pub(super) fn let_go(&self) -> Answer {
+        let ended = {
+            let view = self.view();
+            if view.busy {
+                return Answer {
+                    later: true,
+                    ..Answer::default()
+                };
+            }
+            view.ended.iter().flatten().cloned().collect()
+        };
+        let delivered = self.worker.delivered(self.index).into_iter();
+        Answer {
+            delivered: delivered
+                .map(|(origin, progress)| Delivered::new(&self.queue, &origin, &progress))
+                .collect(),
+            ended,
+            ..Answer::default()
+        }
     }
 
     /// Shows a head, before what is shown already, or in place of itself.

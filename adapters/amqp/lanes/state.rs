@@ -56,13 +56,18 @@ impl States {
     /// Takes what the broker has, where it says more than what is known here.
     pub(super) async fn read(&mut self, link: &Arc<Link>, queue: &str) -> Result<(), Failure> {
         for state in read(link, queue).await? {
-            match self.heads.iter_mut().find(|known| known.id == state.id) {
-                Some(known) if known.attempts >= state.attempts => {}
-                Some(known) => *known = state,
-                None => self.heads.push(state),
-            }
+            self.learn(state);
         }
         Ok(())
+    }
+
+    /// Takes what somebody else knows, where it says more than what is known here.
+    pub(super) fn learn(&mut self, state: HeadState) {
+        match self.heads.iter_mut().find(|known| known.id == state.id) {
+            Some(known) if known.attempts >= state.attempts => {}
+            Some(known) => *known = state,
+            None => self.heads.push(state),
+        }
     }
 
     /// Notes a failed attempt, and makes it durable.
@@ -104,6 +109,17 @@ impl States {
 }
 
 impl HeadState {
+    /// Of an attempt that has just failed; the next one is made after `wait`.
+    pub(super) fn new(id: MessageId, attempts: u32, error: &str, wait: Duration) -> Self {
+        Self {
+            id: id.to_string(),
+            attempts,
+            error: error.to_owned(),
+            next_try: Timestamp::now().after(wait).as_micros(),
+            wait: wait.as_micros().try_into().unwrap_or(u64::MAX),
+        }
+    }
+
     pub(super) fn next_try(&self) -> Timestamp {
         Timestamp::from_micros(self.next_try)
     }

@@ -12,6 +12,8 @@ use xbus_core::progress::Progress;
 use xbus_core::store::{EntryRef, Outcome, Queued, StoreError};
 use xbus_core::{Attachments, MessageId, Timestamp};
 
+use super::state::HeadState;
+
 /// A head's message goes along when it is not larger; else its body is left out.
 const BODY_MAX: usize = 256 * 1024;
 
@@ -129,6 +131,13 @@ pub(super) enum Ask {
         /// The head.
         id: String,
     },
+    /// The asker was given this queue: whether an attempt of a message of it is under way elsewhere, and
+    /// what has been delivered. The answer is immediate; `later` means to ask again. Nodes that do not
+    /// know this do not answer.
+    LetGo {
+        /// The partition's queue.
+        queue: String,
+    },
 }
 
 /// An answer.
@@ -146,6 +155,24 @@ pub(super) struct Answer {
     /// Why not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) error: Option<String>,
+    /// What was delivered from a queue that was let go.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) delivered: Vec<Delivered>,
+    /// How the last attempts of messages of that queue ended, which may come again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) ended: Vec<Ended>,
+}
+
+/// How an attempt ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Ended {
+    /// The message.
+    pub(super) id: String,
+    /// How often it was tried, this time included.
+    pub(super) attempts: u32,
+    /// What is known of it when it failed; nothing when it was delivered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) failed: Option<HeadState>,
 }
 
 /// A held head.

@@ -231,15 +231,18 @@ impl Rabbit {
     /// Closes every client's connection from the broker's side: 320, CONNECTION_FORCED.
     #[track_caller]
     pub fn close_connections(&self) {
-        self.close_where("_");
+        self.close_where("_", "_");
     }
 
+    /// `vhost` and `name` are patterns, the latter of the beginning of the client's name.
     #[track_caller]
-    fn close_where(&self, vhost: &str) {
+    fn close_where(&self, vhost: &str, name: &str) {
         self.eval(&format!(
             "lists:foreach(fun(P) -> \
-               case catch rabbit_networking:connection_info(P, [vhost]) of \
-                 [{{vhost, {vhost}}}] -> catch rabbit_networking:close_connection(P, \"closed by the test\"); \
+               case catch [rabbit_networking:connection_info(P, [vhost]), \
+                   rabbit_misc:table_lookup(proplists:get_value(client_properties, \
+                     rabbit_networking:connection_info(P, [client_properties])), <<\"connection_name\">>)] of \
+                 [[{{vhost, {vhost}}}], {name}] -> catch rabbit_networking:close_connection(P, \"closed by the test\"); \
                  _ -> ok \
                end end, rabbit_networking:connections())"
         ));
@@ -501,7 +504,19 @@ impl Vhost<'_> {
     /// Closes the connections to this vhost from the broker's side.
     #[track_caller]
     pub fn close_connections(&self) {
-        self.rabbit.close_where(&format!("<<\"{}\">>", self.name));
+        self.close_where("_");
+    }
+
+    /// Closes those of one node.
+    #[track_caller]
+    pub fn close_connections_of(&self, node: &str) {
+        self.close_where(&format!("{{_, <<\"test/{node}/\", _/binary>>}}"));
+    }
+
+    #[track_caller]
+    fn close_where(&self, name: &str) {
+        let vhost = format!("<<\"{}\">>", self.name);
+        self.rabbit.close_where(&vhost, name);
     }
 }
 
