@@ -22,6 +22,7 @@ fn every_key_has_a_default() {
     );
     assert!(!bus.node.is_empty());
     assert_eq!(bus.store, folder.root().join("data/"));
+    assert!(bus.workers >= 1);
     assert_eq!(bus.admin.listen, "127.0.0.1:9090");
     assert!(bus.admin.token.is_none());
     assert_eq!(bus.journal.keep, Duration::from_secs(30 * 86_400));
@@ -45,6 +46,7 @@ fn what_is_written_counts() {
 name: acme
 node: one
 store: /var/lib/xbus
+workers: 3
 http: { listen: "0.0.0.0:80" }
 admin: { listen: "127.0.0.1:1", token: t }
 queues: embedded

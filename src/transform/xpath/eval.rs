@@ -6,6 +6,7 @@ use std::cell::{Cell, RefCell};
 use std::time::Instant;
 
 use super::XPath;
+use crate::script::call;
 use super::parse::{Axis, Expr, Function, Op, Start, Step, Test};
 use crate::xml::tree::{Document, Id, Kind};
 
@@ -30,7 +31,7 @@ impl Budget {
         }
         self.left.set(left - visits);
         if (left ^ (left - visits)) >> 14 != 0
-            && self.deadline.is_some_and(|end| Instant::now() >= end)
+            && (call::is_late() || self.deadline.is_some_and(|end| Instant::now() >= end))
         {
             return Err("the XPath takes longer than the limit allows".into());
         }
