@@ -74,7 +74,10 @@ impl<'a> Journey<'a> {
     }
 
     /// Makes every request and the reply. What fails here has touched nothing.
-    async fn prepare(&mut self, base: &Arc<Message>) -> Result<Option<(Vec<Made<'a>>, Reply)>, Fault> {
+    async fn prepare(
+        &mut self,
+        base: &Arc<Message>,
+    ) -> Result<Option<(Vec<Made<'a>>, Reply)>, Fault> {
         let selected = self.select(base)?;
         if selected.is_empty() {
             return if self.route.drop_unmatched {

@@ -270,7 +270,12 @@ fn decode(value: Bytes, print: Fingerprint) -> Option<Result<Result<Reply, Fault
 /// Tells payloads apart: a name-based UUID (RFC 9562, version 5) of the bytes, what is `passing` left
 /// out, and of those of each attachment within the one of what stands before it.
 pub(crate) fn fingerprint(message: &Message, passing: &[Range<usize>]) -> Fingerprint {
-    let size = message.body.bytes().len() + message.attachments.iter().map(|one| one.body.len()).sum::<usize>();
+    let size = message.body.bytes().len()
+        + message
+            .attachments
+            .iter()
+            .map(|one| one.body.len())
+            .sum::<usize>();
     long::over(size, long::PASSED, || digest(message, passing))
 }
 

@@ -61,7 +61,8 @@ pub(crate) fn check(
     let Some(rules) = rules else { return Ok(()) };
     long::over(message.body.bytes().len(), long::PARSED, || {
         rules.check(message)
-    }).map_err(|why| match origin {
+    })
+    .map_err(|why| match origin {
         Origin::Received => Fault::new(
             Code::Client,
             format!("the message is not as its schema says: {why}"),

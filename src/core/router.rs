@@ -252,8 +252,7 @@ impl<'a> Journey<'a> {
         step: &'a Step,
         message: &Arc<Message>,
     ) -> Result<Arc<Message>, Fault> {
-        let made =
-            request::make(step, message, &self.context)
+        let made = request::make(step, message, &self.context)
             .await
             .map_err(|fault| fault.at(&step.name))?;
         let request = step
@@ -330,10 +329,13 @@ impl<'a> Journey<'a> {
         self.reply(status, message)
     }
 
-    async fn make_reply(&self, plan: &ReplyPlan, from: &Arc<Message>) -> Result<Arc<Message>, Fault> {
+    async fn make_reply(
+        &self,
+        plan: &ReplyPlan,
+        from: &Arc<Message>,
+    ) -> Result<Arc<Message>, Fault> {
         let step: Arc<str> = Arc::from("reply");
-        let mut message =
-            transform(&plan.transforms, from, &self.context)
+        let mut message = transform(&plan.transforms, from, &self.context)
             .await
             .map_err(|fault| fault.at(&step))?;
         // A route that answers by itself says what it answers with: beside a body that it made, what

@@ -6,8 +6,8 @@ use std::cell::{Cell, RefCell};
 use std::time::Instant;
 
 use super::XPath;
-use crate::script::call;
 use super::parse::{Axis, Expr, Function, Op, Start, Step, Test};
+use crate::script::call;
 use crate::xml::tree::{Document, Id, Kind};
 
 /// What an evaluation may spend.
