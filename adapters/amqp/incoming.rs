@@ -4,7 +4,7 @@ use std::io::Read;
 
 use bytes::Bytes;
 use lapin::message::Delivery;
-use xbus_core::{Code, Fault, Format, Message, MessageId};
+use xbus_core::{Code, Fault, Format, Message, MessageId, long};
 
 use crate::memory::Carried;
 use crate::properties::{self, Envelope};
@@ -121,7 +121,9 @@ impl Reading {
             .max_body
             .min((size as u64).saturating_mul(RATIO).max(FLOOR));
         let mut out = Vec::new();
-        let read = decoder.take(most + 1).read_to_end(&mut out);
+        let read = long::over(size, long::PARSED, || {
+            decoder.take(most + 1).read_to_end(&mut out)
+        });
         if out.len() as u64 > most {
             return Err(Fault::new(
                 Code::TooLarge,

@@ -12,7 +12,7 @@ use base64::prelude::BASE64_STANDARD;
 use bytes::{BufMut, Bytes, BytesMut};
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use memchr::memmem;
-use xbus_core::{Attachment, Attachments, Code, Fault, Message, MessageId};
+use xbus_core::{Attachment, Attachments, Code, Fault, Message, MessageId, long};
 use xbus_xml::xop;
 
 use crate::package::{Form, XOP, is_multipart, loose_end};
@@ -87,6 +87,18 @@ impl Packed {
 /// A SOAP message with its attachments; nothing when it goes as it is. `usual` is how it is put
 /// together where neither the route nor the envelope says it: SwA when that says nothing either.
 pub(crate) fn soap(
+    attach: Option<Attach>,
+    usual: Option<Form>,
+    message: &Message,
+    root: &Root<'_>,
+) -> Result<Option<Packed>, Fault> {
+    let attached: usize = message.attachments.iter().map(|one| one.body.len()).sum();
+    long::over(root.body.len() + attached, long::PASSED, || {
+        together(attach, usual, message, root)
+    })
+}
+
+fn together(
     attach: Option<Attach>,
     usual: Option<Form>,
     message: &Message,

@@ -12,6 +12,7 @@ use memchr::memmem;
 use quick_xml::events::{BytesStart, Event};
 use quick_xml::name::{PrefixDeclaration, ResolveResult};
 use quick_xml::reader::NsReader;
+use xbus_core::long;
 use xbus_xml::reader::{namespaced, said};
 
 use crate::addressing::{self, Addressed};
@@ -211,7 +212,7 @@ pub(crate) fn look(
         }
     }
     let text = xbus_charset::decode(body, charset, true).map_err(malformed)?;
-    look_at(&text, want_element)
+    long::over(text.len(), long::PARSED, || look_at(&text, want_element))
 }
 
 fn malformed(error: impl std::fmt::Display) -> NotSoap {

@@ -8,9 +8,10 @@ use quick_xml::events::attributes::Attribute;
 use quick_xml::events::{BytesStart, Event};
 use quick_xml::name::{QName, ResolveResult};
 use quick_xml::reader::NsReader;
+use xbus_core::long;
 use xbus_xml::reader::{namespaced, said};
 
-use crate::soap::{NS_11, NS_12, NotSoap, Version, look};
+use crate::soap::{Envelope, NS_11, NS_12, NotSoap, Version, look};
 use crate::{fault, xml};
 
 /// An envelope around `content` (XML in UTF-8 without declaration).
@@ -32,8 +33,25 @@ pub(crate) fn into_envelope(
     body: &Bytes,
     charset: Option<&str>,
 ) -> Result<(Bytes, bool), String> {
-    match look(body, charset, false) {
-        Ok(seen) if seen.version == Some(version) => Ok((body.clone(), false)),
+    let seen = look(body, charset, false);
+    if let Ok(seen) = &seen
+        && seen.version == Some(version)
+    {
+        return Ok((body.clone(), false));
+    }
+    long::over(body.len(), long::PARSED, || {
+        made(version, body, charset, seen)
+    })
+}
+
+/// What is no envelope of that version, as `seen`, made into one.
+fn made(
+    version: Version,
+    body: &Bytes,
+    charset: Option<&str>,
+    seen: Result<Envelope, NotSoap>,
+) -> Result<(Bytes, bool), String> {
+    match seen {
         Ok(seen) => {
             let text = xbus_charset::decode(body, charset, true)?;
             let mut mapped = map(version, xml::without_prolog(&text)?)?;

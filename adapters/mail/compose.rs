@@ -12,10 +12,12 @@ use lettre::message::header::{
     HeaderValue, To,
 };
 use lettre::message::{Body, Mailbox, Mailboxes, MultiPart, SinglePart};
-use xbus_core::{Code, Fault, MessageId, Timestamp};
+use xbus_core::{Code, Fault, MessageId, Timestamp, long};
 
 /// Longest subject or header value in characters.
 const LONGEST: usize = 900;
+/// Bytes of content above which a mail takes long to make.
+const ENOUGH: usize = long::PASSED / 4;
 
 /// The parts of a mail.
 pub(crate) struct Draft {
@@ -77,6 +79,13 @@ impl Draft {
     /// The mail with that `Date`, which is when it was handed over (RFC 5322 section 3.6.1): the same over
     /// all attempts.
     pub(crate) fn compose_at(self, date: Timestamp) -> Result<Composed, Fault> {
+        let texts = [&self.text, &self.html].into_iter().flatten();
+        let attached: usize = self.attachments.iter().map(|one| one.content.len()).sum();
+        let size = texts.map(String::len).sum::<usize>() + attached;
+        long::over(size, ENOUGH, || self.build(date))
+    }
+
+    fn build(self, date: Timestamp) -> Result<Composed, Fault> {
         let envelope = self.envelope()?;
         let mut builder = lettre::Message::builder()
             .envelope(envelope)

@@ -17,6 +17,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use xbus_core::Timestamp;
 use xbus_core::adapter::ConnectionPhase;
+use xbus_core::long;
 use xbus_core::plan::{Plan, Route, Step};
 use xbus_core::stats::{Histogram, LATENCY_BOUNDS};
 use xbus_core::store::QueueStatus;
@@ -31,7 +32,8 @@ pub(crate) async fn show(State(app): State<Shared>) -> Result<Response, ApiError
     let queues = queues.into_iter().map(|queue| queue.status).collect();
     registry.register_collector(Box::new(Scrape { app, queues }));
     let mut text = String::with_capacity(64 * 1024);
-    encode(&mut text, &registry).map_err(|_| ApiError::internal())?;
+    // With a thousand routes some milliseconds.
+    long::run(|| encode(&mut text, &registry)).map_err(|_| ApiError::internal())?;
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(CONTENT_TYPE, kind)], text).into_response())
 }

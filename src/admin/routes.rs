@@ -14,6 +14,7 @@ use http::{HeaderMap, StatusCode, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::{Map, Value, json};
 use xbus_core::bus::Bus;
+use xbus_core::long;
 use xbus_core::plan::Route;
 use xbus_core::problem::suggest;
 use xbus_core::stats::StepStats;
@@ -31,14 +32,11 @@ const HEADER: &str = "x-xbus-header";
 
 /// `GET /api/v1/routes`.
 pub(crate) async fn list(State(app): State<Shared>) -> Json<Value> {
-    Json(
-        app.bus
-            .plan()
-            .routes
-            .values()
-            .map(|route| shown(route))
-            .collect(),
-    )
+    let plan = app.bus.plan();
+    // With a thousand routes some milliseconds.
+    Json(long::run(|| {
+        plan.routes.values().map(|route| shown(route)).collect()
+    }))
 }
 
 fn shown(route: &Route) -> Value {

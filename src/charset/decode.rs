@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 
 use encoding_rs::{DecoderResult, Encoding, UTF_8, UTF_16BE, UTF_16LE};
-use xbus_core::{Format, Message};
+use xbus_core::{Format, Message, long};
 
 use crate::{Charset, Error, declaration, label, relabelled};
 
@@ -102,15 +102,17 @@ fn decode_after<'a>(
         at: mark + at,
         of: bytes.len(),
     };
-    if encoding == UTF_8 {
-        return match std::str::from_utf8(rest) {
-            Ok(text) => Ok(Cow::Borrowed(text)),
-            Err(error) => Err(malformed(error.valid_up_to())),
-        };
-    }
-    encoding
-        .decode_without_bom_handling_and_without_replacement(rest)
-        .ok_or_else(|| malformed(first_malformed(encoding, rest)))
+    long::over(rest.len(), long::PASSED, || {
+        if encoding == UTF_8 {
+            return match std::str::from_utf8(rest) {
+                Ok(text) => Ok(Cow::Borrowed(text)),
+                Err(error) => Err(malformed(error.valid_up_to())),
+            };
+        }
+        encoding
+            .decode_without_bom_handling_and_without_replacement(rest)
+            .ok_or_else(|| malformed(first_malformed(encoding, rest)))
+    })
 }
 
 /// The offset of the first sequence that the encoding does not know.

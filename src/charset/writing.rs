@@ -5,10 +5,13 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 use xbus_core::spec::{Args, Field, Type};
-use xbus_core::{Code, Fault, Format, Message};
+use xbus_core::{Code, Fault, Format, Message, long};
 
 use crate::encode::lacking;
 use crate::{Charset, Error, declare, text_leniently};
+
+/// Bytes of which it takes long to make others: slower than reading them.
+const ENOUGH: usize = long::PASSED / 4;
 
 /// What `charset` of a sender takes: a label, or a map of [`FIELDS`].
 pub const TYPE: Type = Type::Either(&[Type::Text, Type::Object(FIELDS)]);
@@ -134,6 +137,10 @@ impl Writing {
 
     /// The bytes of a text, which is XML or not.
     pub fn bytes(&self, text: &str, xml: bool) -> Result<Vec<u8>, Error> {
+        long::over(text.len(), ENOUGH, || self.make(text, xml))
+    }
+
+    fn make(&self, text: &str, xml: bool) -> Result<Vec<u8>, Error> {
         let whole = |text: &str| match xml {
             true => self.charset.bytes(&declare(text, &self.label)),
             false => self.charset.bytes(text),

@@ -62,6 +62,7 @@ fn start(args: &Args) -> Result<(), Failure> {
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        .worker_threads(wired.bus.workers)
         .thread_name("xbus")
         .thread_stack_size(STACK)
         .build()
@@ -259,7 +260,7 @@ impl Signals {
                 _ = self.interrupt.recv() => return true,
                 _ = self.hangup.recv() => {
                     if std::fs::read(args.dir.join("xbus.yaml")).ok() != self.settings {
-                        tracing::warn!("xbus.yaml has changed: what it says of listeners, limits, admin, store, journal, alerts and log is taken up at the next start");
+                        tracing::warn!("xbus.yaml has changed: what it says of listeners, workers, limits, admin, store, journal, alerts and log is taken up at the next start");
                     }
                     reload(args, bus, kept).await;
                 }

@@ -24,6 +24,8 @@ pub struct BusConfig {
     pub node: Arc<str>,
     /// `store`: where the bus keeps its data; the installation folder is already put before it.
     pub store: PathBuf,
+    /// `workers`; else half the cores that the process may use, at least one.
+    pub workers: usize,
     /// `admin`.
     pub admin: Admin,
     /// `queues.connection`: the broker that keeps the queues of async targets; nothing for the
@@ -143,6 +145,9 @@ impl BusConfig {
                 .unwrap_or_else(host_name)
                 .into(),
             store: args.path("store").unwrap_or_else(|| root.join("data")),
+            workers: args
+                .count("workers")
+                .map_or_else(usual_workers, |workers| workers as usize),
             admin: Admin {
                 listen: admin.text("listen").unwrap_or_default(),
                 token: admin.secret("token").filter(|token| !token.0.is_empty()),
@@ -181,6 +186,13 @@ fn folder_name(root: &Path) -> String {
         .ok()
         .and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()))
         .unwrap_or_else(|| String::from("xbus"))
+}
+
+/// A second worker on two cores costs more than it brings: the kernel's network, the log's writer and
+/// what takes long want the other one (docs/decisions/0002-runtime-shape.md). The number of cores counts
+/// affinity and a container's quota.
+fn usual_workers() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1))
 }
 
 fn host_name() -> String {

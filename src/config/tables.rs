@@ -21,6 +21,7 @@ pub static CONVERSION: &[Field] = &[Field::new(
 .required()];
 
 const MANY: u64 = 1_000_000;
+const MOST_WORKERS: u64 = 1024;
 
 const FIRST_WAIT: Field =
     Field::new("first", Type::Duration, "Wait after the first failure.").default("1s");
@@ -391,6 +392,12 @@ pub static BUS: &[Field] = &[
         "This bus's name among several on the same folders. Left out: the host's.",
     ),
     Field::new("store", Type::Path, "What the bus keeps.").default("data/"),
+    Field::new(
+        "workers",
+        Type::Count(1, MOST_WORKERS),
+        "Threads that messages run on. Left out: half the cores, at least one. Work that takes long, the log's \
+         writer and files have threads of their own.",
+    ),
     Field::new(
         "admin",
         Type::Object(ADMIN),

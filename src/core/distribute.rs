@@ -51,7 +51,7 @@ enum MadeHow {
 impl<'a> Journey<'a> {
     /// Distributes `base` to the targets that want it.
     pub(crate) async fn distribute(&mut self, base: Arc<Message>) -> Result<Distributed, Fault> {
-        let prepared = self.prepare(&base);
+        let prepared = self.prepare(&base).await;
         let (made, reply) = match prepared {
             Ok(Some(prepared)) => prepared,
             Ok(None) => return Ok(Distributed::Unmatched),
@@ -74,7 +74,10 @@ impl<'a> Journey<'a> {
     }
 
     /// Makes every request and the reply. What fails here has touched nothing.
-    fn prepare(&mut self, base: &Arc<Message>) -> Result<Option<(Vec<Made<'a>>, Reply)>, Fault> {
+    async fn prepare(
+        &mut self,
+        base: &Arc<Message>,
+    ) -> Result<Option<(Vec<Made<'a>>, Reply)>, Fault> {
         let selected = self.select(base)?;
         if selected.is_empty() {
             return if self.route.drop_unmatched {
@@ -91,6 +94,7 @@ impl<'a> Journey<'a> {
             let step = &target.step;
             made.push(
                 make(self.bus, target, base, &self.context)
+                    .await
                     .map_err(|fault| fault.at(&step.name))?,
             );
         }
@@ -103,7 +107,7 @@ impl<'a> Journey<'a> {
         } else {
             Status::Delivered
         };
-        let reply = self.acknowledgement(status)?;
+        let reply = self.acknowledgement(status).await?;
         Ok(Some((made, reply)))
     }
 
@@ -722,7 +726,7 @@ impl<'a> Journey<'a> {
         {
             return Ok(());
         }
-        let made = make(self.bus, target, message, &self.context)?;
+        let made = make(self.bus, target, message, &self.context).await?;
         match &made.how {
             MadeHow::Put { how, .. } => {
                 let changes = how.put().into_iter().collect();
@@ -763,14 +767,14 @@ impl Made<'_> {
 }
 
 /// Makes the request of one target.
-fn make<'a>(
+async fn make<'a>(
     bus: &Bus,
     target: &'a Target,
     base: &Arc<Message>,
     context: &Context,
 ) -> Result<Made<'a>, Fault> {
     let step = &target.step;
-    let message = request::make(step, base, context)?;
+    let message = request::make(step, base, context).await?;
     let how = match &target.lane {
         Some(lane) => {
             let key = match &lane.order_by {
@@ -902,7 +906,7 @@ pub(crate) async fn compensate(
     };
     let mut context = context.clone();
     context.response = Some(done.response.clone());
-    let made = request::make(step, &done.request, &context)?;
+    let made = request::make(step, &done.request, &context).await?;
     match step.sender.make(made.clone(), &context)? {
         Request::Call(call) => request::send(bus, route, step, &made, &*call)
             .await

@@ -18,6 +18,7 @@ pub(crate) mod homes;
 pub mod inbox;
 pub mod incident;
 pub mod lanes;
+pub mod long;
 pub mod message;
 pub mod notice;
 pub mod once;

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use crate::codec::{Decoder, Encoder};
+use crate::long;
 use crate::store::{Change, Commit, Durability, Outcome, Query, Store};
 use crate::{Code, Fault, Headers, Message, MessageId, Reply, Status, Timestamp};
 
@@ -269,6 +270,16 @@ fn decode(value: Bytes, print: Fingerprint) -> Option<Result<Result<Reply, Fault
 /// Tells payloads apart: a name-based UUID (RFC 9562, version 5) of the bytes, what is `passing` left
 /// out, and of those of each attachment within the one of what stands before it.
 pub(crate) fn fingerprint(message: &Message, passing: &[Range<usize>]) -> Fingerprint {
+    let size = message.body.bytes().len()
+        + message
+            .attachments
+            .iter()
+            .map(|one| one.body.len())
+            .sum::<usize>();
+    long::over(size, long::PASSED, || digest(message, passing))
+}
+
+fn digest(message: &Message, passing: &[Range<usize>]) -> Fingerprint {
     let of = &uuid::Uuid::NAMESPACE_OID;
     let body = message.body.bytes();
     let body = match passing {

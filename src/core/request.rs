@@ -7,15 +7,16 @@ use tokio::time::Instant;
 
 use crate::adapter::{Call, Class, SendError};
 use crate::bus::Bus;
+use crate::long;
 use crate::plan::{Route, Step};
 use crate::transform::{Context, Expression, Rules, Transform, Value};
 use crate::{Code, Fault, Message};
 
-/// Above this size a transformation gives other tasks of its thread a chance to move away.
+/// Above this size whatever a transformation does with a body is likely to take long.
 const LONG_BODY: usize = 256 * 1024;
 
 /// Runs transformations in order.
-pub(crate) fn transform(
+pub(crate) async fn transform(
     transforms: &[Arc<dyn Transform>],
     message: &Arc<Message>,
     context: &Context,
@@ -23,28 +24,21 @@ pub(crate) fn transform(
     if transforms.is_empty() {
         return Ok(message.clone());
     }
-    aside(message, || {
+    let apply = || {
         let mut message = message.clone();
         for transform in transforms {
             message = Arc::new(transform.apply(&message, context)?);
         }
         Ok(message)
-    })
-}
-
-/// Runs what takes long with a long body where other tasks do not wait for it.
-fn aside<T>(message: &Message, run: impl FnOnce() -> T) -> T {
-    let long = message.body.bytes().len() > LONG_BODY;
-    let many_threads = || {
-        tokio::runtime::Handle::try_current().is_ok_and(|runtime| {
-            runtime.runtime_flavor() == tokio::runtime::RuntimeFlavor::MultiThread
-        })
     };
-    if long && many_threads() {
-        tokio::task::block_in_place(run)
-    } else {
-        run()
+    let is_long = message.body.bytes().len() > LONG_BODY
+        || transforms.iter().any(|transform| transform.is_long());
+    if !is_long {
+        return apply();
     }
+    // Boxed, because most messages have no use for it.
+    let _place = Box::pin(long::place()).await;
+    long::run(apply)
 }
 
 /// Whose fault it is when a message breaks a rule.
@@ -65,7 +59,10 @@ pub(crate) fn check(
     origin: Origin,
 ) -> Result<(), Fault> {
     let Some(rules) = rules else { return Ok(()) };
-    aside(message, || rules.check(message)).map_err(|why| match origin {
+    long::over(message.body.bytes().len(), long::PARSED, || {
+        rules.check(message)
+    })
+    .map_err(|why| match origin {
         Origin::Received => Fault::new(
             Code::Client,
             format!("the message is not as its schema says: {why}"),
@@ -83,12 +80,12 @@ pub(crate) fn check(
 }
 
 /// Makes the request of a step: runs its transformations, and holds the result against its schema.
-pub(crate) fn make(
+pub(crate) async fn make(
     step: &Step,
     message: &Arc<Message>,
     context: &Context,
 ) -> Result<Arc<Message>, Fault> {
-    let made = transform(&step.transforms, message, context)?;
+    let made = transform(&step.transforms, message, context).await?;
     if step.checks.request.is_some() {
         let origin = if !step.transforms.is_empty() {
             Origin::Made

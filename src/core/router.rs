@@ -211,7 +211,7 @@ impl<'a> Journey<'a> {
         }
         let last = self.invoke(received).await?;
         if self.route.targets.is_empty() {
-            let reply = self.answer(&last)?;
+            let reply = self.answer(&last).await?;
             self.finish(Outcome::Delivered, Status::Delivered).await?;
             return Ok(reply);
         }
@@ -252,8 +252,9 @@ impl<'a> Journey<'a> {
         step: &'a Step,
         message: &Arc<Message>,
     ) -> Result<Arc<Message>, Fault> {
-        let made =
-            request::make(step, message, &self.context).map_err(|fault| fault.at(&step.name))?;
+        let made = request::make(step, message, &self.context)
+            .await
+            .map_err(|fault| fault.at(&step.name))?;
         let request = step
             .sender
             .make(made.clone(), &self.context)
@@ -288,9 +289,9 @@ impl<'a> Journey<'a> {
     }
 
     /// What the sender gets when the route ends in a response, or answers by itself.
-    fn answer(&self, last: &Arc<Message>) -> Result<Reply, Fault> {
+    async fn answer(&self, last: &Arc<Message>) -> Result<Reply, Fault> {
         let message = match &self.route.reply {
-            Some(plan) => Some(self.make_reply(plan, last)?),
+            Some(plan) => Some(self.make_reply(plan, last).await?),
             None if self.route.steps.is_empty() => None,
             None => {
                 let rules = self.route.checks.response.as_ref();
@@ -306,7 +307,7 @@ impl<'a> Journey<'a> {
     }
 
     /// What the sender gets when the route distributes.
-    pub(crate) fn acknowledgement(&self, status: Status) -> Result<Reply, Fault> {
+    pub(crate) async fn acknowledgement(&self, status: Status) -> Result<Reply, Fault> {
         let message = match &self.route.reply {
             Some(plan) if !plan.transforms.is_empty() => {
                 let received = &self.context.received;
@@ -321,17 +322,22 @@ impl<'a> Journey<'a> {
                 message
                     .headers
                     .set("content-type", Format::Json.media_type());
-                Some(self.make_reply(plan, &Arc::new(message))?)
+                Some(self.make_reply(plan, &Arc::new(message)).await?)
             }
             _ => None,
         };
         self.reply(status, message)
     }
 
-    fn make_reply(&self, plan: &ReplyPlan, from: &Arc<Message>) -> Result<Arc<Message>, Fault> {
+    async fn make_reply(
+        &self,
+        plan: &ReplyPlan,
+        from: &Arc<Message>,
+    ) -> Result<Arc<Message>, Fault> {
         let step: Arc<str> = Arc::from("reply");
-        let mut message =
-            transform(&plan.transforms, from, &self.context).map_err(|fault| fault.at(&step))?;
+        let mut message = transform(&plan.transforms, from, &self.context)
+            .await
+            .map_err(|fault| fault.at(&step))?;
         // A route that answers by itself says what it answers with: beside a body that it made, what
         // was received and nobody has set again does not go back.
         if Arc::ptr_eq(from, &self.context.received)

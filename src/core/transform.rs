@@ -39,6 +39,11 @@ pub trait Transform: Send + Sync {
     /// script said `fail("client", …)`, `destination` where a response cannot be parsed, else
     /// `transform`.
     fn apply(&self, message: &Arc<Message>, context: &Context) -> Result<Message, Fault>;
+
+    /// Whether the next run is likely to take long, as earlier ones did. Asked before each.
+    fn is_long(&self) -> bool {
+        false
+    }
 }
 
 /// A value that an expression gave.

@@ -19,7 +19,9 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use quick_xml::events::attributes::AttrError;
 use quick_xml::events::{BytesEnd, BytesRef, BytesStart, BytesText, Event};
 use quick_xml::{Reader, Writer};
-use xbus_core::{Attachment, Attachments, Body, Format, Headers, Message, MessageId, Timestamp};
+use xbus_core::{
+    Attachment, Attachments, Body, Format, Headers, Message, MessageId, Timestamp, long,
+};
 
 /// The namespace of version 1.
 pub const NAMESPACE: &str = "urn:xbus:message:1";
@@ -35,10 +37,14 @@ const MOST_ATTACHMENTS: usize = 10_000;
 
 /// Writes a message as an envelope.
 pub fn write(message: &Message) -> Vec<u8> {
-    let mut out = Writer::new(Vec::with_capacity(message.body.bytes().len() + 512));
-    // Writing into memory cannot fail.
-    let _ = write_to(&mut out, message);
-    out.into_inner()
+    let size = message.body.bytes().len();
+    let attached: usize = message.attachments.iter().map(|one| one.body.len()).sum();
+    long::over(size + attached, long::PARSED, || {
+        let mut out = Writer::new(Vec::with_capacity(size + 512));
+        // Writing into memory cannot fail.
+        let _ = write_to(&mut out, message);
+        out.into_inner()
+    })
 }
 
 fn write_to(out: &mut Writer<Vec<u8>>, message: &Message) -> std::io::Result<()> {
@@ -134,6 +140,10 @@ fn is_xml_text(value: &[u8]) -> Option<&str> {
 /// # Errors
 /// What is not well-formed, not an envelope or of another version, in words.
 pub fn read(data: &[u8]) -> Result<Message, String> {
+    long::over(data.len(), long::PARSED, || open(data))
+}
+
+fn open(data: &[u8]) -> Result<Message, String> {
     let text = std::str::from_utf8(data).map_err(|_| wrong("it is not UTF-8"))?;
     let mut reader = Reader::from_str(text);
     let mut message = None;

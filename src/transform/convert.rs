@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use rhai::ImmutableString;
-use xbus_core::{Body, Code, Context, Fault, Format, Message, Transform};
+use xbus_core::{Body, Code, Context, Fault, Format, Message, Transform, long};
 
 use crate::json::{Json, Object, write_float};
 use crate::limits::Limits;
@@ -49,6 +49,13 @@ pub(crate) fn possible(from: Option<Format>, to: Format) -> bool {
 
 impl Transform for Convert {
     fn apply(&self, message: &Arc<Message>, context: &Context) -> Result<Message, Fault> {
+        let size = message.body.bytes().len();
+        long::over(size, long::PARSED, || self.convert(message, context))
+    }
+}
+
+impl Convert {
+    fn convert(&self, message: &Arc<Message>, context: &Context) -> Result<Message, Fault> {
         let from = self.from.or_else(|| message.format());
         let Some(from) = from.filter(|from| possible(Some(*from), self.to)) else {
             return Err(Fault::new(

@@ -8,6 +8,8 @@ use ahash::AHashMap;
 use rhai::ImmutableString;
 use serde::de::{self, Deserialize, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 
+use xbus_core::long;
+
 use crate::number::Number;
 
 /// Objects with more members than this get an index.
@@ -66,6 +68,10 @@ impl Object {
 impl Json {
     /// Parses a whole text. Nesting is bounded (128) by the parser.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        long::over(text.len(), long::PARSED, || Self::read(text))
+    }
+
+    fn read(text: &str) -> Result<Self, String> {
         let wrong = |error| format!("not valid JSON: {error}");
         let numbers = Numbers::of(text);
         let mut deserializer = serde_json::Deserializer::from_str(text);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use ahash::AHashSet;
 use rhai::ImmutableString;
+use xbus_core::long;
 
 /// How a CSV text is read or written.
 #[derive(Clone, Debug)]
@@ -40,6 +41,10 @@ pub(crate) struct Table {
 impl Table {
     /// Parses `text`. A row that has more or fewer fields than the header is an error.
     pub(crate) fn parse(text: &str, options: &CsvOptions) -> Result<Self, String> {
+        long::over(text.len(), long::PARSED, || Self::read(text, options))
+    }
+
+    fn read(text: &str, options: &CsvOptions) -> Result<Self, String> {
         let named = options.header || options.columns.is_some();
         let mut reader = csv::ReaderBuilder::new()
             .delimiter(options.separator)

@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use ahash::AHashMap;
 
+use xbus_core::long;
+
 use super::reader::{self, Sink, Start, XmlError};
 use super::{XML_NAMESPACE, XmlLimits};
 
@@ -145,7 +147,9 @@ impl Document {
             uri_count: 0,
         };
         builder.push(Kind::Root, 0, 0, 0);
-        reader::read(text, limits, &mut builder)?;
+        long::over(text.len(), long::PARSED, || {
+            reader::read(text, limits, &mut builder)
+        })?;
         let mut document = builder.document;
         document.nodes[0].end = document.nodes.len() as u32;
         Ok(document)

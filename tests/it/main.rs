@@ -38,3 +38,4 @@ mod soap_attachments;
 mod soap_samples;
 mod soap_security;
 mod store;
+mod workers;

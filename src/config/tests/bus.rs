@@ -22,6 +22,7 @@ fn every_key_has_a_default() {
     );
     assert!(!bus.node.is_empty());
     assert_eq!(bus.store, folder.root().join("data/"));
+    assert!(bus.workers >= 1);
     assert_eq!(bus.admin.listen, "127.0.0.1:9090");
     assert!(bus.admin.token.is_none());
     assert_eq!(bus.journal.keep, Duration::from_secs(30 * 86_400));
@@ -45,6 +46,7 @@ fn what_is_written_counts() {
 name: acme
 node: one
 store: /var/lib/xbus
+workers: 3
 http: { listen: "0.0.0.0:80" }
 admin: { listen: "127.0.0.1:1", token: t }
 queues: embedded
@@ -63,6 +65,7 @@ log: { format: json, level: debug }
     let bus = &loaded.bus;
     assert_eq!((&*bus.name, &*bus.node), ("acme", "one"));
     assert_eq!(bus.store, std::path::Path::new("/var/lib/xbus"));
+    assert_eq!(bus.workers, 3);
     assert!(bus.log_json && bus.log_level == "debug");
     assert_eq!(bus.namespaces["o"], "urn:o");
     assert_eq!(loaded.connections["relay"].0, "smtp");
@@ -127,6 +130,14 @@ fn mistakes_in_the_bus_s_own_file() {
         (
             "journal: { max_size: 10Gib }",
             "error wrong-type xbus.yaml:1:22 'max_size' cannot be '10Gib' | write a size such as 64KiB, 10MiB or 1GiB",
+        ),
+        (
+            "workers: 0",
+            "error wrong-type xbus.yaml:1:10 'workers' cannot be '0' | write a whole number from 1 to 1024",
+        ),
+        (
+            "workers: all",
+            "error wrong-type xbus.yaml:1:10 'workers' cannot be 'all' | write a whole number from 1 to 1024",
         ),
         (
             "a: b: c",

@@ -6,10 +6,11 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rhai::ImmutableString;
+use xbus_core::long;
 use xbus_core::{Code, Context, Format, Headers, Message};
 
 use super::Shared;
@@ -27,7 +28,10 @@ pub(crate) struct Call {
     pub(crate) context: Context,
     pub(crate) shared: Arc<Shared>,
     pub(crate) namespaces: Arc<Namespaces>,
+    pub(crate) started: Instant,
     pub(crate) deadline: Instant,
+    /// After this time the run moves the other tasks of its worker away, unless it has.
+    pub(crate) leaves_after: Cell<Duration>,
     /// The headers, once the script has set one.
     pub(crate) headers: RefCell<Option<Headers>>,
     /// The script has set the content type itself.
@@ -66,17 +70,29 @@ pub(crate) fn current() -> Result<Rc<Call>, ScriptError> {
         .ok_or_else(|| ScriptError::fault(Code::Internal, "no message is at hand here"))
 }
 
-/// Whether the current call has used up its time.
+/// Whether the current call has used up its time. Asked every so often while it runs, so that one that
+/// turns out to be long leaves its worker to others.
 pub(crate) fn is_late() -> bool {
     CURRENT.with(|current| {
-        current
-            .borrow()
-            .as_ref()
-            .is_some_and(|call| Instant::now() >= call.deadline)
+        current.borrow().as_ref().is_some_and(|call| {
+            let now = Instant::now();
+            call.leave(now.saturating_duration_since(call.started));
+            now >= call.deadline
+        })
     })
 }
 
 impl Call {
+    /// Where that did not succeed it is tried again after as long a time, with an eighth of it to wait.
+    fn leave(&self, elapsed: Duration) {
+        if elapsed < self.leaves_after.get() {
+            return;
+        }
+        let left = long::leave(elapsed / 8);
+        self.leaves_after
+            .set(if left { Duration::MAX } else { elapsed * 2 });
+    }
+
     pub(crate) fn budget(&self) -> Budget {
         Budget::new(self.shared.limits.xpath_visits, Some(self.deadline))
     }
@@ -292,6 +308,8 @@ const STREAMED: u8 = 2;
 /// where they do not decide, they are read twice.
 const HEAD: usize = 4 << 10;
 const LONG: usize = 8;
+/// Bytes of which to read all takes long, with no tree to make; most often the answer stands further ahead.
+const READ: usize = 4 * long::PARSED;
 
 impl Call {
     /// The first match of a plain path, read as a stream. Nothing: the tree is the better way.
@@ -331,8 +349,7 @@ impl Call {
             return Ok(Some(found));
         }
         let text = xbus_charset::text(message, true)?;
-        plain
-            .first(&text, limits)
+        long::over(text.len(), READ, || plain.first(&text, limits))
             .map_err(|error| error.to_string())
     }
 
@@ -349,8 +366,11 @@ impl Call {
             .iter()
             .filter_map(|xpath| xpath.plain.as_ref())
             .collect();
-        let answers = Plain::first_among(&plains, at, &text, &self.shared.xml_limits)
-            .map_err(|error| error.to_string())?;
+        let limits = &self.shared.xml_limits;
+        let answers = long::over(text.len(), READ, || {
+            Plain::first_among(&plains, at, &text, limits)
+        })
+        .map_err(|error| error.to_string())?;
         let found = answers.get(at).cloned().flatten().flatten();
         cache.learn(asked, answers);
         Ok(found)

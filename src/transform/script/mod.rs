@@ -31,6 +31,7 @@ use std::time::Instant;
 
 use ahash::AHashMap;
 use rhai::{AST, Dynamic};
+use xbus_core::long::{self, Experience};
 use xbus_core::transform::Value;
 use xbus_core::{Context, Expression, Fault, Message, Transform};
 
@@ -134,6 +135,7 @@ impl Scripts {
             namespaces: Arc::new(namespaces),
             sets_headers: file.is_some() && text.contains("headers"),
             sets_attachments: file.is_some() && text.contains("attachments"),
+            experience: Experience::default(),
             origin: Origin {
                 file,
                 text: text.to_owned(),
@@ -175,16 +177,21 @@ struct Program {
     origin: Origin,
     sets_headers: bool,
     sets_attachments: bool,
+    /// What its runs took lately.
+    experience: Experience,
 }
 
 impl Program {
     fn call(&self, message: &Arc<Message>, context: &Context) -> Rc<Call> {
+        let started = Instant::now();
         Rc::new(Call {
+            started,
+            leaves_after: Cell::new(long::UNEXPECTED),
             message: message.clone(),
             context: context.clone(),
             shared: self.shared.clone(),
             namespaces: self.namespaces.clone(),
-            deadline: Instant::now() + self.shared.limits.deadline,
+            deadline: started + self.shared.limits.deadline,
             headers: RefCell::new(None),
             typed: Cell::new(false),
             made: RefCell::new(Vec::new()),
@@ -226,8 +233,15 @@ impl Transform for Script {
     fn apply(&self, message: &Arc<Message>, context: &Context) -> Result<Message, Fault> {
         let call = self.0.call(message, context);
         let _guard = call::enter(call.clone());
-        let (value, changed) = self.0.run(message)?;
-        output::message(&call, value, changed).map_err(|error| self.0.origin.unusable(&error))
+        let made = self.0.run(message).and_then(|(value, changed)| {
+            output::message(&call, value, changed).map_err(|error| self.0.origin.unusable(&error))
+        });
+        self.0.experience.note(call.started.elapsed());
+        made
+    }
+
+    fn is_long(&self) -> bool {
+        self.0.experience.is_long()
     }
 }
 
@@ -252,7 +266,12 @@ impl Expression for Formula {
         {
             return Ok(value);
         }
-        let (value, _) = program.run(message)?;
-        output::value(value).map_err(|error| program.origin.unusable(&error))
+        program.experience.run(|| {
+            let value = program.run(message).and_then(|(value, _)| {
+                output::value(value).map_err(|error| program.origin.unusable(&error))
+            });
+            program.experience.note(call.started.elapsed());
+            value
+        })
     }
 }

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use super::XPath;
 use super::parse::{Axis, Expr, Function, Op, Start, Step, Test};
+use crate::script::call;
 use crate::xml::tree::{Document, Id, Kind};
 
 /// What an evaluation may spend.
@@ -30,7 +31,7 @@ impl Budget {
         }
         self.left.set(left - visits);
         if (left ^ (left - visits)) >> 14 != 0
-            && self.deadline.is_some_and(|end| Instant::now() >= end)
+            && (call::is_late() || self.deadline.is_some_and(|end| Instant::now() >= end))
         {
             return Err("the XPath takes longer than the limit allows".into());
         }
