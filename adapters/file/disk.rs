@@ -6,8 +6,9 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 
@@ -50,44 +51,71 @@ impl Stamp {
 /// Syncs of one folder that are under way or wanted.
 #[derive(Default)]
 struct Syncs {
-    /// Held while one runs.
-    turn: Mutex<()>,
     /// How many have begun.
     begun: AtomicU64,
-    /// The last one that ended well, by its number.
-    ended: AtomicU64,
+    /// Held while one runs: how the last one ended.
+    last: Mutex<Last>,
 }
 
-/// Writes a folder's entries to the disk. Callers that ask while a sync of the same folder runs
-/// share the next one.
+/// The end of a sync.
+#[derive(Default)]
+struct Last {
+    /// Which one it was.
+    number: u64,
+    failed: Option<Errno>,
+}
+
+impl Syncs {
+    /// Runs `sync`, unless one that began after this was called has been run by somebody else: then
+    /// its end counts for both. The disk tells of an error once only, so that whoever relied on the
+    /// sync that failed has to learn of it from here.
+    fn share(&self, sync: impl FnOnce() -> Result<(), Errno>) -> Result<(), Errno> {
+        self.after(self.begun.load(Ordering::SeqCst), sync)
+    }
+
+    /// The same for who asked when `before` syncs had begun.
+    fn after(&self, before: u64, sync: impl FnOnce() -> Result<(), Errno>) -> Result<(), Errno> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.number <= before {
+            let number = self.begun.fetch_add(1, Ordering::SeqCst) + 1;
+            let failed = sync().err();
+            *last = Last { number, failed };
+        }
+        last.failed.map_or(Ok(()), Err)
+    }
+}
+
+/// Writes an opened folder's entries to the disk. Callers that ask while a sync of the same folder
+/// runs share the next one.
+pub(crate) fn sync_folder(folder: &impl AsFd) -> io::Result<()> {
+    /// By device and inode: a folder that is made again under the same path is another one.
+    type Folders = HashMap<(u64, u64), Weak<Syncs>>;
+    static FOLDERS: LazyLock<Mutex<Folders>> = LazyLock::new(Mutex::default);
+    let stat = rustix::fs::fstat(folder)?;
+    let syncs = {
+        let mut folders = FOLDERS.lock().unwrap_or_else(PoisonError::into_inner);
+        let which = (stat.st_dev, stat.st_ino);
+        match folders.get(&which).and_then(Weak::upgrade) {
+            Some(syncs) => syncs,
+            None => {
+                folders.retain(|_, syncs| syncs.strong_count() > 0);
+                let syncs = Arc::new(Syncs::default());
+                folders.insert(which, Arc::downgrade(&syncs));
+                syncs
+            }
+        }
+    };
+    Ok(syncs.share(|| rustix::fs::fsync(folder))?)
+}
+
+/// The same for a folder's path.
 pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
-    static FOLDERS: LazyLock<Mutex<HashMap<PathBuf, Weak<Syncs>>>> = LazyLock::new(Mutex::default);
     let dir = if dir.as_os_str().is_empty() {
         Path::new(".")
     } else {
         dir
     };
-    let syncs = {
-        let mut folders = FOLDERS.lock().unwrap_or_else(PoisonError::into_inner);
-        match folders.get(dir).and_then(Weak::upgrade) {
-            Some(syncs) => syncs,
-            None => {
-                folders.retain(|_, syncs| syncs.strong_count() > 0);
-                let syncs = Arc::new(Syncs::default());
-                folders.insert(dir.to_owned(), Arc::downgrade(&syncs));
-                syncs
-            }
-        }
-    };
-    let before = syncs.begun.load(Ordering::SeqCst);
-    let _turn = syncs.turn.lock().unwrap_or_else(PoisonError::into_inner);
-    if syncs.ended.load(Ordering::SeqCst) > before {
-        return Ok(());
-    }
-    let mine = syncs.begun.fetch_add(1, Ordering::SeqCst) + 1;
-    File::open(dir)?.sync_all()?;
-    syncs.ended.store(mine, Ordering::SeqCst);
-    Ok(())
+    sync_folder(&File::open(dir)?)
 }
 
 /// Makes a folder and what is missing above it, durably. Says whether anything was made.
@@ -154,6 +182,35 @@ mod tests {
         move_new(&a, &b).unwrap();
         assert_eq!(fs::read(&b).unwrap(), b"a");
         assert!(!is_there(&a));
+    }
+
+    #[test]
+    fn those_who_ask_while_a_sync_runs_share_the_next_one_and_its_failure() {
+        for end in [Ok(()), Err(Errno::IO)] {
+            let syncs = Syncs::default();
+            let mut asked = 0;
+            let first = syncs.share(|| {
+                asked = syncs.begun.load(Ordering::SeqCst);
+                Ok(())
+            });
+            assert_eq!(first, Ok(()));
+            let mut ran = 0;
+            let mut wait = || {
+                syncs.after(asked, || {
+                    ran += 1;
+                    end
+                })
+            };
+            // The disk would not tell the second one of the failure.
+            assert_eq!((wait(), wait(), ran), (end, end, 1));
+        }
+    }
+
+    #[test]
+    fn a_sync_that_failed_is_over_for_who_asks_later() {
+        let syncs = Syncs::default();
+        assert_eq!(syncs.share(|| Err(Errno::IO)), Err(Errno::IO));
+        assert_eq!(syncs.share(|| Ok(())), Ok(()));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use notify::event::{AccessKind, AccessMode, ModifyKind};
+use notify::event::{AccessKind, AccessMode, ModifyKind, RenameMode};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::Notify;
 
@@ -19,12 +19,12 @@ impl Events {
     pub(crate) fn of(dir: &Path, recursive: bool, hint: Arc<Notify>) -> Option<Self> {
         let told = move |event: notify::Result<notify::Event>| {
             let Ok(event) = event else { return };
-            let complete = matches!(
-                event.kind,
-                EventKind::Create(_)
-                    | EventKind::Modify(ModifyKind::Name(_))
-                    | EventKind::Access(AccessKind::Close(AccessMode::Write))
-            );
+            // What leaves the folder, as each file does when it is claimed, makes none complete.
+            let complete = match event.kind {
+                EventKind::Modify(ModifyKind::Name(mode)) => mode != RenameMode::From,
+                EventKind::Create(_) => true,
+                kind => kind == EventKind::Access(AccessKind::Close(AccessMode::Write)),
+            };
             let ours = |path: &Path| {
                 path.components()
                     .any(|part| part.as_os_str().as_encoded_bytes().starts_with(b".xbus-"))

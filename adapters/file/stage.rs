@@ -8,6 +8,9 @@
 //! a file that is already there is known as this message's own. On a file system without such
 //! attributes a file of the same name and content counts as that.
 //!
+//! A file that is written for its target alone goes to its name in one go: as no decision lies in
+//! between, the temporary name need not outlive a crash, and the folder is synced once, at the end.
+//!
 //! From staging on the name is [reserved](crate::reserve) in this process: of two messages that
 //! may not write over each other and want one name, the second is rejected while it is staged.
 
@@ -16,6 +19,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -152,6 +156,21 @@ impl StagedFile {
         Self::new(token, None)
     }
 
+    fn to_stage(&self) -> Result<(Bytes, Reserved), SendError> {
+        let Some(body) = self.body.clone() else {
+            return Err(SendError::outage(
+                "the file was staged by an earlier process and cannot be staged again",
+            ));
+        };
+        match Reserved::of(&self.token) {
+            Some(reserved) => Ok((body, reserved)),
+            None => Err(SendError::rejected(format!(
+                "{} is being written by another message or target",
+                self.token.shown()
+            ))),
+        }
+    }
+
     fn blocking(
         &self,
         act: impl FnOnce(&Token) -> Result<(), SendError> + Send + 'static,
@@ -172,17 +191,7 @@ impl Stage for StagedFile {
 
     fn stage(&self) -> BoxFuture<'_, Result<(), SendError>> {
         Box::pin(async move {
-            let Some(body) = self.body.clone() else {
-                return Err(SendError::outage(
-                    "the file was staged by an earlier process and cannot be staged again",
-                ));
-            };
-            let Some(reserved) = Reserved::of(&self.token) else {
-                return Err(SendError::rejected(format!(
-                    "{} is being written by another message or target",
-                    self.token.shown()
-                )));
-            };
+            let (body, reserved) = self.to_stage()?;
             self.blocking(move |token| stage(token, &body)).await?;
             reserved.keep();
             Ok(())
@@ -204,6 +213,29 @@ impl Stage for StagedFile {
             undo(token).map_err(|error| failure(&error, &token.shown()))
         })
     }
+
+    fn at_once(&self, deadline: Instant) -> BoxFuture<'_, Result<(), SendError>> {
+        Box::pin(async move {
+            let (body, reserved) = self.to_stage()?;
+            let given_up = Arc::new(AtomicBool::new(false));
+            let (token, late) = (self.token.clone(), given_up.clone());
+            let write = move || {
+                let written = write_at_once(&token, &body, &late);
+                drop(reserved);
+                written
+            };
+            match tokio::time::timeout_at(deadline, crate::take::blocking(write)).await {
+                Ok(Ok(written)) => written,
+                Ok(Err(error)) => Err(SendError::outage(error.to_string())),
+                Err(_) => {
+                    // What is being renamed by now is found by its mark when it is repeated.
+                    given_up.store(true, Ordering::SeqCst);
+                    let late = format!("writing {} did not end in time", self.token.shown());
+                    Err(SendError::outage(late).timed_out())
+                }
+            }
+        })
+    }
 }
 
 /// What a failure of the disk means for the message.
@@ -218,40 +250,96 @@ fn failure(error: &io::Error, what: &str) -> SendError {
 fn stage(token: &Token, body: &[u8]) -> Result<(), SendError> {
     let failed = |error: io::Error| failure(&error, &token.shown());
     let folder = open_folder(&token.dir, &token.folders, true).map_err(failed)?;
-    if token.exists == Exists::Fail
-        && let Some(there) = status(&folder, &token.name).map_err(failed)?
-    {
-        if is_own(&folder, token, there, body).map_err(failed)? {
-            return Ok(());
-        }
-        return Err(SendError::rejected(format!(
-            "{} is there already",
-            token.shown()
-        )));
+    if is_written(&folder, token, body)? {
+        return Ok(());
     }
-    let written = write_temporary(&folder, token, body);
-    if written.is_err() {
-        // Room on a full disk matters more than what the failed attempt left.
-        let _ = remove(&folder, &token.temporary());
-    }
-    written.map_err(failed)
+    write_temporary(&folder, token, body)
+        .and_then(|()| disk::sync_folder(&folder))
+        .map_err(|error| {
+            clear(&folder, token);
+            failed(error)
+        })
 }
 
+/// Stages and gives the file its name, unless `given_up` says before that nobody waits any more:
+/// then the temporary file stays until the next attempt.
+fn write_at_once(token: &Token, body: &[u8], given_up: &AtomicBool) -> Result<(), SendError> {
+    let failed = |error: io::Error| failure(&error, &token.shown());
+    let folder = open_folder(&token.dir, &token.folders, true).map_err(failed)?;
+    if is_written(&folder, token, body)? {
+        clear(&folder, token);
+        return disk::sync_folder(&folder).map_err(failed);
+    }
+    write_temporary(&folder, token, body).map_err(failed)?;
+    if given_up.load(Ordering::SeqCst) {
+        return Err(failed(io::ErrorKind::TimedOut.into()));
+    }
+    match give_name(&folder, token) {
+        Ok(()) => disk::sync_folder(&folder).map_err(failed),
+        Err(error) => {
+            clear(&folder, token);
+            match disk::is_taken(&error) {
+                true => Err(taken(token)),
+                false => Err(failed(error)),
+            }
+        }
+    }
+}
+
+fn taken(token: &Token) -> SendError {
+    SendError::rejected(format!("{} is there already", token.shown()))
+}
+
+/// Whether this message's own file has the name already, as after a crash. Rejects the message when
+/// somebody else's has it and must not be written over.
+fn is_written(folder: &OwnedFd, token: &Token, body: &[u8]) -> Result<bool, SendError> {
+    let failed = |error: io::Error| failure(&error, &token.shown());
+    if token.exists != Exists::Fail {
+        return Ok(false);
+    }
+    let Some(there) = status(folder, &token.name).map_err(failed)? else {
+        return Ok(false);
+    };
+    if is_own(folder, token, there, body).map_err(failed)? {
+        return Ok(true);
+    }
+    Err(taken(token))
+}
+
+/// Removes what a failed attempt left: room on a full disk matters more than it.
+fn clear(folder: &OwnedFd, token: &Token) {
+    let _ = remove(folder, &token.temporary());
+}
+
+/// Writes and syncs the temporary file; the folder is not synced.
 fn write_temporary(folder: &OwnedFd, token: &Token, body: &[u8]) -> io::Result<()> {
     let temporary = token.temporary();
-    remove(folder, &temporary)?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let first = if token.mode.is_some() { 0o600 } else { 0o666 };
-    let file = rustix::fs::openat(folder, &temporary, flags, Mode::from_raw_mode(first))?;
-    let mut file = File::from(file);
+    let first = Mode::from_raw_mode(if token.mode.is_some() { 0o600 } else { 0o666 });
+    let open = || rustix::fs::openat(folder, &temporary, flags, first);
+    let file = match open() {
+        // Of an attempt that was cut short.
+        Err(Errno::EXIST) => {
+            remove(folder, &temporary)?;
+            open()?
+        }
+        other => other?,
+    };
+    let written = fill(File::from(file), token, body);
+    if written.is_err() {
+        clear(folder, token);
+    }
+    written
+}
+
+fn fill(mut file: File, token: &Token, body: &[u8]) -> io::Result<()> {
     file.write_all(body)?;
     if let Some(mode) = token.mode {
         rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?;
     }
     // Not every file system can: then content tells (see `is_own`).
     let _ = rustix::fs::fsetxattr(&file, MARK, token.mark().as_bytes(), XattrFlags::empty());
-    file.sync_all()?;
-    sync(token)
+    file.sync_all()
 }
 
 fn commit(token: &Token) -> io::Result<()> {
@@ -260,17 +348,12 @@ fn commit(token: &Token) -> io::Result<()> {
         other => other?,
     };
     let temporary = token.temporary();
-    // What was staged and is gone has been committed: nothing else takes it away.
-    let Some(staged) = status(&folder, &temporary)? else {
-        return sync(token);
-    };
-    match token.exists {
+    match status(&folder, &temporary)? {
+        // What was staged and is gone has been committed: nothing else takes it away.
+        None => {}
         // Linked to its name already, by a file system without renames that replace nothing.
-        _ if staged.linked => remove(&folder, &temporary)?,
-        Exists::Replace | Exists::Append => {
-            rustix::fs::renameat(&folder, &temporary, &folder, &token.name)?;
-        }
-        Exists::Fail => match rename_new(&folder, &temporary, &token.name) {
+        Some(staged) if staged.linked => remove(&folder, &temporary)?,
+        Some(_) => match give_name(&folder, token) {
             // Somebody put a file there after staging. The decision has fallen: nobody's file is
             // replaced and this one gets a number.
             Err(error) if disk::is_taken(&error) => {
@@ -279,11 +362,23 @@ fn commit(token: &Token) -> io::Result<()> {
             }
             other => other?,
         },
-        Exists::Number => {
-            rename_numbered(&folder, token, &temporary)?;
-        }
     }
-    sync(token)
+    disk::sync_folder(&folder)
+}
+
+/// Gives the temporary file its name; `AlreadyExists` when it is another's and must not be replaced.
+fn give_name(folder: &OwnedFd, token: &Token) -> io::Result<()> {
+    let temporary = token.temporary();
+    match token.exists {
+        Exists::Replace | Exists::Append => Ok(rustix::fs::renameat(
+            folder,
+            &temporary,
+            folder,
+            &token.name,
+        )?),
+        Exists::Fail => rename_new(folder, &temporary, &token.name),
+        Exists::Number => rename_numbered(folder, token, &temporary).map(drop),
+    }
 }
 
 fn undo(token: &Token) -> io::Result<()> {
@@ -292,7 +387,7 @@ fn undo(token: &Token) -> io::Result<()> {
         other => other?,
     };
     remove(&folder, &token.temporary())?;
-    sync(token)
+    disk::sync_folder(&folder)
 }
 
 fn rename_numbered(folder: &OwnedFd, token: &Token, temporary: &str) -> io::Result<String> {
@@ -340,12 +435,6 @@ fn remove(folder: &OwnedFd, name: &str) -> io::Result<()> {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(error) => Err(error.into()),
     }
-}
-
-fn sync(token: &Token) -> io::Result<()> {
-    let mut path = token.dir.clone();
-    path.extend(&token.folders);
-    disk::sync_dir(&path)
 }
 
 /// What `stat` says of a name, as far as it matters here.
@@ -570,10 +659,47 @@ mod tests {
         names
     }
 
+    /// Writes as a target that is alone does.
     async fn write(token: &Token, body: &'static str) -> Result<(), SendError> {
+        let staged = StagedFile::new(token.clone(), Some(Bytes::from(body)));
+        staged
+            .at_once(Instant::now() + std::time::Duration::from_secs(60))
+            .await
+    }
+
+    /// Writes as one of several targets does.
+    async fn write_stepwise(token: &Token, body: &'static str) -> Result<(), SendError> {
         let staged = StagedFile::new(token.clone(), Some(Bytes::from(body)));
         staged.stage().await?;
         staged.commit().await
+    }
+
+    #[tokio::test]
+    async fn one_that_nobody_waits_for_any_more_gets_no_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let token = token(dir.path(), "x", Exists::Fail);
+        let late = write_at_once(&token, b"late", &AtomicBool::new(true)).unwrap_err();
+        assert_eq!(late.class, Class::Outage);
+        assert_eq!(names(dir.path()), [token.temporary()]);
+        write(&token, "again").await.unwrap();
+        assert_eq!(names(dir.path()), ["x"]);
+        assert_eq!(fs::read(dir.path().join("x")).unwrap(), b"again");
+    }
+
+    #[tokio::test]
+    async fn an_attempt_that_failed_leaves_nothing_and_the_name_is_free() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("x")).unwrap();
+        let first = token(dir.path(), "x", Exists::Replace);
+        let error = write(&first, "no file replaces a folder")
+            .await
+            .unwrap_err();
+        assert_eq!(error.class, Class::Rejected);
+        assert_eq!(names(dir.path()), ["x"]);
+        fs::remove_dir(dir.path().join("x")).unwrap();
+        write(&token(dir.path(), "x", Exists::Fail), "x")
+            .await
+            .unwrap();
     }
 
     #[tokio::test]
@@ -622,6 +748,7 @@ mod tests {
         write(&first, "body").await.unwrap();
         // The same message and target again, as after a crash before the lane heard of it.
         write(&first, "body").await.unwrap();
+        write_stepwise(&first, "body").await.unwrap();
         assert_eq!(names(dir.path()), ["x"]);
         let other = token(dir.path(), "x", Exists::Fail);
         let error = write(&other, "other").await.unwrap_err();
@@ -738,6 +865,7 @@ mod tests {
             write(&numbered, body).await.unwrap();
             // A repeat of the last one after a crash writes no further file.
             write(&numbered, body).await.unwrap();
+            write_stepwise(&numbered, body).await.unwrap();
         }
         assert_eq!(names(dir.path()), ["n-1.txt", "n.txt", "r.txt"]);
         assert_eq!(fs::read(dir.path().join("r.txt")).unwrap(), b"two");

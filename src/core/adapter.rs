@@ -134,6 +134,21 @@ pub trait Stage: Send + Sync {
     }
     /// Takes it back.
     fn undo(&self) -> BoxFuture<'_, Result<(), SendError>>;
+    /// Stages and makes visible in one, until `deadline`, for a request that is alone: nothing else
+    /// waits for what is staged, so that it need not outlive a crash before it is visible. An error
+    /// leaves nothing staged. What a sender does here otherwise than step by step is the sender's.
+    fn at_once(&self, deadline: Instant) -> BoxFuture<'_, Result<(), SendError>> {
+        Box::pin(async move {
+            crate::distribute::within(deadline, self.stage()).await?;
+            let committed = self.commit_until(deadline).await;
+            if committed.is_err()
+                && let Err(undo) = self.undo().await
+            {
+                tracing::warn!(error = %undo.detail, "a staged target could not be undone");
+            }
+            committed
+        })
+    }
 }
 
 /// An entry for an embedded queue.

@@ -882,13 +882,7 @@ impl Call for StageAndCommit<'_> {
         deadline: Instant,
     ) -> futures_util::future::BoxFuture<'_, Result<Message, SendError>> {
         Box::pin(async move {
-            within(deadline, self.0.stage()).await?;
-            if let Err(error) = self.0.commit_until(deadline).await {
-                if let Err(undo) = self.0.undo().await {
-                    tracing::warn!(error = %undo.detail, "a staged target could not be undone");
-                }
-                return Err(error);
-            }
+            self.0.at_once(deadline).await?;
             Ok((*self.1).clone())
         })
     }
