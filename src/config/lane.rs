@@ -23,7 +23,9 @@ impl InRoute<'_> {
             .text("queue")
             .filter(|name| !name.is_empty())
             .unwrap_or_else(|| format!("{}.{}", self.route, args.build.step));
-        let mut policy = policy(&own, 8);
+        // Beside `async` it says how much of the target runs at once: as many keys may.
+        let beside = args.count("concurrency").map_or(8, |count| count as usize);
+        let mut policy = policy(&own, beside);
         // `retry` beside `async` says how the queue tries, unless `async` says it itself.
         if !own.has("retry") && args.has("retry") {
             policy.retry = forever(&args.object("retry", RETRY));

@@ -157,9 +157,9 @@ pub static ASYNC: &[Field] = &[
     Field::new(
         "concurrency",
         Type::Count(1, MANY),
-        "How many keys are delivered side by side.",
-    )
-    .default("8"),
+        "How many keys are delivered side by side. Left out: as many as the target's own \
+         `concurrency` lets run, else 8.",
+    ),
 ];
 
 const BREAKER: &[Field] = &[

@@ -473,10 +473,13 @@ impl Queue {
         let mut state = self.lock();
         match state.lanes.get_mut(key) {
             Some(LaneState::Busy { again }) => *again = true,
+            // It is known already that there is something to do, or that it must wait.
             Some(_) => {}
-            None => state.make_ready(key),
+            None => {
+                state.make_ready(key);
+                self.dispatch(&mut state);
+            }
         }
-        self.dispatch(&mut state);
     }
 
     /// Tries the head of a lane that waits for its time now.
@@ -484,8 +487,8 @@ impl Queue {
         let mut state = self.lock();
         if let Some(LaneState::Waiting(_)) = state.lanes.get(key) {
             state.make_ready(key);
+            self.dispatch(&mut state);
         }
-        self.dispatch(&mut state);
     }
 
     /// Makes sure that the dispatcher sees what is ready.

@@ -19,6 +19,8 @@ use crate::{Code, Fault, Request};
 pub(crate) struct TargetConsumer {
     bus: Weak<Bus>,
     queue: Arc<str>,
+    /// The store's queue that is worked off before it.
+    front: Arc<str>,
     place: Place,
 }
 
@@ -52,6 +54,7 @@ impl TargetConsumer {
         Self {
             bus: Arc::downgrade(bus),
             queue: queue.clone(),
+            front: front_of(queue),
             place,
         }
     }
@@ -60,8 +63,7 @@ impl TargetConsumer {
     fn must_wait(&self, bus: &Bus) -> bool {
         match self.place {
             Place::Store => {
-                bus.homes().elsewhere(&self.queue)
-                    || !bus.store().lanes(&front_of(&self.queue)).is_empty()
+                bus.homes().elsewhere(&self.queue) || !bus.store().lanes(&self.front).is_empty()
             }
             Place::Front => bus.homes().elsewhere(&self.queue),
             Place::Broker => false,
@@ -159,7 +161,7 @@ impl Consumer for TargetConsumer {
         if let Some(target) = route.all_targets().nth(at) {
             bus.incidents().succeeded(&route.name, &target.step.name);
         }
-        if self.place == Place::Front && bus.store().lanes(&front_of(&self.queue)).is_empty() {
+        if self.place == Place::Front && bus.store().lanes(&self.front).is_empty() {
             bus.lanes().resume(&self.queue);
         }
     }

@@ -92,6 +92,11 @@ impl<'a> Reader<'a> {
         Self { bytes, at: 0 }
     }
 
+    /// How many bytes have been read.
+    pub fn position(&self) -> usize {
+        self.at
+    }
+
     pub fn is_at_end(&self) -> bool {
         self.at == self.bytes.len()
     }
@@ -179,7 +184,9 @@ impl<'a> Reader<'a> {
             _ => return None,
         };
         let count = self.u64()?;
-        let mut headers = Headers::new();
+        // What strangers wrote as a count must not make room for it.
+        let room = count.min(32) as usize;
+        let mut headers = Headers::with_capacity(room, 32 * room);
         for _ in 0..count {
             let name = self.str()?;
             headers.append(name, self.str()?);

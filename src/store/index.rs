@@ -165,9 +165,14 @@ impl Rows {
         }
     }
 
-    /// Adds what a change says; `waits` tells whether a target of the message entered a lane in
-    /// the same commit.
-    pub fn add(&mut self, view: &View<'_>, offset: u32, waits: impl FnOnce(MessageId) -> bool) {
+    /// Adds what a change says; `waits` tells whether the targets of a message that are queued
+    /// entered lanes in the same commit, from a reader that stands behind the entry's keys.
+    pub fn add<'a>(
+        &mut self,
+        view: &View<'a>,
+        offset: u32,
+        waits: impl FnOnce(MessageId, Reader<'a>) -> bool,
+    ) {
         match view {
             View::Put(put) | View::Moved(put) => {
                 self.summary.pins += 1;
@@ -210,7 +215,16 @@ impl Rows {
             } => {
                 self.add_id(*id, offset, Tag::Journal);
                 let received = received_at.as_micros();
-                let class = if *outcome == Outcome::Pending && waits(*id) {
+                let mut keys = *keys;
+                for _ in 0..keys.u64().unwrap_or_default() {
+                    // What is not there ends it, whatever the count says.
+                    let (Some(name), Some(value)) = (keys.str(), keys.str()) else {
+                        break;
+                    };
+                    let hash = hash_key(name, value);
+                    self.keys.push(KeyRow { hash, offset });
+                }
+                let class = if *outcome == Outcome::Pending && waits(*id, keys) {
                     PENDING_IN_LANES
                 } else {
                     class_of(*outcome)
@@ -226,15 +240,6 @@ impl Rows {
                 summary.classes[usize::from(class)] += 1;
                 summary.received.0 = summary.received.0.min(received);
                 summary.received.1 = summary.received.1.max(received);
-                let mut keys = *keys;
-                for _ in 0..keys.u64().unwrap_or_default() {
-                    // What is not there ends it, whatever the count says.
-                    let (Some(name), Some(value)) = (keys.str(), keys.str()) else {
-                        break;
-                    };
-                    let hash = hash_key(name, value);
-                    self.keys.push(KeyRow { hash, offset });
-                }
             }
             _ => {}
         }

@@ -22,6 +22,8 @@ pub struct Lane {
     pub pages: VecDeque<PageRef>,
     pub tail: VecDeque<Place>,
     pub depth: u64,
+    /// Bytes of its entries that memory keeps.
+    pub kept: usize,
 }
 
 impl Lane {

@@ -17,6 +17,7 @@ mod find;
 pub mod fuzz;
 mod index;
 mod keeper;
+mod kept;
 mod lane;
 mod lock;
 mod log;
@@ -52,6 +53,9 @@ pub struct Options {
     pub lazy_sync: Duration,
     /// Places of a lane that one page holds; memory keeps up to four times as many a lane.
     pub page_entries: usize,
+    /// Bytes of waiting messages that memory keeps, all lanes together; what is beyond is read from
+    /// the log when its turn comes.
+    pub keep_in_memory: usize,
     /// Bytes kept free so that lanes can drain on a full disk.
     pub reserve: u64,
     /// How often retention is looked after.
@@ -71,6 +75,7 @@ impl Default for Options {
             gather: Duration::from_millis(5),
             lazy_sync: Duration::from_secs(1),
             page_entries: 256,
+            keep_in_memory: 16 << 20,
             reserve: 4 << 20,
             prune_every: Duration::from_secs(30),
         }

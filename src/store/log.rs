@@ -22,8 +22,8 @@ use crate::codec::Reader;
 use crate::disk::{Disk, DiskFile, OpenFiles, is_full};
 use crate::index::{IndexFile, Rows};
 use crate::record::{
-    CHANGE_HEAD, Changes, EntryOf, FRAME_HEAD, PutView, SEGMENT_HEAD, Tag, begin_frame, encode,
-    place_frame, read_journal, seal_frame, view,
+    CHANGE_HEAD, Changes, EntryOf, FRAME_HEAD, SEGMENT_HEAD, Tag, begin_frame, count_targets,
+    encode, is_put_of, place_frame, seal_frame, view,
 };
 use crate::segment::{segment_file, segment_head};
 use crate::state::{State, position};
@@ -136,7 +136,7 @@ impl Inner {
         options: Options,
         disk: Arc<dyn Disk>,
         files: Arc<OpenFiles>,
-        state: State,
+        mut state: State,
         journal: Journal,
         segments: BTreeMap<u32, u64>,
         damaged: Vec<u32>,
@@ -145,6 +145,8 @@ impl Inner {
             next: state.next,
             ..Gate::default()
         };
+        // What was replayed before is read when its turn comes.
+        state.kept.set_room(options.keep_in_memory);
         Self {
             options,
             disk,
@@ -464,10 +466,10 @@ pub fn apply_frame(
         let view = view(tag, body).ok_or_else(|| unknown(segment))?;
         let offset = base + at as u32;
         if let Some(state) = &mut state {
-            state.apply(&view, position(segment, offset))?;
+            state.apply(&view, body, position(segment, offset))?;
         }
         if let Some(rows) = &mut rows {
-            rows.add(&view, offset, |id| waits_in_lanes(changes, id, body));
+            rows.add(&view, offset, |id, rest| waits_in_lanes(changes, id, rest));
         }
         read = at + CHANGE_HEAD + body.len();
     }
@@ -486,20 +488,14 @@ fn unknown(segment: u32) -> io::Error {
 }
 
 /// Whether all targets of a message that are queued entered lanes in the same commit, so that the
-/// lanes tell when it is no longer pending.
-fn waits_in_lanes(changes: &[u8], id: MessageId, body: &[u8]) -> bool {
-    let puts = Changes::new(changes).filter(|(tag, _, body)| {
-        *tag == Tag::Put
-            && PutView::read(&mut Reader::new(body))
-                .is_some_and(|put| put.id == id && !put.target.is_empty())
-    });
-    let queued = read_journal(body).map_or(0, |entry| {
-        let targets = entry.targets.iter();
-        targets
-            .filter(|target| target.outcome == Outcome::Queued)
-            .count()
-    });
-    queued > 0 && puts.count() >= queued
+/// lanes tell when it is no longer pending; `entry` reads the entry's targets.
+fn waits_in_lanes(changes: &[u8], id: MessageId, entry: Reader<'_>) -> bool {
+    let queued = count_targets(entry, Outcome::Queued).unwrap_or_default();
+    let puts = || {
+        Changes::new(changes)
+            .filter(|(tag, _, body)| *tag == Tag::Put && is_put_of(body, id) == Some(true))
+    };
+    queued > 0 && puts().count() >= queued
 }
 
 /// Who may come back soon after being answered, and how long it pays to wait for them.

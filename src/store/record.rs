@@ -365,6 +365,34 @@ pub fn read_journal(body: &[u8]) -> Option<JournalEntry> {
     })
 }
 
+/// How many of a journal entry's targets have this outcome; the reader stands behind its keys.
+pub fn count_targets(mut reader: Reader<'_>, outcome: Outcome) -> Option<usize> {
+    let code = outcome_code(outcome);
+    reader.u64()?;
+    reader.option(Reader::bytes)?;
+    reader.option(Reader::id)?;
+    let mut found = 0;
+    for _ in 0..reader.u64()? {
+        reader.bytes()?;
+        found += usize::from(reader.u8()? == code);
+        reader.u64()?;
+        reader.option(Reader::bytes)?;
+        reader.time()?;
+    }
+    Some(found)
+}
+
+/// Whether a put's body is an entry of this message for a target of the journal.
+pub fn is_put_of(body: &[u8], id: MessageId) -> Option<bool> {
+    let mut reader = Reader::new(body);
+    reader.u64_fixed()?;
+    if reader.id()? != id {
+        return Some(false);
+    }
+    let (_queue, _key) = (reader.bytes()?, reader.bytes()?);
+    Some(!reader.bytes()?.is_empty())
+}
+
 /// The message of a put or of a payload.
 pub fn read_message(tag: Tag, body: &Bytes) -> Option<Message> {
     let mut reader = Reader::new(body);

@@ -1,5 +1,6 @@
 //! Segments: the files of the log. What is read of them, and how the end of the log is found.
 
+use std::cell::RefCell;
 use std::io;
 
 use bytes::Bytes;
@@ -14,7 +15,13 @@ use crate::state::{offset_of, segment_of};
 
 /// Name of a segment.
 pub fn segment_file(number: u32) -> String {
-    format!("{number:08x}.log")
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut name = String::with_capacity(12);
+    for shift in (0..32).step_by(4).rev() {
+        name.push(char::from(DIGITS[(number >> shift & 15) as usize]));
+    }
+    name.push_str(".log");
+    name
 }
 
 /// The number in a name such as `0000001f.log`.
@@ -34,6 +41,10 @@ pub fn segment_head(number: u32) -> [u8; SEGMENT_HEAD] {
 /// Bytes that one read takes in the hope that they are enough.
 const GUESS: usize = 4096;
 
+thread_local! {
+    static GUESSED: RefCell<[u8; GUESS]> = const { RefCell::new([0; GUESS]) };
+}
+
 /// Reads the change at `position`, checked.
 pub fn read_change(files: &OpenFiles, position: u64) -> Result<(Tag, Bytes), StoreError> {
     let name = segment_file(segment_of(position));
@@ -42,28 +53,31 @@ pub fn read_change(files: &OpenFiles, position: u64) -> Result<(Tag, Bytes), Sto
     let file = files
         .get(&name)
         .map_err(|error| damaged(&error.to_string()))?;
-    let mut bytes = vec![0u8; GUESS];
-    let read = file
-        .read_some(&mut bytes, at)
-        .map_err(|error| damaged(&error.to_string()))?;
-    bytes.truncate(read);
-    let head: [u8; CHANGE_HEAD] = bytes
-        .get(..CHANGE_HEAD)
-        .and_then(|head| head.try_into().ok())
-        .ok_or_else(|| damaged("nothing"))?;
-    let (tag, length, crc) = change_head(head).ok_or_else(|| damaged("no record"))?;
-    let end = CHANGE_HEAD + length;
-    if end > bytes.len() {
+    let (tag, crc, body) = GUESSED.with_borrow_mut(|guessed| {
+        let read = file
+            .read_some(guessed, at)
+            .map_err(|error| damaged(&error.to_string()))?;
+        let bytes = &guessed[..read];
+        let head: [u8; CHANGE_HEAD] = bytes
+            .get(..CHANGE_HEAD)
+            .and_then(|head| head.try_into().ok())
+            .ok_or_else(|| damaged("nothing"))?;
+        let (tag, length, crc) = change_head(head).ok_or_else(|| damaged("no record"))?;
+        let known = &bytes[CHANGE_HEAD..];
+        if let Some(body) = known.get(..length) {
+            return Ok((tag, crc, Bytes::copy_from_slice(body)));
+        }
         let size = file.len().unwrap_or_default();
-        if at + end as u64 > size {
+        if at + (CHANGE_HEAD + length) as u64 > size {
             return Err(damaged("no whole record"));
         }
-        let known = bytes.len();
-        bytes.resize(end, 0);
-        file.read_at(&mut bytes[known..], at + known as u64)
+        let mut body = Vec::with_capacity(length);
+        body.extend_from_slice(known);
+        body.resize(length, 0);
+        file.read_at(&mut body[known.len()..], at + read as u64)
             .map_err(|error| damaged(&error.to_string()))?;
-    }
-    let body = Bytes::from(bytes).slice(CHANGE_HEAD..end);
+        Ok((tag, crc, Bytes::from(body)))
+    })?;
     if !is_intact(tag, &body, crc) {
         return Err(damaged("a damaged record"));
     }

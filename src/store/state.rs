@@ -8,8 +8,10 @@ use std::sync::Arc;
 
 use ahash::AHashMap as HashMap;
 use bytes::Bytes;
+use xbus_core::store::EntryRef;
 use xbus_core::{MessageId, Timestamp};
 
+use crate::kept::{Kept, Record};
 use crate::lane::Lane;
 use crate::pages::Pages;
 use crate::record::{EntryView, View};
@@ -78,6 +80,8 @@ pub struct State {
     /// The next number of a commit or an entry.
     pub next: u64,
     pub pages: Pages,
+    /// Records of entries that wait in lanes.
+    pub kept: Kept,
 }
 
 impl State {
@@ -91,18 +95,21 @@ impl State {
             applied: 0,
             next: 1,
             pages,
+            kept: Kept::default(),
         }
     }
 
-    /// Does one change that stands at `position`.
-    pub fn apply(&mut self, view: &View<'_>, position: u64) -> io::Result<()> {
+    /// Does one change, which stands at `position` with this body.
+    pub fn apply(&mut self, view: &View<'_>, body: &[u8], position: u64) -> io::Result<()> {
         match view {
             View::Put(put) => {
                 self.next = self.next.max(put.seq + 1);
                 let queue = entry(&mut self.queues, put.queue);
                 queue.has_targets |= !put.target.is_empty();
                 queue.depth += 1;
-                entry(&mut queue.lanes, put.key).insert((put.seq, position), &mut self.pages)?;
+                let lane = entry(&mut queue.lanes, put.key);
+                lane.insert((put.seq, position), &mut self.pages)?;
+                self.kept.offer(put.seq, body, &mut lane.kept);
                 self.pin(position);
             }
             View::Moved(put) => {
@@ -242,6 +249,22 @@ impl State {
         }
     }
 
+    /// The record of an entry that waits, where memory keeps it.
+    pub fn record(&self, seq: u64) -> Option<Record> {
+        self.kept.get(seq).cloned()
+    }
+
+    /// Keeps the record of a lane's head that was read from the log, if it still is the head;
+    /// `beginning` is how much of it says what it is about.
+    pub fn keep_head(&mut self, at: &EntryRef, body: &[u8], beginning: usize) {
+        let queue = self.queues.get_mut(&at.queue);
+        if let Some(lane) = queue.and_then(|queue| queue.lanes.get_mut(&at.key))
+            && lane.front().is_some_and(|front| front.0 == at.seq)
+        {
+            self.kept.keep_head(at.seq, body, beginning, &mut lane.kept);
+        }
+    }
+
     /// Takes an entry out of its lane or from among the parked ones.
     fn take(&mut self, at: &EntryView<'_>) -> io::Result<Option<u64>> {
         let Some(queue) = self.queues.get_mut(at.queue) else {
@@ -256,6 +279,7 @@ impl State {
         let found = lane.remove(at.seq, &mut self.pages)?;
         if found.is_some() {
             queue.depth -= 1;
+            self.kept.forget(at.seq, &mut lane.kept);
             if lane.depth == 0 {
                 queue.lanes.remove(at.key);
             }

@@ -24,7 +24,7 @@ use crate::lock::DirLock;
 use crate::log::{Inner, LogWriter, lock};
 use crate::open::open;
 use crate::pages::Place;
-use crate::record::{EntryOf, PutView, Tag, View, read_message, view};
+use crate::record::{EntryOf, PutView, Tag, View, view};
 use crate::segment::read_change;
 use crate::state::{Queue, State, Tries};
 
@@ -37,6 +37,8 @@ pub struct Statistics {
     pub dropped: u64,
     /// Places of entries that are held in memory.
     pub places_in_memory: u64,
+    /// Bytes of waiting messages that are held in memory.
+    pub kept_in_memory: u64,
 }
 
 /// The store on a segmented log.
@@ -107,6 +109,7 @@ impl LogStore {
             syncs: self.inner.syncs.load(Ordering::Relaxed),
             dropped: self.inner.dropped.load(Ordering::Relaxed),
             places_in_memory: lanes.map(|lane| lane.in_memory() as u64).sum(),
+            kept_in_memory: state.kept.bytes() as u64,
         }
     }
 
@@ -134,17 +137,19 @@ impl LogStore {
                 Change::Release { at } => (at, Some(true), false),
                 _ => continue,
             };
-            let place = {
+            let (place, kept) = {
                 let state = lock(&self.inner.state);
                 let parked = state
                     .queues
                     .get(&*at.queue)
                     .is_some_and(|queue| queue.parked.contains_key(&at.seq));
-                if wanted.is_some_and(|wanted| wanted != parked) {
+                let place = if wanted.is_some_and(|wanted| wanted != parked) {
                     None
                 } else {
                     state.locate(&at.queue, &at.key, at.seq).map_err(damaged)?
-                }
+                };
+                let reads = reads && place.is_some();
+                (place, reads.then(|| state.record(at.seq)).flatten())
             };
             let Some(place) = place else {
                 return Err(StoreError::NotFound(format!(
@@ -152,10 +157,19 @@ impl LogStore {
                     at.queue, at.seq
                 )));
             };
+            if !reads {
+                continue;
+            }
             // An entry that cannot be read can be settled all the same.
-            if reads
-                && let Ok((tag, body)) = read_change(&self.inner.files, place)
-                && let Some(View::Put(put) | View::Moved(put)) = view(tag, &body)
+            let body = match kept {
+                Some(kept) => Some(kept.body),
+                None => match read_change(&self.inner.files, place) {
+                    Ok((Tag::Put | Tag::Moved, body)) => Some(body),
+                    _ => None,
+                },
+            };
+            if let Some(body) = body
+                && let Some(put) = PutView::read(&mut Reader::new(&body))
             {
                 found.resize_with(index, || None);
                 found.push(Some(EntryOf {
@@ -169,36 +183,42 @@ impl LogStore {
 
     fn read(&self, found: Located) -> Result<Queued, StoreError> {
         let (tag, body) = read_change(&self.inner.files, found.place)?;
-        let wrong = || {
-            StoreError::Corrupt(format!(
-                "the entry {} of queue '{}' is not where it should be",
-                found.at.seq, found.at.queue
-            ))
-        };
-        if !matches!(tag, Tag::Put | Tag::Moved) {
-            return Err(wrong());
-        }
-        let put = PutView::read(&mut Reader::new(&body)).ok_or_else(wrong)?;
-        if put.seq != found.at.seq {
-            return Err(wrong());
-        }
-        let (since, cause, target) = (put.since, put.cause, Arc::from(put.target));
-        let message = read_message(tag, &body).ok_or_else(wrong)?;
-        let tries = found.tries;
-        Ok(Queued {
-            at: found.at,
-            message: Arc::new(message),
-            target,
-            since,
-            cause,
-            attempts: tries.as_ref().map_or(0, |tries| tries.attempts),
-            last_error: tries
-                .as_ref()
-                .and_then(|tries| tries.error.as_deref().map(str::to_owned)),
-            next_try: tries.and_then(|tries| tries.next_try),
-            parked: found.parked,
-        })
+        let is_put = matches!(tag, Tag::Put | Tag::Moved);
+        decode(found, is_put.then_some(&body)).map(|(queued, _)| queued)
     }
+}
+
+/// Makes an entry of the body of its put; says also how much of that comes before the message.
+fn decode(found: Located, body: Option<&Bytes>) -> Result<(Queued, usize), StoreError> {
+    let wrong = || {
+        StoreError::Corrupt(format!(
+            "the entry {} of queue '{}' is not where it should be",
+            found.at.seq, found.at.queue
+        ))
+    };
+    let body = body.ok_or_else(wrong)?;
+    let mut reader = Reader::new(body);
+    let put = PutView::read(&mut reader).ok_or_else(wrong)?;
+    if put.seq != found.at.seq {
+        return Err(wrong());
+    }
+    let beginning = reader.position();
+    let message = reader.message(put.id, body).ok_or_else(wrong)?;
+    let tries = found.tries;
+    let queued = Queued {
+        at: found.at,
+        message: Arc::new(message),
+        target: Arc::from(put.target),
+        since: put.since,
+        cause: put.cause,
+        attempts: tries.as_ref().map_or(0, |tries| tries.attempts),
+        last_error: tries
+            .as_ref()
+            .and_then(|tries| tries.error.as_deref().map(str::to_owned)),
+        next_try: tries.and_then(|tries| tries.next_try),
+        parked: found.parked,
+    };
+    Ok((queued, beginning))
 }
 
 /// Waits for the writer, then for the keeper.
@@ -324,7 +344,7 @@ impl Store for LogStore {
     }
 
     fn head(&self, queue: &str, key: &str) -> Result<Option<Queued>, StoreError> {
-        let found = {
+        let (found, kept) = {
             let state = lock(&self.inner.state);
             let Some((name, queue)) = state.queues.get_key_value(queue) else {
                 return Ok(None);
@@ -332,9 +352,20 @@ impl Store for LogStore {
             let Some((key, lane)) = queue.lanes.get_key_value(key) else {
                 return Ok(None);
             };
-            lane.front().map(|place| waiting(name, queue, key, place))
+            let Some(place) = lane.front() else {
+                return Ok(None);
+            };
+            let kept = state.record(place.0).filter(|kept| kept.is_whole);
+            (waiting(name, queue, key, place), kept)
         };
-        found.map(|found| self.read(found)).transpose()
+        if let Some(kept) = kept {
+            return decode(found, Some(&kept.body)).map(|(queued, _)| Some(queued));
+        }
+        let (tag, body) = read_change(&self.inner.files, found.place)?;
+        let is_put = matches!(tag, Tag::Put | Tag::Moved);
+        let (queued, beginning) = decode(found, is_put.then_some(&body))?;
+        lock(&self.inner.state).keep_head(&queued.at, &body, beginning);
+        Ok(Some(queued))
     }
 
     fn lanes(&self, queue: &str) -> Vec<LaneStatus> {

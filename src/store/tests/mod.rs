@@ -4,6 +4,7 @@ mod basics;
 mod crashes;
 mod deep;
 mod full;
+mod kept;
 mod retention;
 mod search;
 mod sim;
@@ -29,6 +30,7 @@ pub fn small() -> Options {
         gather: Duration::from_millis(1),
         lazy_sync: Duration::from_millis(20),
         page_entries: 4,
+        keep_in_memory: 2 << 10,
         reserve: 8 << 10,
         prune_every: Duration::from_millis(20),
         ..Options::default()
