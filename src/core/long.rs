@@ -35,7 +35,7 @@ const LONG_RUN: Duration = Duration::from_micros(300);
 /// What is not known to take long leaves its worker after this time.
 pub const UNEXPECTED: Duration = Duration::from_millis(1);
 
-/// Threads that compute beside the workers at the most; further work is done where it is, and the worker's
+/// Threads that compute beside the workers at the most, those that [`leave`] not counted; further work is done where it is, and the worker's
 /// other tasks wait. Well below the threads that tokio has for blocking work (512), which take the
 /// workers' tasks over.
 const THREADS: usize = 64;
