@@ -1,19 +1,26 @@
 //! Bodies as they come over the wire: collected within limits of size and time, and decoded when
 //! they are compressed (RFC 9110 section 8.4).
 
+use std::future::poll_fn;
 use std::io::Read;
-use std::pin::pin;
-use std::task::Poll;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
+use tokio::time::{Instant, Sleep};
 
 /// Compressed bodies above this size are decoded away from the threads that serve connections.
 const DECODE_ASIDE: usize = 64 * 1024;
 /// What a compressed body may always become, whatever its ratio.
 const DECODE_FLOOR: u64 = 64 * 1024;
+
+/// A body up to this size is taken out of the buffer that it was read into, which has 8 KiB or more
+/// and would be held for as long as the message lives.
+const SMALL: usize = 2048;
+/// As much room is made because a header announces it, before as much has come.
+const BELIEVED: usize = 1 << 20;
 
 /// Why a body could not be had.
 #[derive(Debug)]
@@ -32,64 +39,120 @@ pub(crate) enum BodyError {
     Corrupt,
 }
 
-/// Collects a body of at most `limit` bytes of which some byte comes every `pause`. A body that
-/// came in one piece is not copied.
+/// Collects a body of at most `limit` bytes of which some byte comes every `pause`, if there is one.
+/// A body that came in one piece is not copied, unless it is so small that it would hold much more
+/// than itself.
 pub(crate) async fn collect(
     mut body: Incoming,
     limit: u64,
-    pause: Duration,
+    pause: Option<Duration>,
 ) -> Result<Bytes, BodyError> {
     if body.size_hint().lower() > limit {
         return Err(BodyError::TooLarge);
     }
-    let first = match data(&mut body, pause).await? {
-        None => return Ok(Bytes::new()),
-        Some(first) => first,
+    let announced = body.size_hint().exact();
+    let mut patience = Patience::of(pause);
+    let Some(first) = data(&mut body, &mut patience).await? else {
+        return Ok(Bytes::new());
     };
     if first.len() as u64 > limit {
         return Err(BodyError::TooLarge);
     }
-    if body.is_end_stream() {
-        return Ok(first);
-    }
-    let Some(second) = data(&mut body, pause).await? else {
-        return Ok(first);
-    };
-    let mut all = BytesMut::with_capacity((first.len() + second.len()) * 2);
-    all.extend_from_slice(&first);
-    let mut next = Some(second);
-    while let Some(piece) = next {
-        if (all.len() + piece.len()) as u64 > limit {
+    let mut all = BytesMut::new();
+    while !body.is_end_stream() {
+        let Some(piece) = data(&mut body, &mut patience).await? else {
+            break;
+        };
+        if all.is_empty() {
+            all.reserve(room(first.len() + piece.len(), announced));
+            all.extend_from_slice(&first);
+        }
+        let len = all.len() + piece.len();
+        if len as u64 > limit {
             return Err(BodyError::TooLarge);
         }
+        if len > all.capacity() {
+            all.reserve(room(len, announced) - all.len());
+        }
         all.extend_from_slice(&piece);
-        next = data(&mut body, pause).await?;
     }
-    Ok(all.freeze())
+    Ok(match all.is_empty() {
+        true if first.len() <= SMALL => Bytes::copy_from_slice(&first),
+        true => first,
+        false => all.freeze(),
+    })
+}
+
+/// How large to make the buffer of a body of which `len` bytes have come: as large as was announced,
+/// so that it need not move; but what has come bounds what is believed.
+fn room(len: usize, announced: Option<u64>) -> usize {
+    let wanted = match announced {
+        Some(whole) => {
+            let whole = usize::try_from(whole).unwrap_or(usize::MAX);
+            whole.min(BELIEVED.max(len.saturating_mul(8)))
+        }
+        None => len.saturating_mul(2),
+    };
+    wanted.max(len)
 }
 
 /// The next piece of data; trailers are passed over.
-async fn data(body: &mut Incoming, pause: Duration) -> Result<Option<Bytes>, BodyError> {
+async fn data(body: &mut Incoming, patience: &mut Patience) -> Result<Option<Bytes>, BodyError> {
     loop {
-        // What is there already needs no timer.
-        let frame = match futures_util::poll!(pin!(body.frame())) {
-            Poll::Ready(frame) => frame,
-            Poll::Pending => match tokio::time::timeout(pause, body.frame()).await {
-                Err(_) => return Err(BodyError::Slow),
-                Ok(frame) => frame,
-            },
-        };
-        match frame {
+        let frame = poll_fn(|cx| match Pin::new(&mut *body).poll_frame(cx) {
+            Poll::Ready(frame) => Poll::Ready(Ok(frame)),
+            Poll::Pending => patience.poll(cx).map(|()| Err(BodyError::Slow)),
+        });
+        match frame.await? {
             None => return Ok(None),
             Some(Err(error)) => return Err(BodyError::Lost(error.to_string())),
             Some(Ok(frame)) => {
                 if let Ok(data) = frame.into_data()
                     && !data.is_empty()
                 {
+                    patience.until = None;
                     return Ok(Some(data));
                 }
             }
         }
+    }
+}
+
+/// How long the next piece may take. What is there already needs neither timer nor clock, and all
+/// pieces of a body have one timer.
+struct Patience {
+    pause: Option<Duration>,
+    /// When it ends, once something is waited for.
+    until: Option<Instant>,
+    /// Set for this moment or an earlier one.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Patience {
+    fn of(pause: Option<Duration>) -> Self {
+        Self {
+            pause,
+            until: None,
+            timer: None,
+        }
+    }
+
+    /// Ready when it has ended.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(pause) = self.pause else {
+            return Poll::Pending;
+        };
+        let until = *self.until.get_or_insert_with(|| Instant::now() + pause);
+        let timer = self
+            .timer
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
+        while timer.as_mut().poll(cx).is_ready() {
+            if timer.deadline() >= until {
+                return Poll::Ready(());
+            }
+            timer.as_mut().reset(until);
+        }
+        Poll::Pending
     }
 }
 
@@ -218,5 +281,28 @@ mod tests {
             decode("gzip", Bytes::from_static(b"not gzip"), 10, 100).await,
             Err(BodyError::Corrupt)
         ));
+    }
+
+    #[test]
+    fn an_announced_length_is_believed_only_so_far() {
+        assert_eq!(room(8000, Some(100_000)), 100_000);
+        assert_eq!(room(8000, Some(50 << 20)), BELIEVED);
+        assert_eq!(room(2 << 20, Some(50 << 20)), 16 << 20);
+        assert_eq!(room(9 << 20, Some(50 << 20)), 50 << 20);
+        // Chunked bodies announce nothing.
+        assert_eq!(room(8000, None), 16_000);
+        assert_eq!(room(usize::MAX, Some(u64::MAX)), usize::MAX);
+    }
+
+    #[tokio::test]
+    async fn each_piece_of_a_body_has_the_whole_pause() {
+        let pause = Duration::from_millis(40);
+        let mut patience = Patience::of(Some(pause));
+        assert!(futures_util::poll!(poll_fn(|cx| patience.poll(cx))).is_pending());
+        tokio::time::sleep(pause / 2).await;
+        patience.until = None; // a piece came
+        let began = Instant::now();
+        poll_fn(|cx| patience.poll(cx)).await;
+        assert!(began.elapsed() >= pause);
     }
 }

@@ -33,8 +33,6 @@ const TOLD: usize = 200;
 const REDIRECTS: usize = 5;
 /// A decoded answer may be so much larger than what came.
 const RATIO: u64 = 100;
-/// The deadline bounds a body, not its pauses.
-const NO_PAUSE: Duration = Duration::from_secs(86_400);
 
 /// A request that is ready to go.
 pub(crate) struct HttpCall {
@@ -120,7 +118,8 @@ impl HttpCall {
             } else {
                 FAILURE_BODY
             };
-            let body = body::collect(incoming, limit, NO_PAUSE).await;
+            // The deadline bounds the body, not its pauses.
+            let body = body::collect(incoming, limit, None).await;
             if body.is_ok() {
                 self.config.destination.put(handle);
             }
@@ -176,7 +175,8 @@ impl HttpCall {
             let (mut handle, kept) = match destination.take().await {
                 Some(handle) => (handle, true),
                 None => {
-                    let handle = destination.connect().await.map_err(|error| {
+                    // Apart: most requests need no room for a handshake.
+                    let handle = Box::pin(destination.connect()).await.map_err(|error| {
                         SendError::outage(format!("{}: no connection: {error}", self.shown()))
                     })?;
                     (handle, false)

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::future::poll_fn;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
@@ -18,8 +19,8 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::net::{TcpListener, TcpSocket, TcpStream, lookup_host};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -34,6 +35,11 @@ use crate::serve;
 use crate::settings::{Limits, ListenerSettings, Settings};
 use crate::table::Table;
 use crate::tls::{self, Subject};
+
+/// Connections that may wait to be accepted, for callers that all come at once: who finds no room
+/// tries again only after a second (RFC 6298 section 2.1). The system has a bound of its own (Linux:
+/// net.core.somaxconn, 4096 by default).
+const BACKLOG: u32 = 4096;
 
 /// All listeners of the bus.
 pub struct Hub {
@@ -155,8 +161,8 @@ impl Hub {
                 None => None,
             };
             let address = &listener.settings.listen;
-            let cannot = |error: std::io::Error| not_bound(name, address, &error);
-            let socket = TcpListener::bind(address).await.map_err(cannot)?;
+            let cannot = |error: io::Error| not_bound(name, address, &error);
+            let socket = bind(address).await.map_err(cannot)?;
             addresses.push((name.clone(), socket.local_addr().map_err(cannot)?));
             bound.push((listener.clone(), socket, acceptor));
         }
@@ -228,17 +234,39 @@ impl Hub {
     }
 }
 
-fn not_bound(name: &str, address: &str, error: &std::io::Error) -> OpenError {
+/// Listens on the first address that a text such as `localhost:8080` stands for and that is free.
+async fn bind(address: &str) -> io::Result<TcpListener> {
+    let mut last = None;
+    for address in lookup_host(address).await? {
+        let bound = match address {
+            SocketAddr::V4(_) => TcpSocket::new_v4(),
+            SocketAddr::V6(_) => TcpSocket::new_v6(),
+        }
+        .and_then(|socket| {
+            // A bus that starts again must not wait for connections of the one before.
+            socket.set_reuseaddr(true)?;
+            socket.bind(address)?;
+            socket.listen(BACKLOG)
+        });
+        match bound {
+            Ok(listener) => return Ok(listener),
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(last.unwrap_or_else(|| io::Error::other("the name has no address")))
+}
+
+fn not_bound(name: &str, address: &str, error: &io::Error) -> OpenError {
     let key = if name == "default" {
         "http.listen".to_owned()
     } else {
         format!("listeners.{name}.listen")
     };
     let help = match error.kind() {
-        std::io::ErrorKind::AddrInUse => format!(
+        io::ErrorKind::AddrInUse => format!(
             "another process listens there: stop it (`ss -ltnp` names it), or set {key} in xbus.yaml to another port"
         ),
-        std::io::ErrorKind::PermissionDenied => {
+        io::ErrorKind::PermissionDenied => {
             format!("ports below 1024 need a privilege: set {key} in xbus.yaml to a higher port")
         }
         _ => format!("set {key} in xbus.yaml to an address of this machine"),
@@ -275,47 +303,65 @@ impl Accepting {
                 }
             };
             let _ = stream.set_nodelay(true);
-            let open = self.open(stream, peer);
-            self.tasks.spawn(async move {
-                open.await;
-                drop(place);
-            });
+            self.tasks.spawn(self.open(stream, peer, place));
         }
     }
 
-    /// The life of one connection.
+    /// The life of one connection, which has its place until then.
     fn open(
         &self,
         stream: TcpStream,
         peer: SocketAddr,
+        place: OwnedSemaphorePermit,
     ) -> impl Future<Output = ()> + Send + 'static {
         let acceptor = self.acceptor.clone();
         let listener = self.listener.clone();
         let limits = self.limits;
         let connections = self.connections.clone();
         async move {
+            let _place = place;
             match acceptor {
                 None => {
                     let connection = connection(listener, limits, peer.ip(), None, &connections);
                     connections.run(stream, connection).await;
                 }
+                // Apart, so that connections without TLS have no room for its session.
                 Some(acceptor) => {
-                    let handshake =
-                        tokio::time::timeout(limits.head_timeout, acceptor.accept(stream)).await;
-                    let Ok(Ok(stream)) = handshake else {
-                        tracing::debug!(%peer, "no TLS session came about");
-                        return;
-                    };
-                    let (_, session) = stream.get_ref();
-                    let subject = session
-                        .peer_certificates()
-                        .and_then(|chain| Subject::of(chain.first()?));
-                    let connection = connection(listener, limits, peer.ip(), subject, &connections);
-                    connections.run(stream, connection).await;
+                    Box::pin(secured(
+                        acceptor,
+                        stream,
+                        peer,
+                        listener,
+                        limits,
+                        &connections,
+                    ))
+                    .await;
                 }
             }
         }
     }
+}
+
+/// The life of a connection with TLS.
+async fn secured(
+    acceptor: TlsAcceptor,
+    stream: TcpStream,
+    peer: SocketAddr,
+    listener: Arc<Listener>,
+    limits: Limits,
+    connections: &Arc<Connections>,
+) {
+    let handshake = tokio::time::timeout(limits.head_timeout, acceptor.accept(stream)).await;
+    let Ok(Ok(stream)) = handshake else {
+        tracing::debug!(%peer, "no TLS session came about");
+        return;
+    };
+    let (_, session) = stream.get_ref();
+    let subject = session
+        .peer_certificates()
+        .and_then(|chain| Subject::of(chain.first()?));
+    let connection = connection(listener, limits, peer.ip(), subject, connections);
+    connections.run(stream, connection).await;
 }
 
 fn connection(
@@ -376,10 +422,11 @@ impl Connections {
             service_fn(move |request| {
                 let connection = connection.clone();
                 let _answering = connection.watch.answering();
-                async move {
+                // hyper keeps room for this future as long as the connection is open.
+                Box::pin(async move {
                     let answer = serve::answer(&connection, request).await;
                     Ok::<_, Infallible>(answer.map(|body| Watched { body, _answering }))
-                }
+                })
             })
         };
         let mut http = pin!(builder.serve_connection(TokioIo::new(guard), service));
@@ -398,5 +445,55 @@ impl Connections {
         if let Err(error) = ended {
             tracing::debug!(client = connection.client, %error, "a connection ended early");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hub() -> Arc<Hub> {
+        let listener = ListenerSettings::at("localhost:0");
+        Hub::new(Settings {
+            listeners: [("default".to_owned(), listener)].into(),
+            limits: Limits::default(),
+        })
+    }
+
+    #[tokio::test]
+    async fn callers_that_come_all_at_once_wait_for_the_bus_without_trying_again() {
+        let hub = hub();
+        let address = hub.listen().await.unwrap()[0].1;
+        let most: usize = std::fs::read_to_string("/proc/sys/net/core/somaxconn")
+            .map_or(128, |text| text.trim().parse().unwrap());
+        // Nothing is accepted: whoever finds no room is not connected, however often it tries.
+        let mut waiting = Vec::new();
+        for _ in 0..most.min(500) {
+            let stream = std::net::TcpStream::connect_timeout(&address, Duration::from_secs(5));
+            waiting.push(stream.unwrap());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_without_tls_has_no_room_for_its_session() {
+        let hub = hub();
+        let socket = bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(socket.local_addr().unwrap())
+            .await
+            .unwrap();
+        let peer = stream.peer_addr().unwrap();
+        let places = Arc::new(Semaphore::new(1));
+        let accepting = Accepting {
+            listener: hub.listeners["default"].clone(),
+            limits: hub.limits,
+            acceptor: None,
+            places: places.clone(),
+            connections: hub.connections.clone(),
+            tasks: hub.tasks.clone(),
+        };
+        let place = places.acquire_owned().await.unwrap();
+        let connection = accepting.open(stream, peer, place);
+        let bytes = size_of_val(&connection);
+        assert!(bytes <= 2048, "{bytes} bytes for each connection");
     }
 }

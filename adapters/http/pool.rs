@@ -14,6 +14,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http::header::HeaderValue;
 use http_body_util::Full;
 use hyper::client::conn::http1::{self, SendRequest};
@@ -321,11 +322,12 @@ where
         .handshake(TokioIo::new(stream))
         .await
         .map_err(io::Error::other)?;
-    tokio::spawn(async move {
-        if let Err(error) = connection.await {
+    // An async block would hold the connection twice.
+    tokio::spawn(connection.map(|ended| {
+        if let Err(error) = ended {
             tracing::debug!(%error, "a connection to a destination ended");
         }
-    });
+    }));
     Ok(handle)
 }
 

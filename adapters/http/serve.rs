@@ -53,6 +53,8 @@ pub(crate) async fn answer(connection: &Arc<Connection>, request: Request<Incomi
     let (_active, ambiguous) = connection.watch.begin();
     let id = MessageId::new();
     let (head, body) = request.into_parts();
+    // What follows hands it on from step to step, each of which has room for it.
+    let head = Box::new(head);
     let mut asker = Asker {
         shape: Shape::of(&head.headers),
         addressed: None,
@@ -108,7 +110,7 @@ struct Taken {
 /// Takes a request in and runs its route.
 async fn take(
     connection: &Arc<Connection>,
-    mut head: Parts,
+    mut head: Box<Parts>,
     body: Incoming,
     id: MessageId,
     asker: &mut Asker,
@@ -133,8 +135,9 @@ async fn take(
     if open.is_empty() && !denied.is_empty() {
         return Err(denied.swap_remove(0).1);
     }
-    let (door, caller, body) = choose(connection, open, denied, &mut head, body, asker).await?;
-    hand_in(connection, door, caller, head, body, id, asker).await
+    let chosen = Box::pin(choose(connection, open, denied, &mut head, body, asker)).await?;
+    let (door, caller, content) = chosen;
+    hand_in(connection, door, caller, head, content, id, asker).await
 }
 
 /// What is wrong with a head whatever its route: the host (RFC 9112 section 3.2), the transfer
@@ -288,7 +291,7 @@ async fn enter(
     connection: &Arc<Connection>,
     door: Arc<Door>,
     caller: Option<Arc<str>>,
-    mut head: Parts,
+    mut head: Box<Parts>,
     body: Incoming,
     id: MessageId,
     asker: &mut Asker,
@@ -328,7 +331,7 @@ async fn enter(
 struct Content {
     body: Bytes,
     carried: Carried,
-    seen: Option<Envelope>,
+    seen: Option<Box<Envelope>>,
 }
 
 /// What came beside the body.
@@ -514,7 +517,7 @@ async fn read(
 ) -> Result<Bytes, Refusal> {
     let limits = &connection.limits;
     let coding = head.headers.get(header::CONTENT_ENCODING);
-    let received = body::collect(body, limit, limits.body_pause)
+    let received = body::collect(body, limit, Some(limits.body_pause))
         .await
         .map_err(|error| refuse_body(error).close())?;
     match coding {
@@ -561,7 +564,7 @@ fn envelope(
     body: &Bytes,
     asker: &mut Asker,
     want_element: bool,
-) -> Result<Envelope, Refusal> {
+) -> Result<Box<Envelope>, Refusal> {
     let only = config.soap.as_ref().and_then(|soap| soap.version);
     let mismatch = |asker: &mut Asker| {
         if let Some(only) = only {
@@ -573,7 +576,7 @@ fn envelope(
         )
         .soap(SoapCode::VersionMismatch)
     };
-    let mut seen = match soap::look(body, charset_of(head), want_element) {
+    let mut seen = Box::new(match soap::look(body, charset_of(head), want_element) {
         Ok(seen) => seen,
         Err(NotSoap::OtherVersion) => return Err(mismatch(asker)),
         Err(NotSoap::OtherElement) => {
@@ -588,7 +591,7 @@ fn envelope(
                 format!("the envelope cannot be read: {why}"),
             ));
         }
-    };
+    });
     if let Some(version) = seen.version {
         if only.is_some_and(|only| only != version) {
             return Err(mismatch(asker));
@@ -648,7 +651,7 @@ async fn hand_in(
     connection: &Arc<Connection>,
     door: Arc<Door>,
     caller: Option<Arc<str>>,
-    head: Parts,
+    head: Box<Parts>,
     content: Content,
     id: MessageId,
     asker: &Asker,
@@ -699,6 +702,8 @@ async fn hand_in(
     let mut arrival = Arrival::from(message);
     arrival.caller = caller;
     arrival.passing = passing;
+    // What came in need not be held while the route runs.
+    drop((head, seen));
     let result = door.deliver(arrival).await;
     match result {
         Ok(reply) => Ok(Taken {
