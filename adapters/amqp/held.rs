@@ -80,7 +80,7 @@ impl Door for Inbox {
 
     fn forget(&self, key: Arc<str>) -> BoxFuture<'_, ()> {
         Box::pin(async move {
-            if let Err(error) = Inbox::forget(self, &key).await {
+            if let Err(error) = Inbox::forget(self, &[key]).await {
                 tracing::warn!(route = %Inbox::route(self), %error, "a message's key is not forgotten");
             }
         })

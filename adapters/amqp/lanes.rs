@@ -29,9 +29,9 @@ mod wire;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::{BoxFuture, join_all};
-use xbus_core::broker::{LaneBroker, LaneCommand, LaneDone, LaneEntry, LaneName, LaneWorker};
+use xbus_core::Stop;
+use xbus_core::broker::{LaneBroker, LaneCommand, LaneDone, LaneName, LaneWorker, LaneWriter};
 use xbus_core::store::{QueueStatus, Queued, StoreError};
-use xbus_core::{SendError, Stop};
 
 pub(crate) use self::entry::fuzz;
 use self::nodes::Nodes;
@@ -44,7 +44,6 @@ use crate::link::Link;
 pub(crate) struct Broker {
     link: Arc<Link>,
     nodes: Arc<Nodes>,
-    putter: Putter,
     reports: Arc<Reports>,
 }
 
@@ -56,7 +55,6 @@ impl Broker {
     pub(crate) fn new(link: Arc<Link>) -> Self {
         Self {
             nodes: Arc::new(Nodes::new(link.clone())),
-            putter: Putter::new(link.clone()),
             reports: Arc::default(),
             link,
         }
@@ -99,8 +97,8 @@ impl LaneBroker for Broker {
         self.link.is_up()
     }
 
-    fn put(&self, entries: Vec<LaneEntry>) -> BoxFuture<'_, (usize, Option<SendError>)> {
-        Box::pin(self.putter.put(entries))
+    fn writer(&self) -> Box<dyn LaneWriter> {
+        Box::new(Putter::new(self.link.clone()))
     }
 
     fn work(

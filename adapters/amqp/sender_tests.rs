@@ -19,7 +19,7 @@ fn read(written: serde_json::Value) -> (Option<Settings>, Vec<&'static str>) {
     })
 }
 
-fn link() -> Arc<Link> {
+pub(crate) fn link() -> Arc<Link> {
     let (settings, problems) = read(json!({ "url": "amqp://127.0.0.1:1" }));
     assert_eq!(problems, [""; 0]);
     Links::default().link(settings.unwrap())

@@ -39,24 +39,33 @@ pub(crate) struct Reason<'a> {
     pub(crate) at: String,
 }
 
-/// Takes an accepted file away, durably. `path` is its path beneath the watched folder, whose
-/// sub-folders are kept. A file that is gone already is fine.
-pub(crate) fn finish(claimed: &Path, path: &Path, done: &Done) -> io::Result<()> {
-    if !disk::is_there(claimed) {
-        return Ok(());
-    }
+/// Takes an accepted file away. It is durable when the folder of `claimed` and the one that is
+/// given, where the file now lies, are [synced](sync). `path` is its path beneath the watched
+/// folder, whose sub-folders are kept. A file that is gone already is fine.
+pub(crate) fn finish(claimed: &Path, path: &Path, done: &Done) -> io::Result<Option<PathBuf>> {
     let result = match done {
-        Done::Delete => fs::remove_file(claimed).and_then(|()| sync_parent(claimed)),
+        Done::Delete => fs::remove_file(claimed).map(|()| None),
         Done::Move(folder) => {
             let (folder, name) = target(folder, path)?;
-            first_free(
+            let moved = first_free(
                 |n| disk::is_there(&folder.join(numbered(&name, n, 0))),
                 |n| relocate(claimed, &folder.join(numbered(&name, n, 0))),
-            )
+            );
+            moved.map(|()| Some(folder))
         }
     };
     match result {
-        Err(error) if error.kind() == io::ErrorKind::NotFound && !disk::is_there(claimed) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !disk::is_there(claimed) => {
+            Ok(None)
+        }
+        other => other,
+    }
+}
+
+/// Syncs a folder that files were moved from or to. One that is gone has nothing to keep.
+pub(crate) fn sync(folder: &Path) -> io::Result<()> {
+    match disk::sync_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     }
 }
@@ -86,7 +95,9 @@ pub(crate) fn fail(claimed: &Path, path: &Path, failed: &Path, why: &Reason<'_>)
         relocate(claimed, &file).inspect_err(|_| {
             let _ = fs::remove_file(&error);
         })
-    })
+    })?;
+    disk::sync_dir(&folder)?;
+    disk::sync_dir(claimed.parent().unwrap_or(Path::new("")))
 }
 
 /// `NAME.error.json`, cut where that would be too long.
@@ -108,15 +119,12 @@ fn target(base: &Path, path: &Path) -> io::Result<(PathBuf, OsString)> {
     Ok((folder, name.to_owned()))
 }
 
-/// Moves without replacing, and syncs both folders. To another file system: copies, syncs, and
-/// only then deletes.
+/// Moves without replacing. To another file system: copies, syncs, and only then deletes.
 fn relocate(from: &Path, to: &Path) -> io::Result<()> {
     match disk::move_new(from, to) {
-        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => copy_over(from, to)?,
-        other => other?,
+        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => copy_over(from, to),
+        other => other,
     }
-    sync_parent(to)?;
-    sync_parent(from)
 }
 
 fn copy_over(from: &Path, to: &Path) -> io::Result<()> {
@@ -149,10 +157,6 @@ fn write_new(folder: &Path, to: &Path, content: &[u8]) -> io::Result<()> {
         let _ = fs::remove_file(&temporary);
     }
     written
-}
-
-fn sync_parent(path: &Path) -> io::Result<()> {
-    disk::sync_dir(path.parent().unwrap_or(Path::new("")))
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ mod receiver;
 mod reserve;
 mod scan;
 mod sender;
+mod settle;
 mod stage;
 mod take;
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The receiver: watches a folder and hands each complete file to its route.
 //!
-//! Flow: scan → ripen → claim (one at a time, when there is a free place) → take. Nothing is
-//! claimed ahead of its turn, so that what a stop or a crash leaves behind is what was running.
+//! Flow: scan → ripen → claim (when there is a free place) → take → settle. Nothing is claimed ahead
+//! of its turn, so that what a stop or a crash leaves behind is what was running.
 
 use std::collections::VecDeque;
 use std::io;
@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
-use tokio::sync::Notify;
-use tokio::task::JoinSet;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::{JoinHandle, JoinSet};
 use xbus_core::adapter::OpenError;
 use xbus_core::spec::{Args, Field, Type};
 use xbus_core::{Format, Inbox, Receiver, Stop};
@@ -21,7 +21,8 @@ use crate::disk::{self, Stamp};
 use crate::events::Events;
 use crate::folders::Done;
 use crate::scan::{Order, Ready, Ripening, Watch, files_beneath};
-use crate::take::{self, Claimed, Door, Rules, blocking};
+use crate::settle::{Accepted, settle};
+use crate::take::{self, Claimed, Content, Door, Rules, blocking};
 
 /// What can stand under `receive: { file: … }`.
 pub(crate) const FIELDS: &[Field] = &[
@@ -282,8 +283,16 @@ impl Receiver for FileReceiver {
 enum Next {
     /// In the claim folder since an earlier run, or taken over.
     Leftover(PathBuf),
-    /// In the watched folder, complete.
-    Fresh(PathBuf, Stamp),
+    /// In the watched folder, complete; with how it was where that is watched.
+    Fresh(PathBuf, Option<Stamp>),
+}
+
+/// A claimed file that is to be taken.
+struct Start {
+    file: Claimed,
+    busy: Busy,
+    /// What was read at once.
+    early: Option<Content>,
 }
 
 /// What one look at the folders gave.
@@ -407,6 +416,26 @@ impl FileReceiver {
         })
     }
 
+    /// Claims files in their order until one cannot be claimed because the folder fails. Blocks.
+    fn claim_some(
+        &self,
+        lease: &Arc<Lease>,
+        batch: &[Next],
+    ) -> (Vec<Start>, Result<(), io::Error>) {
+        let mut starts = Vec::with_capacity(batch.len());
+        for next in batch {
+            match self.claim_next(lease, next) {
+                Ok(None) => {}
+                Ok(Some((file, busy))) => {
+                    let early = take::read_early(&self.rules, &file);
+                    starts.push(Start { file, busy, early });
+                }
+                Err(error) => return (starts, Err(error)),
+            }
+        }
+        (starts, Ok(()))
+    }
+
     /// Claims a file, unless somebody works on it or it is gone. Blocks.
     fn claim_next(&self, lease: &Arc<Lease>, next: &Next) -> io::Result<Option<(Claimed, Busy)>> {
         let folder = lease.folder();
@@ -428,12 +457,31 @@ impl FileReceiver {
                     _ => None,
                 };
                 let claimed = take::claim(&self.watch.dir, &folder, path, marker)?;
-                let watched = matches!(self.watch.ready, Ready::Stable(_));
-                (claimed, watched.then_some(*stamp))
+                (claimed, *stamp)
             }
         };
         let path = path.clone();
         Ok(there.then_some((Claimed { at, path, stamp }, busy)))
+    }
+}
+
+/// A look at the folders while it runs.
+struct Scan {
+    started: Instant,
+    looks: JoinHandle<(io::Result<Look>, Ripening)>,
+}
+
+impl Scan {
+    /// When there is one and it has ended: when it was started, and what it gave.
+    async fn ended(scan: &mut Option<Self>) -> (Instant, io::Result<(io::Result<Look>, Ripening)>) {
+        match scan {
+            Some(Self { started, looks }) => {
+                let (started, looked) = (*started, looks.await.map_err(io::Error::other));
+                *scan = None;
+                (started, looked)
+            }
+            None => std::future::pending().await,
+        }
     }
 }
 
@@ -446,10 +494,15 @@ struct Running {
     hint: Arc<Notify>,
     events: Option<Events>,
     ripening: Option<Ripening>,
+    /// A look at the folders that is under way.
+    scan: Option<Scan>,
     next: VecDeque<Next>,
     /// The last look did not keep all that there is.
     more: bool,
     running: JoinSet<()>,
+    /// Where accepted files go; nothing once no more will.
+    accepted: Option<mpsc::Sender<Accepted>>,
+    settling: JoinHandle<()>,
     /// See [`Running::keep`]; ends with this.
     keeper: JoinSet<()>,
     scan_at: Instant,
@@ -468,11 +521,17 @@ impl Running {
         stop: Stop,
     ) -> Self {
         let now = Instant::now();
+        let (accepted, coming) = mpsc::channel(door.concurrency().max(1));
+        let rules = receiver.rules.clone();
+        let settling = tokio::spawn(settle(door.clone(), rules, coming, stop.clone()));
         Self {
             receiver,
             door,
             lease,
             stop,
+            scan: None,
+            accepted: Some(accepted),
+            settling,
             hint: Arc::default(),
             events: None,
             ripening: Some(Ripening::default()),
@@ -499,8 +558,10 @@ impl Running {
                 () = self.stop.cancelled() => break,
                 _ = beat.tick() => self.beat().await,
                 Some(ended) = self.running.join_next(), if !self.running.is_empty() => report(ended),
-                () = tokio::time::sleep_until(scan_at) => self.scan().await,
-                () = self.hint.notified() => self.scan_at = self.scan_at.min(self.not_before),
+                (started, looked) = Scan::ended(&mut self.scan) => self.looked(started, looked),
+                () = tokio::time::sleep_until(scan_at), if self.scan.is_none() => self.scan(),
+                // What is told while a look runs may be of a file that it has passed already.
+                () = self.hint.notified(), if self.scan.is_none() => self.scan_at = self.scan_at.min(self.not_before),
             }
         }
         // What runs ends; the lease is kept alive meanwhile.
@@ -513,39 +574,66 @@ impl Running {
                 _ = beat.tick() => self.beat().await,
             }
         }
+        self.accepted = None;
+        loop {
+            tokio::select! {
+                ended = &mut self.settling => break report(ended),
+                _ = beat.tick() => self.beat().await,
+            }
+        }
+        if self.scan.is_some() {
+            let _ = Scan::ended(&mut self.scan).await;
+        }
     }
 
     /// Claims and starts files while there are places and files.
     async fn fill(&mut self) {
-        while self.running.len() < self.door.concurrency() && !self.stop.is_cancelled() {
-            let Some(next) = self.next.pop_front() else {
-                if std::mem::take(&mut self.more) {
+        while !self.stop.is_cancelled() {
+            let places = self.door.concurrency().saturating_sub(self.running.len());
+            if places == 0 {
+                return;
+            }
+            let batch: Vec<Next> = self.next.drain(..places.min(self.next.len())).collect();
+            if batch.is_empty() {
+                if self.scan.is_none() && std::mem::take(&mut self.more) {
                     self.scan_at = self.scan_at.min(self.not_before);
                 }
                 return;
-            };
+            }
             let (receiver, lease) = (self.receiver.clone(), self.lease.clone());
-            let claimed = blocking(move || receiver.claim_next(&lease, &next)).await;
-            match claimed.and_then(|claimed| claimed) {
-                Ok(None) => {}
-                Ok(Some((file, busy))) => {
-                    self.works();
-                    let (door, rules) = (self.door.clone(), self.receiver.rules.clone());
-                    let stop = self.stop.clone();
-                    self.running.spawn(async move {
-                        take::take(&*door, &rules, file, &stop).await;
-                        drop(busy);
-                    });
-                }
-                Err(error) => {
-                    self.failed(&error);
-                    self.next.clear();
-                }
+            let claimed = blocking(move || receiver.claim_some(&lease, &batch)).await;
+            let (starts, claimed) = claimed.unwrap_or_else(|error| (Vec::new(), Err(error)));
+            for start in starts {
+                self.works();
+                self.start(start);
+            }
+            if let Err(error) = claimed {
+                self.failed(&error);
+                self.next.clear();
             }
         }
     }
 
-    async fn scan(&mut self) {
+    fn start(&mut self, start: Start) {
+        let (door, rules) = (self.door.clone(), self.receiver.rules.clone());
+        let (stop, accepted) = (self.stop.clone(), self.accepted.clone());
+        self.running.spawn(async move {
+            let Start {
+                mut file,
+                busy,
+                early,
+            } = start;
+            let key = take::take(&*door, &rules, &mut file, early, &stop).await;
+            if let (Some(key), Some(accepted)) = (key, accepted) {
+                // Nobody receives it when the bus stops while files cannot be moved: it stays
+                // claimed and remembered.
+                let _ = accepted.send(Accepted { file, key, busy }).await;
+            }
+        });
+    }
+
+    /// Begins to look through the folders.
+    fn scan(&mut self) {
         let started = Instant::now();
         let take_over = started >= self.taken_over;
         if take_over {
@@ -553,11 +641,14 @@ impl Running {
         }
         let mut ripening = self.ripening.take().unwrap_or_default();
         let (receiver, lease) = (self.receiver.clone(), self.lease.clone());
-        let looked = blocking(move || {
+        let looks = tokio::task::spawn_blocking(move || {
             let look = receiver.look(&lease, &mut ripening, take_over);
             (look, ripening)
-        })
-        .await;
+        });
+        self.scan = Some(Scan { started, looks });
+    }
+
+    fn looked(&mut self, started: Instant, looked: io::Result<(io::Result<Look>, Ripening)>) {
         let look = match looked {
             Ok((look, ripening)) => {
                 self.ripening = Some(ripening);
@@ -573,7 +664,7 @@ impl Running {
             Ok(look) => {
                 if self.events.is_none() {
                     let watch = &self.receiver.watch;
-                    self.events = Events::of(&watch.dir, watch.recursive, self.hint.clone());
+                    self.events = Events::of(watch, self.hint.clone());
                 }
                 let soonest = look.ripe_at.map(|at| at.max(self.not_before));
                 self.scan_at = soonest.map_or(self.scan_at, |at| at.min(self.scan_at));

@@ -64,8 +64,8 @@ pub(crate) struct Found {
 /// What one scan saw.
 #[derive(Default, Debug)]
 pub(crate) struct Seen {
-    /// In order, at most [`MOST`].
-    pub(crate) found: Vec<(Found, Stamp)>,
+    /// In order, at most [`MOST`]; how they are where it is told from that whether they are complete.
+    pub(crate) found: Vec<(Found, Option<Stamp>)>,
     /// There was more than that.
     pub(crate) more: bool,
 }
@@ -132,12 +132,16 @@ impl Watch {
                 }
             }
         }
+        let watched = matches!(self.ready, Ready::Stable(_));
         let found = first
             .into_sorted_vec()
             .into_iter()
             .filter_map(|found| {
+                if !watched {
+                    return Some((found, None));
+                }
                 let meta = fs::symlink_metadata(self.dir.join(&found.path)).ok()?;
-                meta.is_file().then(|| (found, Stamp::of(&meta)))
+                meta.is_file().then(|| (found, Some(Stamp::of(&meta))))
             })
             .collect();
         Ok(Seen { found, more })
@@ -202,10 +206,10 @@ impl Ripening {
     /// scan did not see is forgotten.
     pub(crate) fn sort(
         &mut self,
-        found: Vec<(Found, Stamp)>,
+        found: Vec<(Found, Option<Stamp>)>,
         ready: &Ready,
         now: Instant,
-    ) -> (Vec<(PathBuf, Stamp)>, Option<Instant>) {
+    ) -> (Vec<(PathBuf, Option<Stamp>)>, Option<Instant>) {
         let Ready::Stable(quiet) = ready else {
             let all = found.into_iter().map(|(found, stamp)| (found.path, stamp));
             return (all.collect(), None);
@@ -214,6 +218,7 @@ impl Ripening {
         let mut ripe = Vec::new();
         let mut next = None;
         for (Found { path, .. }, stamp) in found {
+            let Some(stamp) = stamp else { continue };
             let since = match before.remove(&path) {
                 Some((old, since)) if old == stamp => since,
                 _ => now,
@@ -221,7 +226,7 @@ impl Ripening {
             self.0.insert(path.clone(), (stamp, since));
             let at = since + *quiet;
             if at <= now {
-                ripe.push((path, stamp));
+                ripe.push((path, Some(stamp)));
             } else {
                 next = Some(next.map_or(at, |other: Instant| other.min(at)));
             }

@@ -1,7 +1,8 @@
-//! One file from its claim to `done` or `failed`.
+//! One file from its claim until it is accepted, or in `failed`.
 //!
 //! The file stays in the claim folder until its fate is durable. A crash after the route accepted
-//! it and before the move is seen by the inbox key, and only the move is made up for.
+//! it and before the move (see [`crate::settle`]) is seen by the inbox key, and only the move is
+//! made up for.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -26,7 +27,7 @@ pub(crate) trait Door: Send + Sync {
     /// See [`Inbox::seen`].
     fn seen(&self, key: &str) -> bool;
     /// See [`Inbox::forget`].
-    fn forget<'a>(&'a self, key: &'a Arc<str>) -> BoxFuture<'a, ()>;
+    fn forget<'a>(&'a self, keys: &'a [Arc<str>]) -> BoxFuture<'a, ()>;
     /// See [`Inbox::fails`].
     fn fails(&self, error: &str);
     /// See [`Inbox::works`].
@@ -48,12 +49,12 @@ impl Door for Inbox {
         Inbox::seen(self, key)
     }
 
-    fn forget<'a>(&'a self, key: &'a Arc<str>) -> BoxFuture<'a, ()> {
+    fn forget<'a>(&'a self, keys: &'a [Arc<str>]) -> BoxFuture<'a, ()> {
         Box::pin(async move {
-            if let Err(error) = Inbox::forget(self, key).await {
+            if let Err(error) = Inbox::forget(self, keys).await {
                 // The key of a file that is gone does no harm: its inode has another time or size
                 // when it is used again.
-                tracing::warn!(route = %Inbox::route(self), %error, "a file's key is not forgotten");
+                tracing::warn!(route = %Inbox::route(self), %error, "the keys of files are not forgotten");
             }
         })
     }
@@ -105,9 +106,12 @@ pub(crate) struct Claimed {
     pub(crate) stamp: Option<Stamp>,
 }
 
+/// A file's content and how it was when it was read.
+pub(crate) type Content = Result<(Bytes, Stamp), Unread>;
+
 /// Why a claimed file gives no message.
 #[derive(Debug)]
-enum Unread {
+pub(crate) enum Unread {
     /// Somebody took it out of the claim folder.
     Gone,
     /// It is not what it was: somebody still writes.
@@ -118,14 +122,25 @@ enum Unread {
     Broken(io::Error),
 }
 
-/// Takes one claimed file to its end. Ends early, the file still claimed, when `stop` comes while
-/// it waits for another attempt.
-pub(crate) async fn take(door: &dyn Door, rules: &Arc<Rules>, mut file: Claimed, stop: &Stop) {
+/// Hands one claimed file to its route until it is accepted: then gives the key that is remembered
+/// with it. Gives nothing when the file has gone to `failed` or away, or is still claimed because
+/// `stop` came while it waited for another attempt. `early`: what was read when it was claimed.
+pub(crate) async fn take(
+    door: &dyn Door,
+    rules: &Arc<Rules>,
+    file: &mut Claimed,
+    mut early: Option<Content>,
+    stop: &Stop,
+) -> Option<Arc<str>> {
     let id = MessageId::new();
     let mut attempts = 0;
     let mut trouble = false;
     loop {
-        let wait = match read(rules, &file).await {
+        let content = match early.take() {
+            Some(content) => content,
+            None => read(rules, file).await,
+        };
+        let wait = match content {
             Ok((body, stamp)) => {
                 if std::mem::take(&mut trouble) {
                     door.works();
@@ -133,7 +148,7 @@ pub(crate) async fn take(door: &dyn Door, rules: &Arc<Rules>, mut file: Claimed,
                 let key: Arc<str> = Arc::from(stamp.key());
                 if door.seen(&key) {
                     tracing::info!(route = %door.route(), file = %shown(&file.path), "already accepted before a crash, only moved");
-                    return finish(door, rules, &file, &key, stop).await;
+                    return Some(key);
                 }
                 attempts += 1;
                 let arrival = Arrival {
@@ -147,13 +162,13 @@ pub(crate) async fn take(door: &dyn Door, rules: &Arc<Rules>, mut file: Claimed,
                     attempts: attempts - 1,
                 };
                 match door.deliver(arrival).await {
-                    Ok(_) => return finish(door, rules, &file, &key, stop).await,
+                    Ok(_) => return Some(key),
                     Err(fault) if is_final(&fault) => {
-                        fail(door, rules, &file, id, attempts, &fault, stop).await;
+                        fail(door, rules, file, id, attempts, &fault, stop).await;
                         if door.seen(&key) {
-                            door.forget(&key).await;
+                            door.forget(&[key]).await;
                         }
-                        return;
+                        return None;
                     }
                     Err(fault) => {
                         let wait = door.retry().wait(attempts);
@@ -164,7 +179,7 @@ pub(crate) async fn take(door: &dyn Door, rules: &Arc<Rules>, mut file: Claimed,
             }
             Err(Unread::Gone) => {
                 tracing::warn!(route = %door.route(), file = %shown(&file.path), "a claimed file was taken away");
-                return;
+                return None;
             }
             Err(Unread::Changed(stamp)) => {
                 tracing::info!(route = %door.route(), file = %shown(&file.path), "the file still grows, left alone");
@@ -174,7 +189,8 @@ pub(crate) async fn take(door: &dyn Door, rules: &Arc<Rules>, mut file: Claimed,
             Err(Unread::Never(fault)) => {
                 attempts += 1;
                 tracing::warn!(route = %door.route(), file = %shown(&file.path), error = %fault, "file refused");
-                return fail(door, rules, &file, id, attempts, &fault, stop).await;
+                fail(door, rules, file, id, attempts, &fault, stop).await;
+                return None;
             }
             Err(Unread::Broken(error)) => {
                 attempts += 1;
@@ -184,7 +200,7 @@ pub(crate) async fn take(door: &dyn Door, rules: &Arc<Rules>, mut file: Claimed,
             }
         };
         if sleep(wait, stop).await {
-            return;
+            return None;
         }
     }
 }
@@ -196,15 +212,28 @@ fn is_final(fault: &Fault) -> bool {
         || matches!(fault.code, Code::Transform | Code::InDoubt)
 }
 
-async fn read(rules: &Rules, file: &Claimed) -> Result<(Bytes, Stamp), Unread> {
+/// Largest file in bytes that is read as it is claimed, on the same visit to a thread that may block.
+/// A larger one would hold back the claims behind it.
+const SMALL: u64 = 64 << 10;
+
+async fn read(rules: &Rules, file: &Claimed) -> Content {
     let (at, expected, most) = (file.at.clone(), file.stamp, rules.max_body);
     blocking(move || read_file(&at, expected, most))
         .await
         .unwrap_or_else(|error| Err(Unread::Broken(error)))
 }
 
+/// Reads a small file that has just been claimed; nothing for a larger one. Blocks.
+pub(crate) fn read_early(rules: &Rules, file: &Claimed) -> Option<Content> {
+    let size = match file.stamp {
+        Some(stamp) => stamp.size,
+        None => fs::symlink_metadata(&file.at).ok()?.len(),
+    };
+    (size <= SMALL).then(|| read_file(&file.at, file.stamp, rules.max_body))
+}
+
 /// Reads a file that is complete. Blocks.
-fn read_file(at: &Path, expected: Option<Stamp>, most: u64) -> Result<(Bytes, Stamp), Unread> {
+fn read_file(at: &Path, expected: Option<Stamp>, most: u64) -> Content {
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits();
     let mut file = match File::options()
         .read(true)
@@ -303,18 +332,8 @@ pub(crate) fn shown(path: &Path) -> String {
         .collect()
 }
 
-async fn finish(door: &dyn Door, rules: &Arc<Rules>, file: &Claimed, key: &Arc<str>, stop: &Stop) {
-    let what = match rules.done {
-        Done::Delete => "delete",
-        Done::Move(_) => "move to the done folder",
-    };
-    let (rules, moving) = (rules.clone(), file.clone());
-    let act = move || folders::finish(&moving.at, &moving.path, &rules.done);
-    if insist(door, what, file, act, stop).await {
-        door.forget(key).await;
-    }
-}
-
+/// Moves a file to the failed folder until that succeeds, or until `stop`; tells administrators
+/// while it does not.
 async fn fail(
     door: &dyn Door,
     rules: &Arc<Rules>,
@@ -339,33 +358,25 @@ async fn fail(
         };
         folders::fail(&moving.at, &moving.path, &rules.failed, &why)
     };
-    insist(door, "move to the failed folder", file, act, stop).await;
-}
-
-/// Does `act` until it succeeds, or until `stop`; tells administrators while it fails.
-async fn insist(
-    door: &dyn Door,
-    what: &str,
-    file: &Claimed,
-    act: impl Fn() -> io::Result<()> + Send + Sync + 'static,
-    stop: &Stop,
-) -> bool {
     let act = Arc::new(act);
-    let mut attempts = 0;
+    let mut failures = 0;
     loop {
         let again = act.clone();
         match blocking(move || again()).await.and_then(|result| result) {
             Ok(()) => {
-                if attempts > 0 {
+                if failures > 0 {
                     door.works();
                 }
-                return true;
+                return;
             }
             Err(error) => {
-                attempts += 1;
-                door.fails(&format!("cannot {what}: {}: {error}", shown(&file.path)));
-                if sleep(door.retry().wait(attempts), stop).await {
-                    return false;
+                failures += 1;
+                let path = shown(&file.path);
+                door.fails(&format!(
+                    "cannot move to the failed folder: {path}: {error}"
+                ));
+                if sleep(door.retry().wait(failures), stop).await {
+                    return;
                 }
             }
         }

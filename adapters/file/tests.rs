@@ -87,8 +87,9 @@ impl Door for Route {
         self.keys.lock().unwrap().contains(key)
     }
 
-    fn forget<'a>(&'a self, key: &'a Arc<str>) -> BoxFuture<'a, ()> {
-        self.keys.lock().unwrap().remove(key);
+    fn forget<'a>(&'a self, keys: &'a [Arc<str>]) -> BoxFuture<'a, ()> {
+        let mut known = self.keys.lock().unwrap();
+        known.retain(|key| !keys.contains(key));
         Box::pin(async {})
     }
 
@@ -694,4 +695,58 @@ async fn one_that_wakes_up_without_its_files_goes_on() {
     works.end().await;
     let told = route.told.lock().unwrap();
     assert!(told.iter().all(|one| one == "works"), "{told:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_cannot_be_moved_holds_up_no_other_and_is_told() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("in");
+    let done = dir.join(".done");
+    fs::create_dir_all(&done).unwrap();
+    fs::write(done.join("sub"), "in the way of the folder").unwrap();
+    let route = Route::with_places(2, |_| Ok(()));
+    let works = Works::start(root.path(), &route, &with(&["recursive=true"])).await;
+    drop_in(&dir.join("sub"), "stuck.xml", "x");
+    let told = || route.told.lock().unwrap().join("\n");
+    until("told", || told().contains("sub/stuck.xml")).await;
+    for name in ["a.xml", "b.xml", "c.xml"] {
+        drop_in(&dir, name, "x");
+    }
+    until("moved", || names(&done).len() == 4).await;
+    assert!(dir.join(".xbus-claim/n1/sub/stuck.xml").exists());
+    fs::remove_file(done.join("sub")).unwrap();
+    until("moved too", || done.join("sub/stuck.xml").exists()).await;
+    until("all well", || told().ends_with("works")).await;
+    works.end().await;
+    assert_eq!(route.names().len(), 4, "each was taken once");
+    assert!(route.keys.lock().unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_does_not_wait_for_what_cannot_be_moved_and_the_next_start_moves_it() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("in");
+    fs::create_dir_all(&dir).unwrap();
+    fs::write(dir.join(".done"), "in the way of the folder").unwrap();
+    let route = Route::with_places(2, |_| Ok(()));
+    let works = Works::start(root.path(), &route, QUICK).await;
+    for number in 0..9 {
+        drop_in(&dir, &format!("{number}.xml"), "x");
+    }
+    // As many as are taken at once wait to be moved, as many to be handed on, and no more is taken.
+    let claimed = || names(&dir.join(".xbus-claim/n1")).len();
+    until("no more is taken", || {
+        claimed() >= 4 && route.names().len() == claimed()
+    })
+    .await;
+    works.end().await;
+    let accepted = route.names().len();
+    assert!(accepted < 9, "{accepted} were accepted");
+    assert_eq!(route.keys.lock().unwrap().len(), accepted);
+    fs::remove_file(dir.join(".done")).unwrap();
+    let works = Works::start(root.path(), &route, QUICK).await;
+    until("all are moved", || names(&dir.join(".done")).len() == 9).await;
+    works.end().await;
+    assert_eq!(route.names().len(), 9, "each was taken once");
+    assert!(route.keys.lock().unwrap().is_empty());
 }

@@ -218,12 +218,12 @@ pub(crate) async fn forget(inbox: &Inbox, names: &Names, parts: usize, asides: &
             tell(inbox, inbox.release(&known).await);
         }
         if inbox.seen(name) {
-            tell(inbox, inbox.forget(name).await);
+            tell(inbox, inbox.forget(std::slice::from_ref(name)).await);
         }
         for number in (1..=parts).filter(|_| parts > 1) {
             let part: Arc<str> = Arc::from(format!("{name}#{number}"));
             if inbox.seen(&part) {
-                tell(inbox, inbox.forget(&part).await);
+                tell(inbox, inbox.forget(&[part]).await);
             }
         }
     }

@@ -143,6 +143,20 @@ pub struct LaneDone {
     pub heads: usize,
 }
 
+/// Hands entries of one lane over to its broker. Many may be on their way, which keeps their order.
+pub trait LaneWriter: Send {
+    /// Hands entries over, each to the tail of its partition, in the order given and behind those of
+    /// earlier calls; does not wait until they are confirmed. Gives how many of them, counted from
+    /// the first, are on their way now, and why not all. Not to be dropped before it has ended,
+    /// unless the writer is.
+    fn put(&mut self, entries: Vec<LaneEntry>) -> BoxFuture<'_, (usize, Option<SendError>)>;
+
+    /// Waits for the oldest that is on its way. Gives how many, counted from that one, are confirmed
+    /// as durable. With an error nothing is on its way any more: what comes after those may or may
+    /// not be there, and is handed over again, from the first of them. Dropping it changes nothing.
+    fn confirmed(&mut self) -> BoxFuture<'_, (usize, Option<SendError>)>;
+}
+
 /// A broker that keeps lanes. Cheap to share; nothing connects before it is used.
 pub trait LaneBroker: Send + Sync {
     /// The connection's name in xbus.yaml.
@@ -157,10 +171,8 @@ pub trait LaneBroker: Send + Sync {
     /// Whether it takes messages now, as far as is known: connected, and not blocked.
     fn is_up(&self) -> bool;
 
-    /// Hands entries over, each to the tail of its partition, in the order given. Gives how many of
-    /// them, counted from the first, are confirmed as durable, and why it ended when that is not
-    /// all of them. What comes after may or may not be there: it is handed over again.
-    fn put(&self, entries: Vec<LaneEntry>) -> BoxFuture<'_, (usize, Option<SendError>)>;
+    /// A way to hand over entries of a lane. One at a time: what two of them hand over has no order.
+    fn writer(&self) -> Box<dyn LaneWriter>;
 
     /// Works the lane off together with other nodes, until `stop`; ends when the last attempt has
     /// ended. A broker that is down is tried again for ever.

@@ -158,15 +158,19 @@ impl Inbox {
             .is_some()
     }
 
-    /// Forgets `key`: its message has left the place where it could be seen again.
-    pub async fn forget(&self, key: &Arc<str>) -> Result<(), StoreError> {
-        let change = Change::Forget {
-            scope: seen_scope(&self.route.name),
-            key: key.clone(),
-        };
+    /// Forgets `keys`: their messages have left the place where they could be seen again.
+    pub async fn forget(&self, keys: &[Arc<str>]) -> Result<(), StoreError> {
+        let scope = seen_scope(&self.route.name);
+        let changes: Vec<Change> = keys
+            .iter()
+            .map(|key| Change::Forget {
+                scope: scope.clone(),
+                key: key.clone(),
+            })
+            .collect();
         self.bus
             .store()
-            .commit(Commit::of(change), Durability::Lazy)
+            .commit(Commit::from(changes), Durability::Lazy)
             .await
     }
 

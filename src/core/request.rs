@@ -31,13 +31,15 @@ pub(crate) async fn transform(
         }
         Ok(message)
     };
-    let is_long = message.body.bytes().len() > LONG_BODY
-        || transforms.iter().any(|transform| transform.is_long());
-    if !is_long {
+    // Large bodies do not wait for a place: slow scripts may hold them for seconds.
+    let _place = if transforms.iter().any(|transform| transform.is_long()) {
+        // Boxed, because most messages have no use for it.
+        Box::pin(long::place()).await
+    } else if message.body.bytes().len() > LONG_BODY {
+        None
+    } else {
         return apply();
-    }
-    // Boxed, because most messages have no use for it.
-    let _place = Box::pin(long::place()).await;
+    };
     long::run(apply)
 }
 

@@ -424,6 +424,18 @@ pub trait Store: Send + Sync {
     /// Entries of a queue, oldest first: what waits, or what is parked.
     fn entries(&self, queue: &str, parked: bool, limit: usize) -> Result<Vec<Queued>, StoreError>;
 
+    /// Entries that wait in a queue, oldest first, from this number on.
+    fn entries_from(
+        &self,
+        queue: &str,
+        from: u64,
+        limit: usize,
+    ) -> Result<Vec<Queued>, StoreError> {
+        let all = self.entries(queue, false, usize::MAX)?;
+        let later = all.into_iter().filter(|entry| entry.at.seq >= from);
+        Ok(later.take(limit).collect())
+    }
+
     /// The entry of a queue that holds this message, waiting or parked.
     fn entry(&self, queue: &str, id: MessageId) -> Result<Option<Queued>, StoreError>;
 

@@ -1,7 +1,7 @@
 //! [`LogStore`]: the [`Store`] that the rest of the bus sees.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BinaryHeap, VecDeque, vec_deque};
 use std::io;
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -287,12 +287,28 @@ fn parked(name: &Arc<str>, queue: &Queue, seq: u64) -> Option<Located> {
 }
 
 /// The oldest entries of a queue's lanes, at most `limit`.
-fn oldest(state: &State, name: &Arc<str>, queue: &Queue, limit: usize) -> io::Result<Vec<Located>> {
+/// The oldest entries of a queue whose numbers are not below `from`.
+fn oldest(
+    state: &State,
+    name: &Arc<str>,
+    queue: &Queue,
+    from: u64,
+    limit: usize,
+) -> io::Result<Vec<Located>> {
+    fn tail_of(places: &VecDeque<Place>, from: u64) -> vec_deque::Iter<'_, Place> {
+        places.range(places.partition_point(|place| place.0 < from)..)
+    }
     let mut walks: Vec<_> = queue
         .lanes
         .iter()
         .map(|(key, lane)| {
-            let parts = (lane.head.iter(), lane.pages.iter(), lane.tail.iter());
+            // The page before the first that begins beyond it may hold it.
+            let pages = lane.pages.partition_point(|page| page.first <= from);
+            let parts = (
+                tail_of(&lane.head, from),
+                lane.pages.range(pages.saturating_sub(1)..),
+                tail_of(&lane.tail, from),
+            );
             (key, parts, VecDeque::new())
         })
         .collect();
@@ -301,10 +317,11 @@ fn oldest(state: &State, name: &Arc<str>, queue: &Queue, limit: usize) -> io::Re
         if let Some(place) = head.next() {
             return Ok(Some(*place));
         }
-        if loaded.is_empty()
+        while loaded.is_empty()
             && let Some(page) = pages.next()
         {
             *loaded = state.pages.read(page.handle)?.into();
+            loaded.drain(..loaded.partition_point(|place: &Place| place.0 < from));
         }
         Ok(loaded.pop_front().or_else(|| tail.next().copied()))
     };
@@ -440,8 +457,24 @@ impl Store for LogStore {
                     .filter_map(|seq| parked(name, queue, *seq))
                     .collect()
             } else {
-                oldest(&state, name, queue, limit).map_err(damaged)?
+                oldest(&state, name, queue, 0, limit).map_err(damaged)?
             }
+        };
+        found.into_iter().map(|found| self.read(found)).collect()
+    }
+
+    fn entries_from(
+        &self,
+        queue: &str,
+        from: u64,
+        limit: usize,
+    ) -> Result<Vec<Queued>, StoreError> {
+        let found = {
+            let state = lock(&self.inner.state);
+            let Some((name, queue)) = state.queues.get_key_value(queue) else {
+                return Ok(Vec::new());
+            };
+            oldest(&state, name, queue, from, limit).map_err(damaged)?
         };
         found.into_iter().map(|found| self.read(found)).collect()
     }

@@ -1,26 +1,26 @@
 //! Handing entries over to the broker: published one after the other on one channel, confirmed side
 //! by side.
 //!
-//! Each lane has a channel of its own for this. It lives on one connection and is never opened
-//! again, so that nothing of a batch can overtake what was lost before it. What a broker refuses
+//! Each lane has a channel of its own for this. It lives on one connection, and another one is opened
+//! when nothing is on its way only, so that nothing can overtake what was lost before it. What a broker refuses
 //! while it takes a later one is the one case in which numbers do not ascend: each entry says which
 //! was handed over before it, so that one that is missing is known.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use lapin::message::BasicReturnMessage;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
 use lapin::types::ShortString;
 use lapin::{Channel, Confirmation};
-use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout_at};
 use xbus_core::SendError;
-use xbus_core::broker::LaneEntry;
+use xbus_core::broker::{LaneEntry, LaneWriter};
 
 use super::entry::Entry;
 use super::failure::{self, Failure};
@@ -36,22 +36,24 @@ pub(super) const AFTER_DELETION: Duration = Duration::from_secs(1);
 /// So many entries are confirmed one by one after a refusal, so that what follows cannot overtake.
 const CAREFUL: usize = 64;
 
-/// Hands over, for all lanes of a connection.
+/// Hands over to one lane.
 pub(super) struct Putter {
     link: Arc<Link>,
-    lanes: std::sync::Mutex<HashMap<Arc<str>, Arc<Mutex<State>>>>,
-}
-
-/// What handing over to one lane knows.
-#[derive(Default)]
-struct State {
     channel: Option<Channel>,
+    /// The one before, which is to be closed first.
+    spoilt: Option<Channel>,
     /// Queues that exist, as far as this channel has seen.
     declared: HashSet<Arc<str>>,
     /// How many more to confirm one by one.
     careful: usize,
-    /// The last number of each origin that each queue has.
+    /// The last number of each origin that each queue has for certain.
     last: HashMap<Place, u64>,
+    /// The same, with what is on its way.
+    sent_last: HashMap<Place, u64>,
+    /// What is published and not yet settled, oldest first.
+    sent: VecDeque<Sent>,
+    /// What of that the broker gave back.
+    returned: Vec<BasicReturnMessage>,
     /// A queue that was deleted is not declared again before.
     declare_at: Option<Instant>,
 }
@@ -68,106 +70,148 @@ struct Sent {
     origin: Option<(Arc<str>, u64)>,
     confirming: Option<Confirming>,
     answer: Option<Answer>,
+    /// It is given up then.
+    until: Instant,
     /// Nothing else was waited for: what the broker says is about this one.
     alone: bool,
+}
+
+impl LaneWriter for Putter {
+    fn put(&mut self, entries: Vec<LaneEntry>) -> BoxFuture<'_, (usize, Option<SendError>)> {
+        Box::pin(self.publish(entries))
+    }
+
+    fn confirmed(&mut self) -> BoxFuture<'_, (usize, Option<SendError>)> {
+        Box::pin(async move {
+            let Some(oldest) = self.sent.front_mut() else {
+                return (0, None);
+            };
+            oldest.wait().await;
+            let answered = self.look().await;
+            // From here on nothing waits, so that what is known cannot be dropped.
+            let (confirmed, error) = self.settle(answered);
+            if error.is_some() {
+                self.give_up();
+            }
+            (confirmed, error)
+        })
+    }
 }
 
 impl Putter {
     pub(super) fn new(link: Arc<Link>) -> Self {
         Self {
             link,
-            lanes: std::sync::Mutex::default(),
+            channel: None,
+            spoilt: None,
+            declared: HashSet::new(),
+            careful: 0,
+            last: HashMap::new(),
+            sent_last: HashMap::new(),
+            sent: VecDeque::new(),
+            returned: Vec::new(),
+            declare_at: None,
         }
     }
 
-    /// How many of `entries`, counted from the first, are confirmed; and why not all.
-    pub(super) async fn put(&self, entries: Vec<LaneEntry>) -> (usize, Option<SendError>) {
+    async fn publish(&mut self, entries: Vec<LaneEntry>) -> (usize, Option<SendError>) {
         let until = Instant::now() + BATCH;
-        let mut entries = entries.into_iter().peekable();
-        let mut confirmed = 0;
-        while let Some(first) = entries.next() {
-            let lane = first.lane.queue.clone();
-            let mut batch = vec![first];
-            while let Some(next) = entries.next_if(|next| next.lane.queue == lane) {
-                batch.push(next);
-            }
-            let state = self.lane(&lane);
-            let mut state = state.lock().await;
-            let (count, error) = state.put(&self.link, batch, until).await;
-            confirmed += count;
-            if error.is_some() {
-                return (confirmed, error);
-            }
-        }
-        (confirmed, None)
-    }
-
-    fn lane(&self, lane: &Arc<str>) -> Arc<Mutex<State>> {
-        let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
-        lanes.entry(lane.clone()).or_default().clone()
-    }
-}
-
-impl State {
-    async fn put(
-        &mut self,
-        link: &Arc<Link>,
-        entries: Vec<LaneEntry>,
-        until: Instant,
-    ) -> (usize, Option<SendError>) {
-        let mut sent: Vec<Sent> = Vec::with_capacity(entries.len());
-        let mut last = self.last.clone();
-        let mut stopped = None;
+        let mut count = 0;
         for entry in entries {
             let partition = names::partition_of(&entry.key, entry.lane.partitions);
             let queue = names::partition(&entry.lane, partition);
-            let channel = match self.ready(link, &queue, sent.is_empty(), until).await {
+            let channel = match self.ready(&queue, until).await {
                 Ok(channel) => channel,
-                Err(error) => {
-                    stopped = Some(error);
-                    break;
-                }
+                Err(error) => return (count, Some(error)),
             };
+            if self.careful > 0 && !self.wait_for_all().await {
+                // What went wrong is told by who is confirmed.
+                return (count, None);
+            }
             let mut entry = Entry::from(entry);
             if let Some((store, number)) = &entry.origin {
-                let before = last.insert((queue.clone(), store.clone()), *number);
+                let place = (queue.clone(), store.clone());
+                let before = self.sent_last.insert(place, *number);
                 entry.after = before.filter(|before| before < number);
             }
-            let mut published = Sent::new(channel, queue, &entry).await;
+            let mut published = Sent::new(channel, queue, &entry, until).await;
             if self.careful > 0 {
                 self.careful -= 1;
                 published.alone = true;
-                published.wait(until).await;
+                published.wait().await;
             }
             let over = published.failed();
-            sent.push(published);
+            self.sent.push_back(published);
+            count += 1;
             if over {
                 break;
             }
         }
-        for published in &mut sent {
-            published.wait(until).await;
-        }
-        let (confirmed, error) = self.settle(&sent);
-        if error.is_some() && !*link.publishing.blocked().borrow() {
-            // The broker may have lost count of what it confirms on this channel, as it does when a
-            // queue is deleted and declared again.
-            if let Some(channel) = self.channel.take() {
-                failure::close(&channel).await;
-            }
-        }
-        (confirmed, error.or(stopped))
+        (count, None)
     }
 
-    /// The channel, with the queue there. It is opened for the `first` of a batch only: on a new one
+    /// Waits for what is on its way; whether all of it went well.
+    async fn wait_for_all(&mut self) -> bool {
+        for sent in &mut self.sent {
+            sent.wait().await;
+        }
+        self.returned.is_empty() && !self.sent.iter().any(Sent::failed)
+    }
+
+    /// Takes up the answers that have come. Gives how many of the oldest have one and can be judged:
+    /// what the broker gives back comes before its confirm, and the client library hands it to any
+    /// one of the confirms that come together.
+    async fn look(&mut self) -> usize {
+        self.take_answers().await;
+        let answered = self.sent.iter().take_while(|sent| sent.is_answered());
+        let answered = answered.count();
+        if let Some(channel) = &self.channel {
+            // It takes the lock that the library holds while it hands out confirms that came
+            // together: those of which one has been seen have all been handed out behind it.
+            let mut behind = Box::pin(channel.wait_for_confirms());
+            if let Poll::Ready(Ok(returned)) = futures_util::poll!(behind.as_mut()) {
+                self.returned.extend(returned);
+            }
+        }
+        self.take_answers().await;
+        answered
+    }
+
+    async fn take_answers(&mut self) {
+        for sent in &mut self.sent {
+            if let Some(confirming) = &mut sent.confirming
+                && let Poll::Ready(answer) = futures_util::poll!(confirming.as_mut())
+            {
+                sent.answer = Some(answer);
+                sent.confirming = None;
+            }
+            if let Some(Ok(Confirmation::Ack(back) | Confirmation::Nack(back))) = &mut sent.answer
+                && let Some(back) = back.take()
+            {
+                self.returned.push(back);
+            }
+        }
+    }
+
+    /// Forgets what is on its way: it is handed over again.
+    fn give_up(&mut self) {
+        self.sent.clear();
+        self.returned.clear();
+        self.sent_last = self.last.clone();
+        if !*self.link.publishing.blocked().borrow() {
+            // The broker may have lost count of what it confirms on this channel, as it does when a
+            // queue is deleted and declared again.
+            self.spoilt = self.channel.take();
+        }
+    }
+
+    /// The channel, with the queue there. It is opened when nothing is on its way only: on a new one
     /// what follows would overtake what was lost with the old one.
-    async fn ready(
-        &mut self,
-        link: &Arc<Link>,
-        queue: &Arc<str>,
-        first: bool,
-        until: Instant,
-    ) -> Result<Channel, SendError> {
+    async fn ready(&mut self, queue: &Arc<str>, until: Instant) -> Result<Channel, SendError> {
+        if let Some(channel) = self.spoilt.take() {
+            failure::close(&channel).await;
+        }
+        let link = &self.link;
         let mut blocked = link.publishing.blocked();
         if timeout_at(until, blocked.wait_for(|blocked| !blocked))
             .await
@@ -177,7 +221,7 @@ impl State {
         }
         let channel = match &self.channel {
             Some(channel) if channel.status().connected() => channel.clone(),
-            _ if !first => {
+            _ if !self.sent.is_empty() => {
                 return Err(SendError::outage(
                     "the channel was lost while messages were handed over",
                 ));
@@ -208,52 +252,44 @@ impl State {
         Ok(channel)
     }
 
-    /// Counts what is there for certain. What came back says itself which it is: the client library
-    /// hands it to any one of the confirms that came together.
-    fn settle(&mut self, sent: &[Sent]) -> (usize, Option<SendError>) {
-        let returned: Vec<&BasicReturnMessage> = sent
-            .iter()
-            .filter_map(|sent| match &sent.answer {
-                Some(Ok(Confirmation::Ack(Some(back)) | Confirmation::Nack(Some(back)))) => {
-                    Some(back)
-                }
-                _ => None,
-            })
-            .collect();
+    /// Counts what is there for certain of those that are `answered`, and takes it out of what is on
+    /// its way. What came back says itself which it is.
+    fn settle(&mut self, answered: usize) -> (usize, Option<SendError>) {
         let mut confirmed = 0;
-        let mut first = None;
-        let mut by_broker = false;
-        for published in sent {
-            match published.refusal(&returned) {
-                None if first.is_none() => {
-                    confirmed += 1;
+        while confirmed < answered
+            && let Some(published) = self.sent.front()
+        {
+            match published.refusal(&self.returned) {
+                None => {
                     if let Some((store, number)) = &published.origin {
                         let place = (published.queue.clone(), store.clone());
                         self.last.insert(place, *number);
                     }
+                    confirmed += 1;
+                    self.sent.pop_front();
                 }
-                // It is handed over again, behind the one that is missing.
-                None => {}
-                Some((error, refused)) => {
-                    by_broker |= refused;
-                    first = first.or(Some(error));
+                Some((error, by_broker)) => {
+                    if by_broker {
+                        tracing::warn!(error = %error.detail, "the broker refused a message of a lane");
+                        // The queue may be gone: look again.
+                        self.declared.clear();
+                        self.declare_at = Some(Instant::now() + AFTER_DELETION);
+                        self.careful = CAREFUL;
+                    }
+                    return (confirmed, Some(error));
                 }
             }
         }
-        if let (Some(error), true) = (&first, by_broker) {
-            tracing::warn!(error = %error.detail, "the broker refused a message of a lane");
-            // The queue may be gone: look again.
-            self.declared.clear();
-            self.declare_at = Some(Instant::now() + AFTER_DELETION);
-            self.careful = CAREFUL;
+        if self.sent.is_empty() {
+            self.returned.clear();
         }
-        (confirmed, first)
+        (confirmed, None)
     }
 }
 
 impl Sent {
     /// Hands an entry over to the connection; what is handed over later comes after it.
-    async fn new(channel: Channel, queue: Arc<str>, entry: &Entry) -> Self {
+    async fn new(channel: Channel, queue: Arc<str>, entry: &Entry, until: Instant) -> Self {
         let (properties, body) = entry.write();
         let properties = properties.with_delivery_mode(2);
         let options = BasicPublishOptions {
@@ -274,6 +310,7 @@ impl Sent {
             origin: entry.origin.clone(),
             confirming: None,
             answer: None,
+            until,
             alone: false,
         };
         match futures_util::poll!(confirming.as_mut()) {
@@ -283,19 +320,26 @@ impl Sent {
         sent
     }
 
-    async fn wait(&mut self, until: Instant) {
-        if let Some(confirming) = self.confirming.take() {
-            self.answer = timeout_at(until, confirming).await.ok();
+    /// Waits for the answer, or until it is given up. May be dropped.
+    async fn wait(&mut self) {
+        if let Some(confirming) = &mut self.confirming {
+            self.answer = timeout_at(self.until, confirming).await.ok();
+            self.confirming = None;
         }
+    }
+
+    /// There is an answer, or it was given up.
+    fn is_answered(&self) -> bool {
+        self.confirming.is_none()
     }
 
     /// Whether it is over and did not go well.
     fn failed(&self) -> bool {
-        self.confirming.is_none() && !matches!(self.answer, Some(Ok(Confirmation::Ack(None))))
+        self.is_answered() && !matches!(self.answer, Some(Ok(Confirmation::Ack(None))))
     }
 
     /// Why it is not known to be there, and whether the broker itself said so.
-    fn refusal(&self, returned: &[&BasicReturnMessage]) -> Option<(SendError, bool)> {
+    fn refusal(&self, returned: &[BasicReturnMessage]) -> Option<(SendError, bool)> {
         let mine = returned.iter().find(|back| {
             back.routing_key.as_str() == &*self.queue
                 && back
@@ -361,4 +405,83 @@ async fn call<T>(what: &str, made: impl Future<Output = lapin::Result<T>>) -> Re
 
 fn outage(failure: Failure) -> SendError {
     SendError::outage(failure.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use lapin::BasicProperties;
+    use lapin::message::Delivery;
+
+    use super::*;
+    use crate::sender_tests::link;
+
+    fn putter(answers: impl IntoIterator<Item = Option<Confirmation>>) -> Putter {
+        let mut putter = Putter::new(link());
+        for (number, answer) in (1..).zip(answers) {
+            let origin: Option<(Arc<str>, u64)> = Some((Arc::from("store"), number));
+            putter.sent.push_back(Sent {
+                queue: Arc::from("q"),
+                id: format!("id{number}"),
+                origin,
+                confirming: match &answer {
+                    None => Some(Box::pin(std::future::pending())),
+                    Some(_) => None,
+                },
+                answer: answer.map(Ok),
+                until: Instant::now() + BATCH,
+                alone: false,
+            });
+        }
+        putter
+    }
+
+    fn last(putter: &Putter) -> Option<u64> {
+        putter.last.values().copied().next()
+    }
+
+    #[tokio::test]
+    async fn what_is_confirmed_counts_up_to_the_first_that_is_not() {
+        let ack = || Some(Confirmation::Ack(None));
+        let mut putter = putter([ack(), ack(), None, ack()]);
+        let (confirmed, error) = putter.confirmed().await;
+        assert_eq!((confirmed, error.is_none()), (2, true));
+        assert_eq!((last(&putter), putter.sent.len()), (Some(2), 2));
+    }
+
+    #[tokio::test]
+    async fn after_a_refusal_nothing_is_on_its_way_and_the_next_names_the_last_that_is_there() {
+        let ack = || Some(Confirmation::Ack(None));
+        let mut putter = putter([ack(), Some(Confirmation::Nack(None)), ack(), None]);
+        putter
+            .sent_last
+            .insert((Arc::from("q"), Arc::from("store")), 4);
+        let (confirmed, error) = putter.confirmed().await;
+        assert_eq!((confirmed, error.is_some()), (1, true));
+        assert_eq!((putter.sent.len(), last(&putter)), (0, Some(1)));
+        assert_eq!(putter.sent_last, putter.last);
+        assert_eq!(putter.careful, CAREFUL);
+        assert_eq!(putter.confirmed().await.0, 0);
+    }
+
+    #[tokio::test]
+    async fn what_came_back_is_known_whichever_confirm_brings_it() {
+        let back = || {
+            let mut back = BasicReturnMessage {
+                delivery: Delivery::mock(1, "".into(), "q".into(), false, Vec::new()),
+                reply_code: 312,
+                reply_text: "NO_ROUTE".into(),
+            };
+            back.delivery.properties = BasicProperties::default().with_message_id("id2".into());
+            back
+        };
+        let ack = || Some(Confirmation::Ack(None));
+        // The library gave it to a later one, or to an earlier one.
+        for bearer in [0, 2] {
+            let mut answers = [ack(), ack(), ack()];
+            answers[bearer] = Some(Confirmation::Ack(Some(back())));
+            let (confirmed, error) = putter(answers).confirmed().await;
+            assert_eq!(confirmed, 1);
+            assert!(error.unwrap().detail.contains("NO_ROUTE"));
+        }
+    }
 }

@@ -226,6 +226,21 @@ fn routes_do_not_share_names_doors_or_queues() {
 }
 
 #[test]
+fn concurrency_beside_async_is_that_of_its_keys_unless_async_says_it() {
+    let folder = Folder::new(&[(
+        "routes/a.yaml",
+        "receive: { http: { path: /a } }\ndistribute:\n  - { name: own, async: { order_by: id, concurrency: 3 }, concurrency: 64, http: { url: u } }\n  - { name: beside, async: { order_by: id }, concurrency: 64, http: { url: u } }\n  - { name: neither, async: { order_by: id }, http: { url: u } }\n",
+    )]);
+    let (loaded, _) = folder.load(Mode::Run);
+    let plan = loaded.unwrap().plan;
+    let lanes = plan.routes["a"].all_targets();
+    let keys: Vec<usize> = lanes
+        .filter_map(|target| Some(target.lane.as_ref()?.policy.concurrency))
+        .collect();
+    assert_eq!(keys, [3, 64, 8]);
+}
+
+#[test]
 fn a_queue_that_somebody_reads_is_ordered_by_its_reader() {
     let folder = Folder::new(&[
         (

@@ -101,6 +101,19 @@ fn compare(store: &LogStore, model: &BTreeMap<String, Lane>) {
     };
     assert_eq!(listed(false), waiting);
     assert_eq!(listed(true), parked);
+    let starts = waiting
+        .iter()
+        .step_by(7)
+        .flat_map(|(seq, _)| [*seq, seq + 1]);
+    for from in starts {
+        let entries = store.entries_from("q", from, 5).unwrap();
+        let numbers: Vec<u64> = entries.iter().map(|e| e.at.seq).collect();
+        let later = waiting
+            .iter()
+            .map(|(seq, _)| *seq)
+            .filter(|seq| *seq >= from);
+        assert_eq!(numbers, later.take(5).collect::<Vec<u64>>(), "from {from}");
+    }
     let depth: u64 = store.lanes("q").iter().map(|lane| lane.depth).sum();
     assert_eq!(depth, waiting.len() as u64);
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rhai::ImmutableString;
-use xbus_core::long;
+use xbus_core::long::{self, Experience};
 use xbus_core::{Code, Context, Format, Headers, Message};
 
 use super::Shared;
@@ -32,6 +32,8 @@ pub(crate) struct Call {
     pub(crate) deadline: Instant,
     /// After this time the run moves the other tasks of its worker away, unless it has.
     pub(crate) leaves_after: Cell<Duration>,
+    /// Of the text that runs.
+    pub(crate) experience: Arc<Experience>,
     /// The headers, once the script has set one.
     pub(crate) headers: RefCell<Option<Headers>>,
     /// The script has set the content type itself.
@@ -89,6 +91,8 @@ impl Call {
             return;
         }
         let left = long::leave(elapsed / 8);
+        // Those that begin before this one ends should know.
+        self.experience.note(elapsed);
         self.leaves_after
             .set(if left { Duration::MAX } else { elapsed * 2 });
     }

@@ -135,7 +135,7 @@ impl Scripts {
             namespaces: Arc::new(namespaces),
             sets_headers: file.is_some() && text.contains("headers"),
             sets_attachments: file.is_some() && text.contains("attachments"),
-            experience: Experience::default(),
+            experience: Arc::default(),
             origin: Origin {
                 file,
                 text: text.to_owned(),
@@ -178,7 +178,7 @@ struct Program {
     sets_headers: bool,
     sets_attachments: bool,
     /// What its runs took lately.
-    experience: Experience,
+    experience: Arc<Experience>,
 }
 
 impl Program {
@@ -187,6 +187,7 @@ impl Program {
         Rc::new(Call {
             started,
             leaves_after: Cell::new(long::UNEXPECTED),
+            experience: self.experience.clone(),
             message: message.clone(),
             context: context.clone(),
             shared: self.shared.clone(),
