@@ -8,20 +8,22 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::header::{CONTENT_ENCODING, HeaderMap, LOCATION, RETRY_AFTER};
+use http::header::{
+    CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER,
+};
 use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use tokio::time::Instant;
 use xbus_core::adapter::Class;
-use xbus_core::{Attachments, Call, Fault, Headers, Message, SendError, Timestamp};
+use xbus_core::{Attachments, Call, Fault, Message, SendError, Timestamp};
 use xbus_xml::XmlLimits;
 
 use crate::body::{self, BodyError};
 use crate::package;
 use crate::pool::SessionRefused;
 use crate::security::Outgoing;
-use crate::sender::Config;
+use crate::sender::{Config, Identity};
 use crate::soap::{self, Envelope, FaultSide};
 use crate::{heads, splice, wellformed};
 
@@ -39,6 +41,10 @@ pub(crate) struct HttpCall {
     pub(crate) config: Arc<Config>,
     pub(crate) message: Arc<Message>,
     pub(crate) target: Uri,
+    pub(crate) identity: Identity,
+    /// Of the body; nothing where the format says nothing.
+    pub(crate) content_type: Option<HeaderValue>,
+    /// What is sent beside what every request of the sender has, or in place of it.
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
     /// What makes the header of WS-Security, and the byte of the body at which it goes.
@@ -66,11 +72,10 @@ impl Call for HttpCall {
     }
 }
 
-/// A request on its way: what redirects change.
-struct Attempt {
+/// Where a redirect leads.
+struct Redirect {
     method: Method,
     target: Uri,
-    body: Bytes,
 }
 
 impl HttpCall {
@@ -104,13 +109,13 @@ impl HttpCall {
     }
 
     async fn exchange(&self, sent: &AtomicBool) -> Result<Message, SendError> {
-        let mut attempt = Attempt {
-            method: self.config.method.clone(),
-            target: self.target.clone(),
-            body: self.body()?,
-        };
+        let mut moved: Option<Redirect> = None;
         for _ in 0..=REDIRECTS {
-            let (answer, handle) = self.send(&attempt, sent).await?;
+            let (method, target) = match &moved {
+                Some(moved) => (&moved.method, &moved.target),
+                None => (&self.config.method, &self.target),
+            };
+            let (answer, handle) = self.send(method, target, sent).await?;
             let (head, incoming) = answer.into_parts();
             let good = self.config.success.holds(head.status);
             let limit = if good || self.config.passes_fault(head.status) {
@@ -124,12 +129,9 @@ impl HttpCall {
                 self.config.destination.put(handle);
             }
             if !good && self.config.follow && head.status.is_redirection() {
-                match self.redirect(&attempt, head.status, &head.headers) {
+                match self.redirect(method, head.status, &head.headers) {
                     Ok(next) => {
-                        attempt = Attempt {
-                            body: self.body()?,
-                            ..next
-                        };
+                        moved = Some(next);
                         continue;
                     }
                     Err(why) => {
@@ -147,11 +149,33 @@ impl HttpCall {
         )))
     }
 
-    fn request(&self, attempt: &Attempt) -> Request<Full<Bytes>> {
-        let mut request = Request::new(Full::new(attempt.body.clone()));
-        *request.method_mut() = attempt.method.clone();
-        *request.uri_mut() = attempt.target.clone();
-        *request.headers_mut() = self.headers.clone();
+    fn request(&self, method: &Method, target: &Uri, body: Bytes) -> Request<Full<Bytes>> {
+        let mut headers = self.config.usual.clone();
+        // By name and not by `insert`, for which each name would be hashed.
+        for (name, value) in &mut headers {
+            match *name {
+                CONTENT_LENGTH => *value = HeaderValue::from(body.len()),
+                CONTENT_TYPE => {
+                    if let Some(said) = &self.content_type {
+                        *value = said.clone();
+                    }
+                }
+                _ => self.identity.tell(name, value),
+            }
+        }
+        if self.content_type.is_none() {
+            headers.remove(CONTENT_TYPE);
+        }
+        if body.is_empty() {
+            headers.remove(CONTENT_LENGTH);
+        }
+        for (name, value) in &self.headers {
+            headers.insert(name.clone(), value.clone());
+        }
+        let mut request = Request::new(Full::new(body));
+        *request.method_mut() = method.clone();
+        *request.uri_mut() = target.clone();
+        *request.headers_mut() = headers;
         request
     }
 
@@ -160,7 +184,8 @@ impl HttpCall {
     /// lost without an answer, since it changes nothing (RFC 9110 section 9.2.2).
     async fn send(
         &self,
-        attempt: &Attempt,
+        method: &Method,
+        target: &Uri,
         sent: &AtomicBool,
     ) -> Result<
         (
@@ -170,12 +195,13 @@ impl HttpCall {
         SendError,
     > {
         let destination = &self.config.destination;
-        let mut request = self.request(attempt);
+        let body = self.body()?;
+        let mut request = self.request(method, target, body.clone());
         loop {
             let (mut handle, kept) = match destination.take().await {
                 Some(handle) => (handle, true),
                 None => {
-                    // Apart: most requests need no room for a handshake.
+                    // Boxed, for it is large and seldom needed.
                     let handle = Box::pin(destination.connect()).await.map_err(|error| {
                         SendError::outage(format!("{}: no connection: {error}", self.shown()))
                     })?;
@@ -206,9 +232,9 @@ impl HttpCall {
                         sent.store(before, Relaxed);
                         return Err(SendError::outage(format!("{}: {refused}", self.shown())));
                     }
-                    let harmless = matches!(attempt.method, Method::GET | Method::HEAD);
+                    let harmless = matches!(*method, Method::GET | Method::HEAD);
                     if kept && harmless && (error.is_incomplete_message() || error.is_closed()) {
-                        request = self.request(attempt);
+                        request = self.request(method, target, body.clone());
                         continue;
                     }
                     let what = if error.is_parse() {
@@ -229,14 +255,14 @@ impl HttpCall {
     /// Where a redirect leads, when it may be followed.
     fn redirect(
         &self,
-        from: &Attempt,
+        from: &Method,
         status: StatusCode,
         headers: &HeaderMap,
-    ) -> Result<Attempt, &'static str> {
-        let harmless = matches!(from.method, Method::GET | Method::HEAD);
+    ) -> Result<Redirect, &'static str> {
+        let harmless = matches!(*from, Method::GET | Method::HEAD);
         let method = match status.as_u16() {
-            307 | 308 => from.method.clone(),
-            301..=303 if harmless => from.method.clone(),
+            307 | 308 => from.clone(),
+            301..=303 if harmless => from.clone(),
             _ => return Err("a redirect that would lose the body is not followed"),
         };
         let location: Uri = headers
@@ -265,11 +291,7 @@ impl HttpCall {
             .cloned()
             .map(Uri::from)
             .ok_or("a redirect without a path")?;
-        Ok(Attempt {
-            method,
-            target,
-            body: from.body.clone(),
-        })
+        Ok(Redirect { method, target })
     }
 
     /// Whether an answer is good, and what it makes of the message.
@@ -352,7 +374,7 @@ impl HttpCall {
     }
 
     /// A page of a proxy or a form to log in is no answer of a SOAP service, whatever its status.
-    fn check_envelope(&self, content: &Content) -> Result<(), String> {
+    fn check_envelope(&self, content: &Content<'_>) -> Result<(), String> {
         let charset = content
             .content_type
             .as_deref()
@@ -372,13 +394,13 @@ impl HttpCall {
     }
 
     /// What the answer holds: a multipart is opened where the step sends SOAP or forms.
-    async fn content(&self, headers: &HeaderMap, body: Bytes) -> Result<Content, Fault> {
+    async fn content<'a>(&self, headers: &'a HeaderMap, body: Bytes) -> Result<Content<'a>, Fault> {
         let whole = Content::of(headers, body);
         match &whole.content_type {
             Some(said) if self.config.opens() && package::is_multipart(said) => {
-                let opened = package::open_aside(said, whole.body).await?;
+                let opened = Box::pin(package::open_aside(said, whole.body)).await?;
                 Ok(Content {
-                    content_type: Some(opened.content_type),
+                    content_type: Some(opened.content_type.into()),
                     body: opened.body,
                     attachments: opened.attachments,
                 })
@@ -401,40 +423,20 @@ impl HttpCall {
 
     /// The response as a message: the answer's body, attachments and headers, and the message's own
     /// headers.
-    fn response(&self, status: StatusCode, headers: &HeaderMap, content: Content) -> Message {
-        let own = &self.message.headers;
+    fn response(&self, status: StatusCode, headers: &HeaderMap, content: Content<'_>) -> Message {
         let size: usize = headers
             .iter()
-            .map(|(name, value)| name.as_str().len() + value.len() + 5)
-            .sum::<usize>()
-            + own.iter().map(|(n, v)| n.len() + v.len()).sum::<usize>();
-        let mut all = Headers::with_capacity(own.len() + headers.len() + 2, size + 64);
-        let stays = |name: &str| {
-            let of_an_answer = name
-                .get(..5)
-                .is_some_and(|start| start.eq_ignore_ascii_case("http."))
-                && !name.eq_ignore_ascii_case("http.method")
-                && !name.eq_ignore_ascii_case("http.client");
-            !of_an_answer
-                && !name.eq_ignore_ascii_case("content-type")
-                && !name.eq_ignore_ascii_case("content-encoding")
-        };
-        for (name, value) in own.iter().filter(|(name, _)| stays(name)) {
-            all.append(name, value);
-        }
+            .map(|(name, value)| name.as_str().len() + value.len() + UNDER.len())
+            .sum();
+        let mut all = self
+            .message
+            .headers
+            .kept(stays, headers.len() + 2, size + 64);
         if let Some(content_type) = &content.content_type {
             all.append("content-type", content_type);
         }
         all.append("http.status", status.as_str());
-        let mut name_under = String::with_capacity(40);
-        for name in headers.keys() {
-            if heads::answer_passes(name) {
-                name_under.clear();
-                name_under.push_str("http.");
-                name_under.push_str(name.as_str());
-                heads::add(&mut all, &name_under, headers.get_all(name).iter());
-            }
-        }
+        heads::add_all(&mut all, UNDER, headers, heads::answer_passes);
         let message = &self.message;
         Message {
             id: message.id,
@@ -448,14 +450,34 @@ impl HttpCall {
     }
 }
 
+/// Begins the names under which a message has the headers of an answer.
+const UNDER: &str = "http.";
+
+/// Whether a message keeps its own header when it becomes a response: what an earlier answer said, and
+/// what describes the body, it does not.
+fn stays(name: &str) -> bool {
+    let is = |other: &str| name.eq_ignore_ascii_case(other);
+    match name.len() {
+        12 => !is("content-type") && !of_an_answer(name),
+        16 => !is("content-encoding") && !of_an_answer(name),
+        11 => is("http.method") || is("http.client") || !of_an_answer(name),
+        _ => !of_an_answer(name),
+    }
+}
+
+fn of_an_answer(name: &str) -> bool {
+    name.get(..UNDER.len())
+        .is_some_and(|start| start.eq_ignore_ascii_case(UNDER))
+}
+
 /// What an answer holds.
-struct Content {
-    content_type: Option<String>,
+struct Content<'a> {
+    content_type: Option<Cow<'a, str>>,
     body: Bytes,
     attachments: Attachments,
 }
 
-impl Content {
+impl<'a> Content<'a> {
     /// Whether it is a fault of SOAP, and well-formed to its end.
     fn is_whole_fault(&self) -> bool {
         let said = self.content_type.as_deref();
@@ -466,9 +488,9 @@ impl Content {
     }
 
     /// The body as it came.
-    fn of(headers: &HeaderMap, body: Bytes) -> Self {
+    fn of(headers: &'a HeaderMap, body: Bytes) -> Self {
         Self {
-            content_type: package::said(headers).map(Cow::into_owned),
+            content_type: package::said(headers),
             body,
             attachments: Attachments::default(),
         }
@@ -479,7 +501,10 @@ impl Content {
 async fn decoded(headers: &HeaderMap, body: Bytes, limit: u64) -> Result<Bytes, BodyError> {
     match headers.get(CONTENT_ENCODING) {
         None => Ok(body),
-        Some(coding) => body::decode(coding.to_str().unwrap_or("?"), body, limit, RATIO).await,
+        Some(coding) => {
+            let coding = coding.to_str().unwrap_or("?");
+            Box::pin(body::decode(coding, body, limit, RATIO)).await
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+#[cfg(test)]
 use futures_util::future::BoxFuture;
 use http::Method;
 use tokio_util::task::TaskTracker;
@@ -139,11 +140,11 @@ impl Door {
     }
 
     /// Hands a message in.
-    pub(crate) fn deliver(&self, arrival: Arrival) -> BoxFuture<'_, Result<Reply, Fault>> {
+    pub(crate) async fn deliver(&self, arrival: Arrival) -> Result<Reply, Fault> {
         match &self.entry {
-            Entry::Inbox(inbox) => Box::pin(inbox.deliver(arrival)),
+            Entry::Inbox(inbox) => inbox.deliver(arrival).await,
             #[cfg(test)]
-            Entry::Stub(stub) => stub(arrival),
+            Entry::Stub(stub) => stub(arrival).await,
         }
     }
 }

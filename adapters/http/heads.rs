@@ -47,40 +47,28 @@ pub(crate) fn headers(connection: &Connection, config: &Config, head: &Parts) ->
             || (text.contains('.') && is_reserved(text))
             || named_hop.is_some_and(|list| lists(list, text)))
     };
-    if head.headers.keys_len() == head.headers.len() {
-        // Each name once, as nearly always: nothing is looked up.
-        for (name, value) in head.headers.iter().filter(|(name, _)| takes(name)) {
-            headers.append(name.as_str(), &text_of(value));
-        }
-        return headers;
-    }
-    for name in head.headers.keys().filter(|name| takes(name)) {
-        add(
-            &mut headers,
-            name.as_str(),
-            head.headers.get_all(name).iter(),
-        );
-    }
+    add_all(&mut headers, "", &head.headers, takes);
     headers
 }
 
-/// Adds a header; several lines of one name become one value (RFC 9110 section 5.3).
-pub(crate) fn add<'a>(
+/// Adds what `takes` accepts, under names that begin with `prefix`; several lines of one name become
+/// one value (RFC 9110 section 5.3).
+pub(crate) fn add_all(
     headers: &mut Headers,
-    name: &str,
-    mut values: impl Iterator<Item = &'a HeaderValue>,
+    prefix: &str,
+    from: &HeaderMap,
+    takes: impl Fn(&HeaderName) -> bool,
 ) {
-    let Some(first) = values.next() else { return };
-    match values.next() {
-        None => headers.append(name, &text_of(first)),
-        Some(second) => {
-            let mut all = text_of(first).into_owned();
-            for value in std::iter::once(second).chain(values) {
-                all.push_str(", ");
-                all.push_str(&text_of(value));
-            }
-            headers.append(name, &all);
+    if from.keys_len() == from.len() {
+        // Each name once, as nearly always: nothing is looked up.
+        for (name, value) in from.iter().filter(|(name, _)| takes(name)) {
+            headers.append_under(prefix, name.as_str(), &text_of(value));
         }
+        return;
+    }
+    for name in from.keys().filter(|name| takes(name)) {
+        let values: Vec<_> = from.get_all(name).iter().map(text_of).collect();
+        headers.append_under(prefix, name.as_str(), &values.join(", "));
     }
 }
 
@@ -95,22 +83,22 @@ fn text_of(value: &HeaderValue) -> Cow<'_, str> {
 /// Whether a header may become a message header: not when it is a credential, of one hop (RFC 9110
 /// section 7.6.1), or about the framing of the body.
 pub(crate) fn passes(name: &HeaderName) -> bool {
-    if *name == "keep-alive" || *name == "proxy-connection" || *name == API_KEY {
-        return false;
-    }
     !matches!(
-        *name,
-        header::AUTHORIZATION
-            | header::COOKIE
-            | header::PROXY_AUTHORIZATION
-            | header::PROXY_AUTHENTICATE
-            | header::CONNECTION
-            | header::TRANSFER_ENCODING
-            | header::CONTENT_LENGTH
-            | header::TE
-            | header::TRAILER
-            | header::UPGRADE
-            | header::EXPECT
+        name.as_str(),
+        "authorization"
+            | "cookie"
+            | "proxy-authorization"
+            | "proxy-authenticate"
+            | "connection"
+            | "transfer-encoding"
+            | "content-length"
+            | "te"
+            | "trailer"
+            | "upgrade"
+            | "expect"
+            | "keep-alive"
+            | "proxy-connection"
+            | API_KEY
     )
 }
 

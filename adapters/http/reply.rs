@@ -2,7 +2,7 @@
 
 use http::StatusCode;
 use http::header::{HeaderName, HeaderValue};
-use http_body_util::{BodyExt, Collected, Full};
+use http_body_util::Full;
 use xbus_core::{Code, Fault, Format, Reply};
 
 use crate::door::Config;
@@ -27,26 +27,22 @@ pub(crate) fn answer(
     let mut asked = reply
         .http_status
         .and_then(|status| StatusCode::from_u16(status).ok());
-    let (mut body, mut content_type) = (
-        message.body.bytes().clone(),
-        message
-            .content_type()
-            .and_then(|value| HeaderValue::from_str(value).ok()),
-    );
+    let given = message.content_type();
+    let mut body = message.body.bytes().clone();
+    let mut content_type = given.and_then(|value| HeaderValue::from_str(value).ok());
     let mut status = match shape {
         Shape::Soap(_) => StatusCode::OK,
         _ => shape::ack_status(reply.status),
     };
     if let (Shape::Soap(version), true) = (shape, config.soap.is_some()) {
-        let charset = message.content_type().and_then(xbus_charset::label);
+        let charset = given.and_then(xbus_charset::label);
         let not_xml = |why: String| {
             Refusal::from(
                 Fault::new(Code::Transform, "the reply is not an XML document").detail(why),
             )
         };
         let (enveloped, changed) = wrap::into_envelope(version, &body, charset).map_err(not_xml)?;
-        let fitting = message
-            .content_type()
+        let fitting = given
             .is_some_and(|given| xml::essence(given).eq_ignore_ascii_case(version.media_type()));
         if changed || !fitting {
             content_type = Some(soap_type(version, &enveloped, charset, changed));
@@ -82,26 +78,31 @@ pub(crate) fn answer(
     Ok((answer, own))
 }
 
-/// The answer with the attachments of the reply, where there are any: with SOAP as the route says, and
-/// else where the request had its own in a package that can be told apart from a form. `form` is that
-/// of the request. What failed carries nothing.
-pub(crate) async fn with_attachments(
+/// Whether an answer goes with the attachments of its reply: with SOAP as the route says, and else where
+/// the request had its own in a package that can be told apart from a form. `form` is that of the
+/// request. What failed carries nothing.
+pub(crate) fn carries(answer: &Answer, config: &Config, reply: &Reply, form: Option<Form>) -> bool {
+    let Some(message) = &reply.message else {
+        return false;
+    };
+    answer.status().is_success()
+        && (!message.attachments.is_empty() || config.attach == Some(Attach::Mtom))
+        && (config.soap.is_some() || form.is_some())
+}
+
+/// An answer that [`carries`] attachments, with them.
+pub(crate) fn with_attachments(
     answer: Answer,
     shape: Shape,
     config: &Config,
     reply: &Reply,
     form: Option<Form>,
 ) -> Result<Answer, Refusal> {
-    let Some(message) = reply.message.as_ref().filter(|message| {
-        answer.status().is_success()
-            && (!message.attachments.is_empty() || config.attach == Some(Attach::Mtom))
-            && (config.soap.is_some() || form.is_some())
-    }) else {
+    let Some(message) = &reply.message else {
         return Ok(answer);
     };
     let (mut head, body) = answer.into_parts();
-    // It is all there.
-    let Ok(body) = body.collect().await.map(Collected::to_bytes);
+    let body = shape::whole(body);
     let said = package::said(&head.headers).unwrap_or_default();
     let packed = match (shape, &config.soap) {
         (Shape::Soap(version), Some(_)) => {

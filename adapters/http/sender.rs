@@ -166,6 +166,8 @@ pub(crate) struct Config {
     pub(crate) method: Method,
     url: Url,
     pub(crate) destination: Arc<Destination>,
+    /// The headers that every request has; the values of those that differ are filled in.
+    pub(crate) usual: HeaderMap,
     headers: Sent,
     pub(crate) credential: Option<(HeaderName, HeaderValue)>,
     soap: Option<SoapOut>,
@@ -266,9 +268,11 @@ pub(crate) fn build(args: Args<'_>) -> Option<HttpSender> {
         bad(args, "charset", message.to_owned(), "leave 'charset' out");
         return None;
     }
+    let method = method?;
     Some(HttpSender(Arc::new(Config {
         step: args.build.step.clone(),
-        method: method?,
+        usual: usual(&destination, &method),
+        method,
         destination,
         url,
         headers: headers?,
@@ -332,6 +336,7 @@ pub(crate) fn build_post(args: Args<'_>, step: &str) -> Option<HttpSender> {
     Some(HttpSender(Arc::new(Config {
         step: Arc::from(step),
         method: Method::POST,
+        usual: usual(&destination, &Method::POST),
         destination,
         url,
         headers: Sent::Made(headers?),
@@ -358,6 +363,22 @@ impl HttpSender {
             _ => text.to_owned(),
         }
     }
+}
+
+/// The headers of every request, in the order in which they go out.
+fn usual(destination: &Destination, method: &Method) -> HeaderMap {
+    let later = HeaderValue::from_static("");
+    // Room for what hyper looks for, so that a copy does not grow.
+    let mut headers = HeaderMap::with_capacity(12);
+    headers.insert(HOST, destination.authority.clone());
+    for name in [&heads::MESSAGE_ID, &CORRELATION_ID, &IDEMPOTENCY_KEY] {
+        headers.insert(name.clone(), later.clone());
+    }
+    if !matches!(*method, Method::GET | Method::HEAD) {
+        headers.insert(CONTENT_TYPE, later.clone());
+        headers.insert(CONTENT_LENGTH, later);
+    }
+    headers
 }
 
 fn url(args: Args<'_>, template: &Template) -> Option<Url> {
@@ -655,9 +676,12 @@ impl Sender for HttpSender {
     fn make(&self, message: Arc<Message>, context: &Context) -> Result<Request, Fault> {
         let config = &self.0;
         let target = config.url.target(&message, context)?;
-        let mut headers = HeaderMap::with_capacity(12);
-        headers.insert(HOST, config.destination.authority.clone());
-        config.identify(&message, &mut headers);
+        let mut headers = HeaderMap::new();
+        if let Some(parent) = message.headers.get("traceparent")
+            && let Ok(value) = HeaderValue::from_str(parent)
+        {
+            headers.insert("traceparent", value);
+        }
         let outgoing = config.body(&message, context, &target, &mut headers)?;
         config.add_headers(&message, context, &mut headers)?;
         if let Some((name, value)) = &config.credential {
@@ -665,8 +689,10 @@ impl Sender for HttpSender {
         }
         Ok(Request::Call(Box::new(HttpCall {
             config: config.clone(),
+            identity: Identity::of(&message, &config.step),
             message,
             target,
+            content_type: outgoing.content_type,
             headers,
             body: outgoing.body,
             security: outgoing.security,
@@ -680,6 +706,8 @@ static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// What a call sends.
 struct Outbound {
     body: Bytes,
+    /// Nothing where the headers have it.
+    content_type: Option<HeaderValue>,
     security: Option<(Arc<Outgoing>, usize)>,
 }
 
@@ -687,7 +715,51 @@ impl From<Bytes> for Outbound {
     fn from(body: Bytes) -> Self {
         Self {
             body,
+            content_type: None,
             security: None,
+        }
+    }
+}
+
+/// Who a message is, the same over all attempts.
+pub(crate) struct Identity {
+    id: HeaderValue,
+    correlation: HeaderValue,
+    key: HeaderValue,
+}
+
+impl Identity {
+    /// One text holds the id, and the key that begins with it.
+    fn of(message: &Message, step: &str) -> Self {
+        let mut text = Vec::with_capacity(MessageId::LENGTH + 1 + step.len());
+        text.extend_from_slice(message.id.encode(&mut [0; MessageId::LENGTH]).as_bytes());
+        text.push(b'/');
+        text.extend_from_slice(step.as_bytes());
+        let key = Bytes::from(text);
+        // Ids and names of steps hold nothing that a header cannot.
+        let value = |text: Bytes| {
+            HeaderValue::from_maybe_shared(text).unwrap_or_else(|_| HeaderValue::from_static(""))
+        };
+        let id = value(key.slice(..MessageId::LENGTH));
+        Self {
+            correlation: message
+                .correlation_id
+                .as_ref()
+                .and_then(|said| HeaderValue::from_str(said).ok())
+                .unwrap_or_else(|| id.clone()),
+            id,
+            key: value(key),
+        }
+    }
+
+    /// Fills in the value of a header that says it.
+    pub(crate) fn tell(&self, name: &HeaderName, value: &mut HeaderValue) {
+        if *name == heads::MESSAGE_ID {
+            *value = self.id.clone();
+        } else if *name == CORRELATION_ID {
+            *value = self.correlation.clone();
+        } else if *name == IDEMPOTENCY_KEY {
+            *value = self.key.clone();
         }
     }
 }
@@ -706,34 +778,6 @@ fn cannot(what: &str, detail: impl Into<String>) -> Fault {
 }
 
 impl Config {
-    /// Who the message is, over all attempts: one text holds the id, and the key that begins with it.
-    fn identify(&self, message: &Message, headers: &mut HeaderMap) {
-        let mut text = Vec::with_capacity(MessageId::LENGTH + 1 + self.step.len());
-        text.extend_from_slice(message.id.encode(&mut [0; MessageId::LENGTH]).as_bytes());
-        text.push(b'/');
-        text.extend_from_slice(self.step.as_bytes());
-        let key = Bytes::from(text);
-        let id = key.slice(..MessageId::LENGTH);
-        let correlation = match &message.correlation_id {
-            Some(id) => Bytes::copy_from_slice(id.as_bytes()),
-            None => id.clone(),
-        };
-        for (name, value) in [
-            (&heads::MESSAGE_ID, id),
-            (&CORRELATION_ID, correlation),
-            (&IDEMPOTENCY_KEY, key),
-        ] {
-            if let Ok(value) = HeaderValue::from_maybe_shared(value) {
-                headers.insert(name.clone(), value);
-            }
-        }
-        if let Some(parent) = message.headers.get("traceparent")
-            && let Ok(value) = HeaderValue::from_str(parent)
-        {
-            headers.insert("traceparent", value);
-        }
-    }
-
     /// The body to send, and the headers that describe it.
     fn body(
         &self,
@@ -754,12 +798,10 @@ impl Config {
             }
             if let Some(writing) = &self.charset {
                 let made = writing.apply(message)?;
-                insert(
-                    headers,
-                    CONTENT_TYPE,
-                    made.content_type().unwrap_or_default(),
-                )?;
-                return Ok(made.body.bytes().clone().into());
+                let said = made.content_type().unwrap_or_default();
+                let mut outgoing = Outbound::from(made.body.bytes().clone());
+                outgoing.content_type = Some(sendable(&CONTENT_TYPE, said)?);
+                return Ok(outgoing);
             }
             let value = match given {
                 Some(given) => HeaderValue::from_bytes(given.as_bytes()).ok(),
@@ -767,10 +809,9 @@ impl Config {
                     .format
                     .map(|format| HeaderValue::from_static(format.media_type())),
             };
-            if let Some(value) = value {
-                headers.insert(CONTENT_TYPE, value);
-            }
-            return Ok(message.body.bytes().clone().into());
+            let mut outgoing = Outbound::from(message.body.bytes().clone());
+            outgoing.content_type = value;
+            return Ok(outgoing);
         };
         let charset = given.and_then(xbus_charset::label);
         let (mut body, mut changed) =
@@ -851,7 +892,7 @@ impl Config {
             outgoing.body = packed.body;
             return Ok(outgoing);
         }
-        insert(headers, CONTENT_TYPE, &content_type)?;
+        outgoing.content_type = Some(sendable(&CONTENT_TYPE, &content_type)?);
         Ok(outgoing)
     }
 
@@ -889,7 +930,11 @@ impl Config {
         };
         let (body, inside) = splice::into_header(body, &seen, &blocks, &replaced);
         let security = soap.security.clone().map(|security| (security, inside));
-        Ok(Outbound { body, security })
+        Ok(Outbound {
+            body,
+            content_type: None,
+            security,
+        })
     }
 
     /// Whether requests are SOAP.
@@ -933,18 +978,21 @@ impl Config {
     }
 }
 
-/// Sets a header; what no header can hold (line ends above all) is a fault.
+/// Sets a header.
 fn insert(headers: &mut HeaderMap, name: HeaderName, value: &str) -> Result<(), Fault> {
-    match HeaderValue::from_bytes(value.as_bytes()) {
-        Ok(value) => {
-            headers.insert(name, value);
-            Ok(())
-        }
-        Err(_) => Err(cannot(
+    let value = sendable(&name, value)?;
+    headers.insert(name, value);
+    Ok(())
+}
+
+/// The value of a header; what no header can hold (line ends above all) is a fault.
+fn sendable(name: &HeaderName, value: &str) -> Result<HeaderValue, Fault> {
+    HeaderValue::from_bytes(value.as_bytes()).map_err(|_| {
+        cannot(
             "a header of the request cannot be sent",
             format!("the value of the header '{name}' holds a control character"),
-        )),
-    }
+        )
+    })
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, StatusCode};
-use http_body_util::{BodyExt, Collected, Full};
+use http_body_util::Full;
 use hyper::body::Incoming;
 use xbus_core::{Arrival, Attachments, Code, Format, Message, MessageId, Reply, Timestamp};
 
@@ -36,15 +36,14 @@ struct Asker {
 impl Asker {
     /// Has an answer say which request it belongs to, where that one has said what it is. `own`:
     /// its envelope was made by the bus.
-    async fn related(&self, answer: Answer, own: bool) -> Answer {
+    fn related(&self, answer: Answer, own: bool) -> Answer {
         let Some(addressed) = &self.addressed else {
             return answer;
         };
-        let (head, body) = answer.into_parts();
-        // It is all there.
-        let Ok(body) = body.collect().await.map(Collected::to_bytes);
-        let related = addressed.related(&body, own);
-        Answer::from_parts(head, Full::new(related.unwrap_or(body)))
+        answer.map(|body| {
+            let body = shape::whole(body);
+            Full::new(addressed.related(&body, own).unwrap_or(body))
+        })
     }
 }
 
@@ -52,9 +51,7 @@ impl Asker {
 pub(crate) async fn answer(connection: &Arc<Connection>, request: Request<Incoming>) -> Answer {
     let (_active, ambiguous) = connection.watch.begin();
     let id = MessageId::new();
-    let (head, body) = request.into_parts();
-    // What follows hands it on from step to step, each of which has room for it.
-    let head = Box::new(head);
+    let (mut head, body) = request.into_parts();
     let mut asker = Asker {
         shape: Shape::of(&head.headers),
         addressed: None,
@@ -68,7 +65,7 @@ pub(crate) async fn answer(connection: &Arc<Connection>, request: Request<Incomi
     } else if let Some(described) = describe::answer(connection, &head, id, &mut asker.shape) {
         return described.unwrap_or_else(|refusal| shape::fault(asker.shape, id, &refusal));
     } else {
-        take(connection, head, body, id, &mut asker).await
+        take(connection, &mut head, body, id, &mut asker).await
     };
     let shape = asker.shape;
     let (answer, own, taken) = match result {
@@ -85,10 +82,11 @@ pub(crate) async fn answer(connection: &Arc<Connection>, request: Request<Incomi
         },
         Err(refusal) => (shape::fault(shape, id, &refusal), true, None),
     };
-    let mut answer = asker.related(answer, own).await;
-    if let Some((door, reply, form)) = taken {
+    let mut answer = asker.related(answer, own);
+    if let Some((door, reply, form)) = taken
+        && reply::carries(&answer, &door.config, &reply, form)
+    {
         answer = reply::with_attachments(answer, shape, &door.config, &reply, form)
-            .await
             .unwrap_or_else(|refusal| shape::fault(shape, reply.id, &refusal));
     }
     if answer.headers().contains_key(header::CONNECTION) {
@@ -110,24 +108,24 @@ struct Taken {
 /// Takes a request in and runs its route.
 async fn take(
     connection: &Arc<Connection>,
-    mut head: Box<Parts>,
+    head: &mut Parts,
     body: Incoming,
     id: MessageId,
     asker: &mut Asker,
 ) -> Result<Taken, Refusal> {
-    check_head(connection, &head)?;
-    let doors = doors(connection, &head, &mut asker.shape)?;
+    check_head(connection, head)?;
+    let doors = doors(connection, head, &mut asker.shape)?;
     let first = &doors[0];
     let alone = doors.len() == 1;
     if alone {
-        let caller = caller(connection, &head, &first.config)?;
+        let caller = caller(connection, head, &first.config)?;
         return enter(connection, first.clone(), caller, head, body, id, asker).await;
     }
     // Several routes: whoever is let in by one of them may send a body; the element then chooses.
     let mut denied = Vec::new();
     let mut open = Vec::new();
     for door in doors.iter() {
-        match caller(connection, &head, &door.config) {
+        match caller(connection, head, &door.config) {
             Ok(caller) => open.push((door.clone(), caller)),
             Err(refusal) => denied.push((door.clone(), refusal)),
         }
@@ -135,9 +133,9 @@ async fn take(
     if open.is_empty() && !denied.is_empty() {
         return Err(denied.swap_remove(0).1);
     }
-    let chosen = Box::pin(choose(connection, open, denied, &mut head, body, asker)).await?;
-    let (door, caller, content) = chosen;
-    hand_in(connection, door, caller, head, content, id, asker).await
+    let (door, caller, mut content) =
+        Box::pin(choose(connection, open, denied, head, body, asker)).await?;
+    hand_in(connection, door, caller, head, &mut content, id, asker).await
 }
 
 /// What is wrong with a head whatever its route: the host (RFC 9112 section 3.2), the transfer
@@ -291,19 +289,19 @@ async fn enter(
     connection: &Arc<Connection>,
     door: Arc<Door>,
     caller: Option<Arc<str>>,
-    mut head: Box<Parts>,
+    head: &mut Parts,
     body: Incoming,
     id: MessageId,
     asker: &mut Asker,
 ) -> Result<Taken, Refusal> {
-    check_type(&door.config, &head)?;
-    let body = read(connection, &head, body, door.config.max_body).await?;
-    let (body, carried) = open(&door.config, &mut head, body).await?;
-    settle_charset(&door.config, &mut head, &body);
+    check_type(&door.config, head)?;
+    let body = read(connection, head, body, door.config.max_body).await?;
+    let (body, carried) = open(&door.config, head, body).await?;
+    settle_charset(&door.config, head, &body);
     let seen = match &door.config.soap {
         Some(_) => Some(envelope(
             &door.config,
-            &head,
+            head,
             &body,
             asker,
             door.config.element.is_some() || door.config.wsdl.is_some(),
@@ -313,18 +311,18 @@ async fn enter(
     if let Some(wanted) = &door.config.element {
         let found = match &seen {
             Some(seen) => seen.element.clone(),
-            None => wellformed::first_element(&body, charset_of(&head)),
+            None => wellformed::first_element(&body, charset_of(head)),
         };
         if found.as_ref() != Some(wanted) {
             return Err(no_element());
         }
     }
-    let content = Content {
+    let mut content = Content {
         body,
         carried,
         seen,
     };
-    hand_in(connection, door, caller, head, content, id, asker).await
+    hand_in(connection, door, caller, head, &mut content, id, asker).await
 }
 
 /// What a message is made of, beside its head.
@@ -347,7 +345,7 @@ async fn open(config: &Config, head: &mut Parts, body: Bytes) -> Result<(Bytes, 
     if !takes || !package::said(&head.headers).is_some_and(|said| package::is_multipart(&said)) {
         return Ok((body, Carried::default()));
     }
-    let opened = package::open_in(&mut head.headers, body).await?;
+    let opened = Box::pin(package::open_in(&mut head.headers, body)).await?;
     if config.soap.is_some() {
         check_type(config, head)?;
     }
@@ -524,7 +522,7 @@ async fn read(
         None => Ok(received),
         Some(coding) => {
             let coding = coding.to_str().unwrap_or("?");
-            body::decode(coding, received, limit, limits.ratio)
+            Box::pin(body::decode(coding, received, limit, limits.ratio))
                 .await
                 .map_err(refuse_body)
         }
@@ -651,8 +649,8 @@ async fn hand_in(
     connection: &Arc<Connection>,
     door: Arc<Door>,
     caller: Option<Arc<str>>,
-    head: Box<Parts>,
-    content: Content,
+    head: &Parts,
+    content: &mut Content,
     id: MessageId,
     asker: &Asker,
 ) -> Result<Taken, Refusal> {
@@ -663,25 +661,25 @@ async fn hand_in(
     } = content;
     let addressed = asker.addressed.as_deref();
     let mut passing = Vec::new();
-    let caller = match &seen {
+    let caller = match seen {
         Some(seen) => match check_header(&door.config, seen, addressed)? {
             Some(user) => {
                 // Each repeat comes with a token of its own.
-                passing = splice::security(&body, charset_of(&head), seen);
+                passing = splice::security(body, charset_of(head), seen);
                 Some(user)
             }
             None => caller,
         },
         None => caller,
     };
-    let one_way = match (&door.config.wsdl, &seen) {
-        (Some(wsdl), Some(seen)) => operation(wsdl, &head, seen)?,
+    let one_way = match (&door.config.wsdl, &*seen) {
+        (Some(wsdl), Some(seen)) => operation(wsdl, head, seen)?,
         _ => false,
     };
     let _working = door.requests.token();
     if door.config.wellformed {
         let soap = door.config.soap.is_some();
-        check_wellformed(connection, &head, &body, soap).await?;
+        Box::pin(check_wellformed(connection, head, body, soap)).await?;
     }
     let correlation_id = head
         .headers
@@ -694,9 +692,9 @@ async fn hand_in(
         id,
         correlation_id,
         received_at: Timestamp::now(),
-        headers: heads::headers(connection, &door.config, &head),
-        body: body.into(),
-        attachments: carried.attachments,
+        headers: heads::headers(connection, &door.config, head),
+        body: std::mem::take(body).into(),
+        attachments: std::mem::take(&mut carried.attachments),
         format: door.config.format,
     };
     let mut arrival = Arrival::from(message);
@@ -710,7 +708,7 @@ async fn hand_in(
             door,
             reply,
             one_way,
-            form: carried.form,
+            form: carried.form.take(),
         }),
         Err(fault) => Err(fault.into()),
     }

@@ -5,11 +5,12 @@ use std::fmt::Write as _;
 use std::ops::Deref;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http::header::{
     ACCEPT, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
 };
 use http::{Response, StatusCode};
-use http_body_util::Full;
+use http_body_util::{BodyExt, Collected, Full};
 use xbus_core::{Code, Fault, Format, MessageId, Status};
 
 use crate::heads::MESSAGE_ID;
@@ -330,9 +331,17 @@ pub(crate) fn answer(
     answer
 }
 
+/// The body of an answer: it is all there.
+pub(crate) fn whole(body: Full<Bytes>) -> Bytes {
+    let all = body.collect().now_or_never();
+    all.and_then(Result::ok)
+        .map(Collected::to_bytes)
+        .unwrap_or_default()
+}
+
 /// Says the message's id.
 pub(crate) fn set_id(answer: &mut Answer, id: MessageId) {
-    if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(id.to_string())) {
+    if let Ok(value) = HeaderValue::from_str(id.encode(&mut [0; MessageId::LENGTH])) {
         answer.headers_mut().insert(&MESSAGE_ID, value);
     }
 }
@@ -497,7 +506,6 @@ fn header_of_fault(out: &mut String, code: &SoapCode) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http_body_util::BodyExt;
     use std::sync::Arc;
 
     fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {

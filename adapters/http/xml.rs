@@ -3,13 +3,7 @@
 
 use std::borrow::Cow;
 
-/// The media type without its parameters.
-pub(crate) fn essence(content_type: &str) -> &str {
-    content_type
-        .split_once(';')
-        .map_or(content_type, |(essence, _)| essence)
-        .trim()
-}
+pub(crate) use xbus_core::essence;
 
 /// The document from its first element on: without declaration, comments and instructions before
 /// it. A DTD is an error.

@@ -7,12 +7,12 @@ use bytes::Bytes;
 
 use crate::adapter::Reach;
 use crate::bus::Bus;
-use crate::current;
+use crate::delivery::Delivery;
 use crate::plan::{LanePolicy, Route, Target};
 use crate::router;
 use crate::secrets;
 use crate::store::{Change, Commit, Durability, Outcome, StoreError, TargetEntry};
-use crate::{Code, Expression, Fault, Headers, Message, MessageId, Timestamp};
+use crate::{Expression, Fault, Headers, Message, MessageId, Timestamp};
 
 /// One route's door.
 #[derive(Clone)]
@@ -138,30 +138,16 @@ impl Inbox {
         &self.bus
     }
 
-    /// Runs the route for one message. It runs in a task of its own to its end, even when the
-    /// returned future is dropped. `Ok` means that the sender may forget the message.
-    pub async fn deliver(&self, arrival: impl Into<Arrival>) -> Result<Reply, Fault> {
-        self.run(arrival.into(), self.route.answers).await
+    /// Runs the route for one message, to its end, even when the returned future is dropped on the
+    /// way. `Ok` means that the sender may forget the message.
+    pub fn deliver(&self, arrival: impl Into<Arrival>) -> Delivery {
+        Delivery::new(&self.bus, &self.route, arrival.into(), self.route.answers)
     }
 
     /// The same for a message whose sender waits although those of others do not: a failure is told
     /// to it and final, as [`Route::answers`] has it for all.
-    pub async fn ask(&self, arrival: impl Into<Arrival>) -> Result<Reply, Fault> {
-        self.run(arrival.into(), true).await
-    }
-
-    async fn run(&self, arrival: Arrival, waits: bool) -> Result<Reply, Fault> {
-        let (bus, route) = (self.bus.clone(), self.route.clone());
-        let (id, name) = (arrival.message.id, route.name.clone());
-        // Boxed, because a task's future is moved several times on its way in, and this one is large.
-        let run = Box::pin(async move { router::run(&bus, &route, arrival, waits).await });
-        match self.bus.tasks().spawn(current::about(id, name, run)).await {
-            Ok(result) => result,
-            Err(error) => {
-                tracing::error!(route = %self.route.name, %error, "a message's task ended by a defect of the bus");
-                Err(Fault::new(Code::Internal, "the bus failed"))
-            }
-        }
+    pub fn ask(&self, arrival: impl Into<Arrival>) -> Delivery {
+        Delivery::new(&self.bus, &self.route, arrival.into(), true)
     }
 
     /// Whether a message that was seen as `key` has been accepted, and not been forgotten since.

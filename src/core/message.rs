@@ -6,6 +6,7 @@
 use std::any::Any;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -18,9 +19,26 @@ use crate::{Attachments, Timestamp};
 pub struct MessageId(u128);
 
 impl MessageId {
-    /// A new id, greater than all that this process made before.
+    /// A new id, greater than all that this process made before: milliseconds, a counter of 16 bits
+    /// that goes on into them when it is full, and 58 random bits (RFC 9562 sections 5.7 and 6.2,
+    /// method 1). The counter is an atomic, not one behind a lock that all messages share.
     pub fn new() -> Self {
-        Self(uuid::Uuid::now_v7().as_u128())
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        let now = (Timestamp::now().as_micros() as u64 / 1000) << 16;
+        let next = |last: u64| now.max(last + 1);
+        let (Ok(last) | Err(last)) = LAST.fetch_update(Relaxed, Relaxed, |last| Some(next(last)));
+        let count = u128::from(next(last));
+        let random = uuid::Uuid::new_v4().as_u128() & ((1 << 58) - 1);
+        let version = 0x7 << 76;
+        let variant = 0b10 << 62;
+        Self(
+            (count >> 16) << 80
+                | version
+                | (count >> 4 & 0xfff) << 64
+                | variant
+                | (count & 0xf) << 58
+                | random,
+        )
     }
 
     /// The id as a number; big-endian order is time order.
@@ -128,9 +146,32 @@ impl Headers {
         }
     }
 
+    /// Those whose names `keep` accepts, with room for `count` more of `bytes` together.
+    pub fn kept(&self, mut keep: impl FnMut(&str) -> bool, count: usize, bytes: usize) -> Self {
+        let mut kept = Self::with_capacity(self.entries.len() + count, self.text.len() + bytes);
+        // One copy of all text costs less than one for each that stays.
+        kept.text.push_str(&self.text);
+        kept.entries.extend(
+            self.entries
+                .iter()
+                .filter(|entry| keep(&self.text[entry.name as usize..entry.value as usize])),
+        );
+        kept.compact();
+        kept
+    }
+
     /// Adds a header whose name is known not to be there yet. Twice the same name: the first wins.
     pub fn append(&mut self, name: &str, value: &str) {
         let entry = self.push_text(name, value);
+        self.entries.push(entry);
+    }
+
+    /// The same, under a name that begins with `prefix`.
+    pub fn append_under(&mut self, prefix: &str, name: &str, value: &str) {
+        let at = self.text.len() as u32;
+        self.text.push_str(prefix);
+        let mut entry = self.push_text(name, value);
+        entry.name = at;
         self.entries.push(entry);
     }
 
@@ -191,7 +232,13 @@ impl Headers {
     }
 
     fn position(&self, name: &str) -> Option<usize> {
-        (0..self.entries.len()).find(|&at| self.name_at(at).eq_ignore_ascii_case(name))
+        // Most names differ in length: only the others are looked at.
+        let length = name.len() as u32;
+        self.entries
+            .iter()
+            .enumerate()
+            .filter(|(_, entry)| entry.value - entry.name == length)
+            .find_map(|(at, _)| self.name_at(at).eq_ignore_ascii_case(name).then_some(at))
     }
 
     fn name_at(&self, at: usize) -> &str {
@@ -289,6 +336,13 @@ impl fmt::Debug for Body {
     }
 }
 
+/// A media type without its parameters (RFC 9110 section 8.3.1).
+pub fn essence(content_type: &str) -> &str {
+    // A dozen bytes are sooner looked at than a search is begun.
+    let end = content_type.bytes().position(|byte| byte == b';');
+    content_type[..end.unwrap_or(content_type.len())].trim_ascii()
+}
+
 /// How a body is read when something reads it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub enum Format {
@@ -335,7 +389,7 @@ impl Format {
     /// The format that a media type (RFC 9110 section 8.3.1) stands for, parameters and case
     /// aside; nothing for types that say little, such as `application/octet-stream`.
     pub fn from_media_type(content_type: &str) -> Option<Self> {
-        let essence = content_type.split(';').next().unwrap_or_default().trim();
+        let essence = essence(content_type);
         let is = |name: &str| essence.eq_ignore_ascii_case(name);
         let ends = |suffix: &str| {
             essence.len() > suffix.len()
@@ -451,6 +505,10 @@ mod tests {
     fn ids_of_one_process_ascend_and_survive_text() {
         let ids: Vec<MessageId> = (0..10_000).map(|_| MessageId::new()).collect();
         assert!(ids.windows(2).all(|pair| pair[0] < pair[1]));
+        let id = uuid::Uuid::from_u128(ids[0].as_u128());
+        assert_eq!(id.get_version(), Some(uuid::Version::SortRand));
+        assert_eq!(id.get_variant(), uuid::Variant::RFC4122);
+        assert!(ids[0].made_at().until(Timestamp::now()) < std::time::Duration::from_secs(60));
         assert_eq!(ids[0].to_string().parse::<MessageId>().unwrap(), ids[0]);
         assert!("nonsense".parse::<MessageId>().is_err());
     }
@@ -474,6 +532,11 @@ mod tests {
             headers.text.len() < 10_000,
             "replaced values are given back"
         );
+        headers.set("x-count", "1");
+        let mut kept = headers.kept(|name| name != "x-count", 1, 20);
+        kept.append_under("http.", "Date", "now");
+        let all: Vec<_> = kept.iter().collect();
+        assert_eq!(all, [("content-type", "text/plain"), ("http.Date", "now")]);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::distribute::{Distributed, is_unknown};
 use crate::fault::Code;
 use crate::inbox::seen_scope;
 use crate::once::{self, Turn};
-use crate::plan::{Payloads, ReplyPlan, Route, Step};
+use crate::plan::{Once, Payloads, ReplyPlan, Route, Step};
 use crate::protocol::Record;
 use crate::request::{self, Origin, holds, transform};
 use crate::store::{
@@ -45,6 +45,9 @@ pub(crate) struct Journey<'a> {
     complete: bool,
     /// The deciding commit has written the journal entry.
     pub(crate) journalled: bool,
+    caller: Option<Arc<str>>,
+    passing: Vec<Range<usize>>,
+    replayed: bool,
     cause: Option<MessageId>,
     attempts: u32,
     /// Somebody waits for the answer and is told of a failure, which is final with that.
@@ -68,9 +71,10 @@ pub(crate) async fn run(
 ) -> Result<Reply, Fault> {
     route.stats.received.add();
     let _running = route.stats.running.enter();
-    let started = Instant::now();
-    let result = admit(bus, route, arrival, waits, started).await;
-    route.stats.latency.observe(started.elapsed());
+    let mut journey = Journey::new(bus, route, arrival);
+    journey.waits = waits;
+    let result = journey.admit().await;
+    route.stats.latency.observe(journey.started.elapsed());
     match &result {
         Ok(reply) if reply.status == Status::Filtered => route.stats.filtered.add(),
         Ok(_) => {
@@ -82,71 +86,69 @@ pub(crate) async fn run(
     result
 }
 
-/// Waits for the message's turn, then sends it on its way.
-async fn admit(
-    bus: &Arc<Bus>,
-    route: &Arc<Route>,
-    arrival: Arrival,
-    waits: bool,
-    started: Instant,
-) -> Result<Reply, Fault> {
-    if let Some(pace) = &route.pace {
-        pace.start().await?;
-    }
-    let _place = match &route.gate {
-        Some(gate) => Some(gate.enter().await?),
-        None => None,
-    };
-    let mut journey = Journey::new(bus, route, arrival.message, started);
-    journey.cause = arrival.cause;
-    journey.attempts = arrival.attempts;
-    journey.waits = waits;
-    for key in arrival.seen_as.into_iter().chain(arrival.seen_also) {
-        journey.remember.push(Change::Remember {
-            scope: seen_scope(&route.name),
-            key,
-            value: bytes::Bytes::new(),
-            until: None,
-        });
-    }
-    let result = journey
-        .once(arrival.caller, &arrival.passing, arrival.replayed)
-        .await;
-    if let Err(fault) = &result {
-        journey.failed(fault).await;
-    }
-    result
-}
-
 /// Journals a message that failed before it could set out, and tells whom it concerns.
 pub(crate) async fn refuse(bus: &Arc<Bus>, route: &Arc<Route>, message: Message, fault: &Fault) {
     route.stats.received.add();
     route.stats.failed.add();
-    let mut journey = Journey::new(bus, route, message, Instant::now());
+    let mut journey = Journey::new(bus, route, message.into());
     // Replayed it would be another message.
     journey.complete = false;
     journey.failed(fault).await;
 }
 
 impl<'a> Journey<'a> {
-    fn new(bus: &'a Arc<Bus>, route: &'a Arc<Route>, message: Message, started: Instant) -> Self {
+    fn new(bus: &'a Arc<Bus>, route: &'a Arc<Route>, arrival: Arrival) -> Self {
+        let seen = arrival.seen_as.into_iter().chain(arrival.seen_also);
         Self {
             bus,
             route,
-            context: Context::new(route.name.clone(), Arc::new(message)),
+            context: Context::new(route.name.clone(), Arc::new(arrival.message)),
             keys: Vec::new(),
             entries: Vec::new(),
             begun: false,
             done: Vec::new(),
-            remember: Vec::new(),
+            remember: seen
+                .map(|key| Change::Remember {
+                    scope: seen_scope(&route.name),
+                    key,
+                    value: bytes::Bytes::new(),
+                    until: None,
+                })
+                .collect(),
             in_doubt: false,
             complete: true,
             journalled: false,
-            cause: None,
-            attempts: 0,
+            caller: arrival.caller,
+            passing: arrival.passing,
+            replayed: arrival.replayed,
+            cause: arrival.cause,
+            attempts: arrival.attempts,
             waits: false,
-            started,
+            started: Instant::now(),
         }
+    }
+
+    /// Waits for the message's turn, then sends it on its way.
+    ///
+    /// What few messages come to is boxed, here and below: a future is as large as the largest thing
+    /// that it may wait for, and is moved into the one that waits for it.
+    async fn admit(&mut self) -> Result<Reply, Fault> {
+        let route = self.route;
+        if let Some(pace) = &route.pace {
+            pace.start().await?;
+        }
+        let _place = match &route.gate {
+            Some(gate) => Some(gate.enter().await?),
+            None => None,
+        };
+        let result = match &route.once {
+            Some(plan) if !self.replayed => Box::pin(self.once(plan)).await,
+            _ => self.travel().await,
+        };
+        if let Err(fault) = &result {
+            Box::pin(self.failed(fault)).await;
+        }
+        result
     }
 
     pub(crate) fn id(&self) -> MessageId {
@@ -154,26 +156,18 @@ impl<'a> Journey<'a> {
     }
 
     /// Lets a repeat of an earlier message have the earlier answer.
-    async fn once(
-        &mut self,
-        caller: Option<Arc<str>>,
-        passing: &[Range<usize>],
-        replayed: bool,
-    ) -> Result<Reply, Fault> {
+    async fn once(&mut self, plan: &Once) -> Result<Reply, Fault> {
         let received = self.context.received.clone();
-        let Some(plan) = self.route.once.as_ref().filter(|_| !replayed) else {
-            return self.travel().await;
-        };
         let key = match plan.key.evaluate(&received, &self.context)? {
-            Value::Unit => return self.travel().await,
+            Value::Unit => String::new(),
             value => value.into_text(),
         };
         if key.is_empty() {
             return self.travel().await;
         }
-        let scope = once::scope(&self.route.name, caller.as_deref());
+        let scope = once::scope(&self.route.name, self.caller.as_deref());
         let bus = self.bus;
-        let print = once::fingerprint(&received, passing);
+        let print = once::fingerprint(&received, &self.passing);
         match bus.once().turn(bus.store(), scope, &key, print).await {
             Turn::Repeat(answer) => {
                 self.journalled = true;
@@ -215,7 +209,7 @@ impl<'a> Journey<'a> {
             self.finish(Outcome::Delivered, Status::Delivered).await?;
             return Ok(reply);
         }
-        match self.distribute(last).await? {
+        match Box::pin(self.distribute(last)).await? {
             Distributed::Unmatched => self.filtered().await,
             Distributed::Done(reply) => Ok(reply),
         }
@@ -238,7 +232,7 @@ impl<'a> Journey<'a> {
             }
             message = match self.invoke_one(step, &message).await {
                 Ok(response) => response,
-                Err(fault) => return Err(self.give_up(fault).await),
+                Err(fault) => return Err(Box::pin(self.give_up(fault)).await),
             };
             self.context
                 .responses
