@@ -1,5 +1,5 @@
-//! xbus-xml: XML 1.0 with namespaces (a strict reader on top of quick-xml, a compact tree, and a
-//! writer), and checks against an XML Schema.
+//! xbus-xml: XML 1.0 with namespaces (a strict reader, a compact tree, and a writer), and checks
+//! against an XML Schema.
 //!
 //! Absent on purpose: DTDs. A document with one is refused, so that there are no entities to expand
 //! and no files to fetch. Nothing here recurses on the depth of a document.
@@ -7,6 +7,7 @@
 pub mod cache;
 pub mod element;
 pub mod reader;
+mod scan;
 pub mod schema;
 #[cfg(test)]
 mod tests;
@@ -85,33 +86,20 @@ pub fn is_xml_char(c: char) -> bool {
 
 /// Prefix and local part of a qualified name, when it is one.
 pub fn split_name(name: &str) -> Option<(&str, &str)> {
-    match ascii_colon(name.as_bytes()) {
-        Some(None) => Some(("", name)),
-        Some(Some(at)) => Some((&name[..at], &name[at + 1..])),
-        // Names beyond ASCII, and what is none.
-        None => match name.split_once(':') {
-            None => is_ncname(name).then_some(("", name)),
-            Some((prefix, local)) => {
-                (is_ncname(prefix) && is_ncname(local)).then_some((prefix, local))
-            }
-        },
+    let (to, local) = scan::ascii_name(name.as_bytes(), 0);
+    if let Some(local) = local
+        && to == name.len()
+    {
+        return Some((&name[..local.saturating_sub(1)], &name[local..]));
+    }
+    // Names beyond ASCII, and what is none.
+    match name.split_once(':') {
+        None => is_ncname(name).then_some(("", name)),
+        Some((prefix, local)) => (is_ncname(prefix) && is_ncname(local)).then_some((prefix, local)),
     }
 }
 
-/// Where the colon stands in a name of ASCII, if it has one; nothing when it is no such name.
-fn ascii_colon(name: &[u8]) -> Option<Option<usize>> {
-    let mut colon = None;
-    let mut starts = true;
-    for (at, byte) in name.iter().enumerate() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'_' => starts = false,
-            b'0'..=b'9' | b'-' | b'.' if !starts => {}
-            b':' if !starts && colon.is_none() => {
-                colon = Some(at);
-                starts = true;
-            }
-            _ => return None,
-        }
-    }
-    (!starts).then_some(colon)
+/// White space (production 3).
+pub(crate) fn is_space(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t' | b'\n' | b'\r')
 }
