@@ -214,9 +214,8 @@ fn look_at(mut reader: Reader<'_>, want_element: bool) -> Result<Envelope, NotSo
     seen.version = Some(version);
     seen.places.content = reader.position();
     loop {
-        let from = reader.position();
-        let (part, in_soap) = match next(&mut reader)? {
-            Next::Start(tag) => (tag.local, tag.namespace() == namespace),
+        let (from, part, in_soap) = match next(&mut reader)? {
+            Next::Start(tag) => (tag.at, tag.local, tag.namespace() == namespace),
             Next::End => return Err(malformed("the Envelope has no Body")),
         };
         match part {
@@ -271,9 +270,11 @@ fn root(reader: &mut Reader<'_>) -> Result<Version, NotSoap> {
 /// Reads the Header's blocks and its end.
 fn header(reader: &mut Reader<'_>, version: Version, seen: &mut Envelope) -> Result<(), NotSoap> {
     loop {
-        let from = reader.position();
-        let (namespace, local, meant) = match next(reader)? {
-            Next::Start(tag) => (tag.namespace().to_owned(), tag.local, meant(&tag, version)),
+        let (from, namespace, local, meant) = match next(reader)? {
+            Next::Start(tag) => {
+                let meant = meant(&tag, version);
+                (tag.at, tag.namespace().to_owned(), tag.local, meant)
+            }
             Next::End => return Ok(()),
         };
         let content = reader.position();

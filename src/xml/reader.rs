@@ -584,7 +584,8 @@ impl<'a> Reader<'a> {
         if self.declarations.iter().any(|(known, _)| *known == prefix) {
             return Err(format!("the prefix '{prefix}' is declared twice"));
         }
-        if self.scope.len() >= MAX_DECLARATIONS {
+        // `xml` has not been declared.
+        if self.scope.len() > MAX_DECLARATIONS {
             return Err(too_many());
         }
         let id = self.uri(uri);
