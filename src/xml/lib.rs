@@ -1,5 +1,5 @@
-//! xbus-xml: XML 1.0 with namespaces (a strict reader, a compact tree, and a writer), and checks
-//! against an XML Schema.
+//! xbus-xml: XML 1.0 with namespaces (a strict reader on top of quick-xml, a compact tree, and a
+//! writer), and checks against an XML Schema.
 //!
 //! Absent on purpose: DTDs. A document with one is refused, so that there are no entities to expand
 //! and no files to fetch. Nothing here recurses on the depth of a document.
@@ -86,7 +86,7 @@ pub fn is_xml_char(c: char) -> bool {
 
 /// Prefix and local part of a qualified name, when it is one.
 pub fn split_name(name: &str) -> Option<(&str, &str)> {
-    let (to, local) = scan::ascii_name(name.as_bytes(), 0);
+    let (to, local) = ascii_name(name.as_bytes(), 0);
     if let Some(local) = local
         && to == name.len()
     {
@@ -97,6 +97,26 @@ pub fn split_name(name: &str) -> Option<(&str, &str)> {
         None => is_ncname(name).then_some(("", name)),
         Some((prefix, local)) => (is_ncname(prefix) && is_ncname(local)).then_some((prefix, local)),
     }
+}
+
+/// How far a name of ASCII goes that begins at `from`, and where its local part begins; the latter is
+/// missing where there is no such name.
+#[inline]
+pub(crate) fn ascii_name(bytes: &[u8], from: usize) -> (usize, Option<usize>) {
+    let (mut at, mut local, mut colon) = (from, from, false);
+    while let Some(byte) = bytes.get(at) {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'_' => {}
+            b'0'..=b'9' | b'-' | b'.' if at > local => {}
+            b':' if !colon && at > local => {
+                colon = true;
+                local = at + 1;
+            }
+            _ => break,
+        }
+        at += 1;
+    }
+    (at, (at > local).then_some(local))
 }
 
 /// White space (production 3).

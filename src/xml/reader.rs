@@ -1,8 +1,9 @@
 //! Reads XML as a stream of checked events, namespaces resolved.
 //!
-//! The scanner finds the markup; what it leaves open is checked here: attributes, references, the
-//! declaration, one root, namespace constraints, and the limits. Trees, the streaming XPath and the
-//! look at an envelope read through the same code, so that they cannot disagree.
+//! quick-xml finds the markup; what it leaves open is checked here: names, attributes, references,
+//! the declaration, one root, namespace constraints, and the limits; characters one step before, in
+//! `scan`. Trees, the streaming XPath and the look at an envelope read through the same code, so that
+//! they cannot disagree.
 
 use std::borrow::Cow;
 use std::ops::ControlFlow;
@@ -11,9 +12,10 @@ use ahash::{AHashMap, AHashSet};
 use quick_xml::name::NamespaceError;
 use quick_xml::reader::NsReader;
 
-use super::scan::{Scanner, Token, Wrong, ascii_name};
+use super::scan::{Scanner, Token, Wrong};
 use super::{
-    XML_NAMESPACE, XMLNS_NAMESPACE, XmlLimits, is_ncname, is_space, is_xml_char, split_name,
+    XML_NAMESPACE, XMLNS_NAMESPACE, XmlLimits, ascii_name, is_ncname, is_space, is_xml_char,
+    split_name,
 };
 
 /// Characters that an error tells at most, beside the place.
@@ -170,7 +172,8 @@ pub struct Reader<'a> {
     uri_ids: Option<AHashMap<Cow<'a, str>, u32>>,
     /// Prefixes in scope, innermost last.
     scope: Vec<(&'a str, u32)>,
-    open: Vec<Open<'a>>,
+    /// Length of `scope` outside each open element.
+    marks: Vec<u32>,
     attributes: Vec<Attribute<'a>>,
     declarations: Vec<(&'a str, u32)>,
     limits: XmlLimits,
@@ -183,13 +186,6 @@ pub struct Reader<'a> {
     uri: u32,
     /// It was empty: its end comes next.
     empty: bool,
-}
-
-/// An open element.
-struct Open<'a> {
-    name: &'a str,
-    /// Length of the scope outside of it.
-    mark: u32,
 }
 
 impl<'a> Reader<'a> {
@@ -213,7 +209,7 @@ impl<'a> Reader<'a> {
             uris,
             uri_ids: None,
             scope,
-            open: Vec::with_capacity(16),
+            marks: Vec::with_capacity(16),
             attributes: Vec::new(),
             declarations: Vec::new(),
             limits: *limits,
@@ -303,16 +299,10 @@ impl<'a> Reader<'a> {
             return Ok(Some(self.close()));
         }
         let at = self.scanner.at();
-        let open = self.open.last().map(|open| open.name);
-        let step = match self.scanner.next(open)? {
-            Token::Start {
-                name,
-                local,
-                rest,
-                empty,
-            } => {
+        let step = match self.scanner.next()? {
+            Token::Start { name, rest, empty } => {
                 self.at = at;
-                self.start(name, local, rest, empty)
+                self.start(name, rest, empty)
             }
             Token::End => Ok(Some(self.close())),
             Token::Text(text) => self.characters(text),
@@ -322,15 +312,15 @@ impl<'a> Reader<'a> {
     }
 
     fn close(&mut self) -> Step<'a> {
-        if let Some(open) = self.open.pop() {
-            self.scope.truncate(open.mark as usize);
+        if let Some(mark) = self.marks.pop() {
+            self.scope.truncate(mark as usize);
         }
         Step::End
     }
 
     #[inline]
     fn characters(&mut self, text: &'a str) -> Result<Option<Step<'a>>, String> {
-        if self.open.is_empty() {
+        if self.marks.is_empty() {
             return if text.bytes().all(is_space) {
                 Ok(None)
             } else {
@@ -357,7 +347,7 @@ impl<'a> Reader<'a> {
     fn rare(&mut self, at: usize, token: Token<'a>) -> Result<Option<Step<'a>>, String> {
         match token {
             Token::CData(data) => {
-                if self.open.is_empty() {
+                if self.marks.is_empty() {
                     return Err("a CDATA section outside the root element".into());
                 }
                 self.node()?;
@@ -368,7 +358,7 @@ impl<'a> Reader<'a> {
                 })
             }
             Token::Reference(name) => {
-                if self.open.is_empty() {
+                if self.marks.is_empty() {
                     return Err("a reference outside the root element".into());
                 }
                 self.node()?;
@@ -379,8 +369,9 @@ impl<'a> Reader<'a> {
                 Ok(Some(Step::Comment(self.normalised(text))))
             }
             Token::Instruction(content) => self.instruction(at, content),
+            Token::DocType => Err("a document type declaration (DTD) is not accepted".into()),
             _ => {
-                if !self.open.is_empty() {
+                if !self.marks.is_empty() {
                     Err("the document ends within an element".into())
                 } else if !self.rooted {
                     Err("there is no root element".into())
@@ -420,17 +411,16 @@ impl<'a> Reader<'a> {
     fn start(
         &mut self,
         name: &'a str,
-        local: usize,
         rest: &'a str,
         empty: bool,
     ) -> Result<Option<Step<'a>>, String> {
-        if self.open.is_empty() {
+        if self.marks.is_empty() {
             if self.rooted {
                 return Err("a second root element".into());
             }
             self.rooted = true;
         }
-        if self.open.len() >= self.limits.depth {
+        if self.marks.len() >= self.limits.depth {
             return Err(format!(
                 "elements nested more than {} deep",
                 self.limits.depth
@@ -443,7 +433,7 @@ impl<'a> Reader<'a> {
         if !rest.is_empty() {
             self.read_attributes(rest)?;
         }
-        let prefix = &name[..local.saturating_sub(1)];
+        let (prefix, local) = split(name)?;
         if prefix == "xmlns" {
             return Err("an element cannot have the prefix xmlns".into());
         }
@@ -460,9 +450,9 @@ impl<'a> Reader<'a> {
             self.check_duplicates()?;
         }
         self.name = name;
-        self.local = &name[local..];
+        self.local = local;
         self.empty = empty;
-        self.open.push(Open { name, mark });
+        self.marks.push(mark);
         Ok(Some(Step::Start))
     }
 
@@ -553,7 +543,7 @@ impl<'a> Reader<'a> {
             self.node()?;
             let (prefix, local) = match local {
                 Some(local) => (&name[..local.saturating_sub(1)], &name[local..]),
-                None => split_name(name).ok_or_else(|| format!("'{name}' is not a name"))?,
+                None => split(name)?,
             };
             if prefix == "xmlns" {
                 self.declare(local, value)?;
@@ -614,6 +604,10 @@ impl<'a> Reader<'a> {
         }
         Ok(())
     }
+}
+
+fn split(name: &str) -> Result<(&str, &str), String> {
+    split_name(name).ok_or_else(|| format!("'{name}' is not a name"))
 }
 
 /// Line ends as section 2.11 wants them.

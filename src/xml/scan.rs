@@ -1,19 +1,15 @@
-//! Where markup begins and ends: the tokens of a document, looked through only as far as they are
-//! asked for.
+//! quick-xml's events as pieces of the document, of which no more is looked at than is asked for.
 //!
-//! What lies between the marks is checked by the reader; here it is text in UTF-8 whose characters may
-//! stand in XML (1.0, production 2), names of ASCII, comments, and that each end tag has its start.
-//! Absent: DTDs, and whatever else begins with `<!`.
+//! quick-xml finds the markup, and whether each end tag has its start. What it leaves open about the
+//! text as such is checked here: that the bytes are UTF-8 as far as they are read, and that every
+//! character may stand in XML (1.0, production 2). What lies between the marks is checked by the
+//! reader.
 
-use memchr::{memchr, memchr2, memchr3, memmem};
-
-use super::{is_space, split_name};
+use quick_xml::events::Event;
 
 /// Bytes that are looked through first; then four times as many each time, so that a document of
 /// which only the beginning is wanted costs nothing by its length. In tests everything is cut.
 const FIRST: usize = if cfg!(test) { 4 } else { 2 << 10 };
-/// Bytes of text that are tried one by one before a search that is quick for many.
-const FEW: usize = 16;
 
 /// What is wrong, and at which byte.
 pub(crate) type Wrong = (usize, String);
@@ -23,8 +19,6 @@ pub(crate) type Wrong = (usize, String);
 pub(crate) enum Token<'a> {
     Start {
         name: &'a str,
-        /// Where in the name its local part begins.
-        local: usize,
         /// What follows the name, up to the end of the tag.
         rest: &'a str,
         empty: bool,
@@ -37,19 +31,21 @@ pub(crate) enum Token<'a> {
     Comment(&'a str),
     /// An instruction or the XML declaration.
     Instruction(&'a str),
+    /// A document type declaration.
+    DocType,
     /// The end of the document.
     Done,
 }
 
 /// Reads tokens one after the other.
 pub(crate) struct Scanner<'a> {
+    markup: quick_xml::Reader<&'a [u8]>,
     bytes: &'a [u8],
     /// The same as text, where that is known beforehand.
     whole: Option<&'a str>,
     /// What has been looked through.
     text: &'a str,
-    at: usize,
-    /// Where the document begins: after a byte order mark.
+    /// Where the document begins: after a byte order mark, which quick-xml does not count.
     start: usize,
     /// Whether there is a carriage return or a `]` in what was looked through.
     seen: Seen,
@@ -71,24 +67,29 @@ impl<'a> Scanner<'a> {
 
     /// Of bytes that are to be UTF-8, which is checked on the way.
     pub(crate) fn of_bytes(bytes: &'a [u8]) -> Self {
+        let mut markup = quick_xml::Reader::from_reader(bytes);
+        let config = markup.config_mut();
+        config.check_comments = true;
+        config.check_end_names = true;
         let start = if bytes.starts_with("\u{feff}".as_bytes()) {
             3
         } else {
             0
         };
         Self {
+            markup,
             bytes,
             whole: None,
             text: "",
-            at: start,
             start,
             seen: Seen::default(),
         }
     }
 
     /// The byte after the last token.
+    #[inline]
     pub(crate) fn at(&self) -> usize {
-        self.at
+        self.start + self.markup.buffer_position() as usize
     }
 
     /// Whether a byte is where the document begins.
@@ -96,7 +97,7 @@ impl<'a> Scanner<'a> {
         at == self.start
     }
 
-    /// What has been looked through so far.
+    /// What has been looked through so far: at least up to the last token's end.
     pub(crate) fn text(&self) -> &'a str {
         self.text
     }
@@ -111,41 +112,65 @@ impl<'a> Scanner<'a> {
         self.seen.brackets
     }
 
-    /// The next token. `open` is the name of the innermost element that is open.
-    pub(crate) fn next(&mut self, open: Option<&str>) -> Result<Token<'a>, Wrong> {
-        if self.at >= self.text.len() && !self.reach(1)? {
-            return Ok(Token::Done);
+    /// The next token.
+    #[inline]
+    pub(crate) fn next(&mut self) -> Result<Token<'a>, Wrong> {
+        let at = self.at();
+        let event = match self.markup.read_event() {
+            Ok(event) => event,
+            Err(error) => return Err(self.wrong(&error)),
+        };
+        if self.at() > self.text.len() {
+            self.look_to(self.at())?;
         }
-        match self.text.as_bytes()[self.at] {
-            b'<' => {
-                if !self.reach(2)? {
-                    return Err(self.wrong("the document ends within a tag"));
-                }
-                match self.text.as_bytes()[self.at + 1] {
-                    b'/' => self.end(open),
-                    b'!' => self.declared(),
-                    b'?' => {
-                        let content = self.up_to(2, b"?>", "an instruction does not end")?;
-                        Ok(Token::Instruction(content))
-                    }
-                    _ => self.start(),
-                }
-            }
-            b'&' => self.reference(),
-            _ => self.characters(),
-        }
+        // A slice reader's event lends no longer than the event lives: so its piece is found again.
+        Ok(match &event {
+            Event::Start(tag) => self.start(at, tag, tag.name().as_ref().len(), false),
+            Event::Empty(tag) => self.start(at, tag, tag.name().as_ref().len(), true),
+            Event::End(_) => Token::End,
+            Event::Text(text) => Token::Text(self.piece(at, text)),
+            Event::CData(data) => Token::CData(self.piece(at + "<![CDATA[".len(), data)),
+            Event::GeneralRef(name) => Token::Reference(self.piece(at + 1, name)),
+            Event::Comment(text) => Token::Comment(self.piece(at + "<!--".len(), text)),
+            Event::PI(content) => Token::Instruction(self.piece(at + 2, content)),
+            Event::Decl(content) => Token::Instruction(self.piece(at + 2, content)),
+            Event::DocType(_) => Token::DocType,
+            Event::Eof => Token::Done,
+        })
     }
 
-    fn wrong(&self, what: impl Into<String>) -> Wrong {
-        (self.at, what.into())
+    fn start(&self, at: usize, tag: &str, name: usize, empty: bool) -> Token<'a> {
+        let (name, rest) = self.piece(at + 1, tag).split_at(name);
+        Token::Start { name, rest, empty }
     }
 
-    /// Looks through more of the document; false at its end.
-    fn grow(&mut self) -> Result<bool, Wrong> {
+    /// What an event lends, with the lifetime of the document.
+    #[inline]
+    fn piece(&self, from: usize, lent: &str) -> &'a str {
+        self.text.get(from..from + lent.len()).unwrap_or_default()
+    }
+
+    #[cold]
+    fn wrong(&mut self, error: &quick_xml::Error) -> Wrong {
+        // What is no text, or may not stand in XML, is told first.
+        if let Err(wrong) = self.look_to(self.at()) {
+            return wrong;
+        }
+        let at = self.start + self.markup.error_position() as usize;
+        (at, error.to_string())
+    }
+
+    /// Looks through the document up to a byte at least.
+    fn look_to(&mut self, end: usize) -> Result<(), Wrong> {
+        while self.text.len() < end.min(self.bytes.len()) {
+            self.grow()?;
+        }
+        Ok(())
+    }
+
+    /// Looks through more of the document.
+    fn grow(&mut self) -> Result<(), Wrong> {
         let before = self.text.len();
-        if before == self.bytes.len() {
-            return Ok(false);
-        }
         let mut end = (before * 4).max(FIRST).min(self.bytes.len());
         // Not within a character, which has four bytes at the most.
         for _ in 0..3 {
@@ -164,210 +189,8 @@ impl<'a> Scanner<'a> {
         self.text = text;
         self.seen.returns |= seen.returns;
         self.seen.brackets |= seen.brackets;
-        Ok(true)
+        Ok(())
     }
-
-    /// Whether there are so many bytes from here on, which have then been looked through.
-    fn reach(&mut self, bytes: usize) -> Result<bool, Wrong> {
-        while self.text.len() < self.at + bytes {
-            if !self.grow()? {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
-    /// Where `find` finds something from `from` on.
-    fn find(
-        &mut self,
-        mut from: usize,
-        find: impl Fn(&[u8]) -> Option<usize>,
-    ) -> Result<Option<usize>, Wrong> {
-        loop {
-            if let Some(found) = self.text.as_bytes().get(from..).and_then(&find) {
-                return Ok(Some(from + found));
-            }
-            // What is looked for may begin in the last two bytes.
-            from = from.max(self.text.len().saturating_sub(2));
-            if !self.grow()? {
-                return Ok(None);
-            }
-        }
-    }
-
-    /// What stands between the mark of `open` bytes that begins here and `close`.
-    fn up_to(&mut self, open: usize, close: &[u8], endless: &str) -> Result<&'a str, Wrong> {
-        let from = self.at + open;
-        match self.find(from, |bytes| memmem::find(bytes, close))? {
-            Some(to) => {
-                self.at = to + close.len();
-                Ok(&self.text[from..to])
-            }
-            None => Err(self.wrong(endless)),
-        }
-    }
-
-    fn characters(&mut self) -> Result<Token<'a>, Wrong> {
-        let from = self.at;
-        let to = self.find(from, |bytes| {
-            let few = &bytes[..bytes.len().min(FEW)];
-            let is_mark = |byte: &u8| matches!(byte, b'<' | b'&');
-            few.iter()
-                .position(is_mark)
-                .or_else(|| Some(few.len() + memchr2(b'<', b'&', &bytes[few.len()..])?))
-        })?;
-        self.at = to.unwrap_or(self.text.len());
-        Ok(Token::Text(&self.text[from..self.at]))
-    }
-
-    fn reference(&mut self) -> Result<Token<'a>, Wrong> {
-        let from = self.at + 1;
-        let ends = |byte: &u8| matches!(byte, b';' | b'<' | b'&') || is_space(*byte);
-        match self.find(from, |bytes| bytes.iter().position(ends))? {
-            Some(to) if self.bytes[to] == b';' => {
-                self.at = to + 1;
-                Ok(Token::Reference(&self.text[from..to]))
-            }
-            _ => Err(self.wrong("'&' that does not begin a reference")),
-        }
-    }
-
-    fn declared(&mut self) -> Result<Token<'a>, Wrong> {
-        self.reach(9)?;
-        let rest = &self.bytes[self.at..];
-        if rest.starts_with(b"<!--") {
-            let from = self.at + 4;
-            let to = self.find(from, |bytes| memmem::find(bytes, b"--"))?;
-            let Some(to) = to else {
-                return Err(self.wrong("a comment does not end"));
-            };
-            if self.bytes.get(to + 2) != Some(&b'>') {
-                return Err((to, "'--' within a comment".to_owned()));
-            }
-            let content = &self.text[from..to];
-            self.at = to + 2;
-            self.reach(1)?;
-            self.at += 1;
-            Ok(Token::Comment(content))
-        } else if rest.starts_with(b"<![CDATA[") {
-            let content = self.up_to(9, b"]]>", "a CDATA section does not end")?;
-            Ok(Token::CData(content))
-        } else if rest
-            .get(2..9)
-            .is_some_and(|word| word.eq_ignore_ascii_case(b"DOCTYPE"))
-        {
-            Err(self.wrong("a document type declaration (DTD) is not accepted"))
-        } else {
-            Err(self.wrong("'<!' that begins neither a comment nor a CDATA section"))
-        }
-    }
-
-    fn end(&mut self, open: Option<&str>) -> Result<Token<'a>, Wrong> {
-        let from = self.at + 2;
-        if let Some(open) = open
-            && let Some(rest) = self.text.as_bytes()[from..].strip_prefix(open.as_bytes())
-            && rest.first() == Some(&b'>')
-        {
-            self.at = from + open.len() + 1;
-            return Ok(Token::End);
-        }
-        let Some(to) = self.find(from, |bytes| memchr(b'>', bytes))? else {
-            return Err(self.wrong("an end tag does not end"));
-        };
-        let name =
-            self.text[from..to].trim_end_matches(|c: char| c.is_ascii() && is_space(c as u8));
-        match open {
-            Some(open) if open == name => {
-                self.at = to + 1;
-                Ok(Token::End)
-            }
-            Some(open) => {
-                Err(self.wrong(format!("expected `</{open}>`, but there is `</{name}>`")))
-            }
-            None => Err(self.wrong(format!("the end tag `</{name}>` has no start"))),
-        }
-    }
-
-    fn start(&mut self) -> Result<Token<'a>, Wrong> {
-        let from = self.at + 1;
-        let (to, local) = ascii_name(self.text.as_bytes(), from);
-        if let Some(local) = local {
-            let tail = &self.text.as_bytes()[to..];
-            let (length, empty) = match tail {
-                [b'>', ..] => (1, false),
-                [b'/', b'>', ..] => (2, true),
-                _ => (0, false),
-            };
-            if length > 0 {
-                self.at = to + length;
-                return Ok(Token::Start {
-                    name: &self.text[from..to],
-                    local: local - from,
-                    rest: "",
-                    empty,
-                });
-            }
-        }
-        let mut at = from;
-        let end = loop {
-            let found = self.find(at, |bytes| memchr3(b'>', b'"', b'\'', bytes))?;
-            match found.map(|found| (found, self.bytes[found])) {
-                None => return Err(self.wrong("a tag does not end")),
-                Some((found, b'>')) => break found,
-                Some((found, quote)) => match self.find(found + 1, |bytes| memchr(quote, bytes))? {
-                    Some(closed) => at = closed + 1,
-                    None => return Err(self.wrong("a tag does not end")),
-                },
-            }
-        };
-        let content = &self.text[from..end];
-        let (content, empty) = match content.strip_suffix('/') {
-            Some(content) => (content, true),
-            None => (content, false),
-        };
-        // Again, as the name may have been cut.
-        let (length, local) = match ascii_name(content.as_bytes(), 0) {
-            (to, Some(local)) if content.as_bytes().get(to).is_none_or(|b| is_space(*b)) => {
-                (to, local)
-            }
-            _ => {
-                let to = content.bytes().position(is_space).unwrap_or(content.len());
-                let name = &content[..to];
-                match split_name(name) {
-                    Some((_, local)) => (to, to - local.len()),
-                    None => return Err(self.wrong(format!("'{name}' is not a name"))),
-                }
-            }
-        };
-        self.at = end + 1;
-        let (name, rest) = content.split_at(length);
-        Ok(Token::Start {
-            name,
-            local,
-            rest,
-            empty,
-        })
-    }
-}
-
-/// How far a name of ASCII goes that begins at `from`, and where its local part begins; the latter is
-/// missing where there is no such name.
-#[inline]
-pub(crate) fn ascii_name(bytes: &[u8], from: usize) -> (usize, Option<usize>) {
-    let (mut at, mut local, mut colon) = (from, from, false);
-    while let Some(byte) = bytes.get(at) {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'_' => {}
-            b'0'..=b'9' | b'-' | b'.' if at > local => {}
-            b':' if !colon && at > local => {
-                colon = true;
-                local = at + 1;
-            }
-            _ => break,
-        }
-        at += 1;
-    }
-    (at, (at > local).then_some(local))
 }
 
 /// Looks at what may not stand in a document, from a byte on.

@@ -136,7 +136,7 @@ fn another_parser_agrees_on_small_inputs() {
 /// What is read of a document, as texts; neighbouring pieces of text are one.
 fn events(mut reader: Reader<'_>) -> Result<Vec<String>, String> {
     let mut out: Vec<String> = Vec::new();
-    let mut text = |out: &mut Vec<String>, piece: &str| match out.last_mut() {
+    let text = |out: &mut Vec<String>, piece: &str| match out.last_mut() {
         Some(last) if last.starts_with('"') => last.push_str(piece),
         _ => out.push(format!("\"{piece}")),
     };
