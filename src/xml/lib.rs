@@ -103,21 +103,40 @@ pub fn split_name(name: &str) -> Option<(&str, &str)> {
 /// missing where there is no such name.
 #[inline]
 pub(crate) fn ascii_name(bytes: &[u8], from: usize) -> (usize, Option<usize>) {
-    let (mut at, mut local, mut colon) = (from, from, false);
-    while let Some(byte) = bytes.get(at) {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'_' => {}
-            b'0'..=b'9' | b'-' | b'.' if at > local => {}
-            b':' if !colon && at > local => {
-                colon = true;
-                local = at + 1;
-            }
-            _ => break,
-        }
+    let part = |from: usize| {
+        let is_part = |byte: &u8| NAME_BYTES[*byte as usize] != NO_NAME;
+        let length = bytes[from..].iter().position(|byte| !is_part(byte));
+        let to = length.map_or(bytes.len(), |length| from + length);
+        let starts = to > from && NAME_BYTES[bytes[from] as usize] == NAME_START;
+        (to, starts)
+    };
+    let (to, starts) = part(from);
+    if !starts || bytes.get(to) != Some(&b':') {
+        return (to, starts.then_some(from));
+    }
+    let local = to + 1;
+    let (to, starts) = part(local);
+    (to, starts.then_some(local))
+}
+
+const NO_NAME: u8 = 0;
+const NAME_PART: u8 = 1;
+const NAME_START: u8 = 2;
+
+/// What bytes of ASCII may do in a name (productions 4 and 4a without the colon).
+const NAME_BYTES: [u8; 256] = {
+    let mut bytes = [NO_NAME; 256];
+    let mut at = 0;
+    while at < 128 {
+        bytes[at] = match at as u8 {
+            b'A'..=b'Z' | b'a'..=b'z' | b'_' => NAME_START,
+            b'0'..=b'9' | b'-' | b'.' => NAME_PART,
+            _ => NO_NAME,
+        };
         at += 1;
     }
-    (at, (at > local).then_some(local))
-}
+    bytes
+};
 
 /// White space (production 3).
 pub(crate) fn is_space(byte: u8) -> bool {

@@ -12,7 +12,7 @@ use ahash::{AHashMap, AHashSet};
 use quick_xml::name::NamespaceError;
 use quick_xml::reader::NsReader;
 
-use super::scan::{Scanner, Token, Wrong};
+use super::scan::{Scanner, Token};
 use super::{
     XML_NAMESPACE, XMLNS_NAMESPACE, XmlLimits, ascii_name, is_ncname, is_space, is_xml_char,
     split_name,
@@ -179,6 +179,8 @@ pub struct Reader<'a> {
     limits: XmlLimits,
     nodes: usize,
     rooted: bool,
+    /// Where the last event begins, or what is wrong with it.
+    begun: usize,
     /// The last start tag: where, what, and the number of its namespace.
     at: usize,
     name: &'a str,
@@ -215,6 +217,7 @@ impl<'a> Reader<'a> {
             limits: *limits,
             nodes: 0,
             rooted: false,
+            begun: 0,
             at: 0,
             name: "",
             local: "",
@@ -229,7 +232,7 @@ impl<'a> Reader<'a> {
             match self.advance() {
                 Ok(Some(step)) => return Ok(step),
                 Ok(None) => {}
-                Err(wrong) => return Err(self.place(wrong)),
+                Err(message) => return Err(self.wrong(message)),
             }
         }
     }
@@ -271,7 +274,7 @@ impl<'a> Reader<'a> {
     fn into_sink(mut self, sink: &mut impl Sink<'a>) -> Result<End, XmlError> {
         loop {
             let flow = match self.advance() {
-                Err(wrong) => return Err(self.place(wrong)),
+                Err(message) => return Err(self.wrong(message)),
                 Ok(None) => continue,
                 Ok(Some(Step::Document)) => return Ok(End::Document),
                 Ok(Some(Step::Start)) => sink.start(&self.tag()),
@@ -287,28 +290,29 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn place(&self, (at, message): Wrong) -> XmlError {
-        place(self.scanner.text(), at, message)
+    #[cold]
+    fn wrong(&self, message: String) -> XmlError {
+        place(self.scanner.text(), self.begun, message)
     }
 
     /// The next event; nothing where something was read that is none.
     #[inline]
-    fn advance(&mut self) -> Result<Option<Step<'a>>, Wrong> {
+    fn advance(&mut self) -> Result<Option<Step<'a>>, String> {
         if self.empty {
             self.empty = false;
             return Ok(Some(self.close()));
         }
-        let at = self.scanner.at();
-        let step = match self.scanner.next()? {
-            Token::Start { name, rest, empty } => {
-                self.at = at;
-                self.start(name, rest, empty)
+        self.begun = self.scanner.at();
+        match self.scanner.next() {
+            Ok(Token::Start { name, rest, empty }) => self.start(name, rest, empty),
+            Ok(Token::End) => Ok(Some(self.close())),
+            Ok(Token::Text(text)) => self.characters(text),
+            Ok(other) => self.rare(other),
+            Err((at, message)) => {
+                self.begun = at;
+                Err(message)
             }
-            Token::End => Ok(Some(self.close())),
-            Token::Text(text) => self.characters(text),
-            other => self.rare(at, other),
-        };
-        step.map_err(|message| (at, message))
+        }
     }
 
     fn close(&mut self) -> Step<'a> {
@@ -344,7 +348,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn rare(&mut self, at: usize, token: Token<'a>) -> Result<Option<Step<'a>>, String> {
+    fn rare(&mut self, token: Token<'a>) -> Result<Option<Step<'a>>, String> {
         match token {
             Token::CData(data) => {
                 if self.marks.is_empty() {
@@ -368,7 +372,7 @@ impl<'a> Reader<'a> {
                 self.node()?;
                 Ok(Some(Step::Comment(self.normalised(text))))
             }
-            Token::Instruction(content) => self.instruction(at, content),
+            Token::Instruction(content) => self.instruction(content),
             Token::DocType => Err("a document type declaration (DTD) is not accepted".into()),
             _ => {
                 if !self.marks.is_empty() {
@@ -382,10 +386,10 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn instruction(&mut self, at: usize, content: &'a str) -> Result<Option<Step<'a>>, String> {
+    fn instruction(&mut self, content: &'a str) -> Result<Option<Step<'a>>, String> {
         let end = content.bytes().position(is_space).unwrap_or(content.len());
         let (target, data) = content.split_at(end);
-        if target == "xml" && self.scanner.is_start(at) {
+        if target == "xml" && self.scanner.is_start(self.begun) {
             check_declaration(content)?;
             return Ok(None);
         }
@@ -449,6 +453,7 @@ impl<'a> Reader<'a> {
         if self.attributes.len() > 1 {
             self.check_duplicates()?;
         }
+        self.at = self.begun;
         self.name = name;
         self.local = local;
         self.empty = empty;

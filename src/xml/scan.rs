@@ -139,6 +139,7 @@ impl<'a> Scanner<'a> {
         })
     }
 
+    #[inline]
     fn start(&self, at: usize, tag: &str, name: usize, empty: bool) -> Token<'a> {
         let (name, rest) = self.piece(at + 1, tag).split_at(name);
         Token::Start { name, rest, empty }
