@@ -209,6 +209,37 @@ fn bytes_that_are_no_text_are_found_where_they_are_read() {
 }
 
 #[test]
+fn mistakes_in_the_markup_are_told_where_they_begin() {
+    for (text, place) in [
+        ("<a>\n</b>", (2, 1)),
+        ("<a>\n  </a", (2, 3)),
+        ("<a>\né &b </a>", (2, 3)),
+        ("<a>\n<!-- b", (2, 1)),
+        ("<a>\n<![CDATA[ b ]]", (2, 1)),
+        ("<a>\n<b c='>", (2, 1)),
+        ("<a/>\n</a>", (2, 1)),
+        ("\u{feff}<a>\n &b; </a>", (2, 2)),
+        ("\u{feff}\u{feff}<a/>", (1, 2)),
+        ("<a>\n\u{1}<b></a>", (2, 1)),
+    ] {
+        for reader in [
+            Reader::of_text(text, &limits()),
+            Reader::of_bytes(text.as_bytes(), &limits()),
+        ] {
+            let mut reader = reader;
+            let error = loop {
+                match reader.step() {
+                    Ok(Step::Document) => panic!("accepted: {text}"),
+                    Ok(_) => {}
+                    Err(error) => break error,
+                }
+            };
+            assert_eq!((error.line, error.column), place, "{text}: {error}");
+        }
+    }
+}
+
+#[test]
 fn limits_are_kept_in_little_time() {
     let started = Instant::now();
     let wide = format!(
