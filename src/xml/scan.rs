@@ -11,7 +11,7 @@ use super::{is_space, split_name};
 
 /// Bytes that are looked through first; then four times as many each time, so that a document of
 /// which only the beginning is wanted costs nothing by its length. In tests everything is cut.
-const FIRST: usize = if cfg!(test) { 4 } else { 2 << 10 };
+const FIRST: usize = if cfg!(test) { 4 } else { 512 };
 /// Bytes of text that are tried one by one before a search that is quick for many.
 const FEW: usize = 16;
 
@@ -373,18 +373,11 @@ pub(crate) fn ascii_name(bytes: &[u8], from: usize) -> (usize, Option<usize>) {
 /// Looks at what may not stand in a document, from a byte on.
 fn check_chars(text: &str, from: usize) -> Result<Seen, Wrong> {
     let bytes = text.as_bytes();
-    let mut seen = Seen::default();
     for (number, chunk) in bytes[from..].chunks(1024).enumerate() {
         // Without branches, so that it runs at memory speed.
-        let (mut suspicious, mut returns, mut brackets) = (false, false, false);
-        for b in chunk {
-            suspicious |=
-                (*b < 0x20) & (*b != b'\n') & (*b != b'\r') & (*b != b'\t') | (*b == 0xEF);
-            returns |= *b == b'\r';
-            brackets |= *b == b']';
-        }
-        seen.returns |= returns;
-        seen.brackets |= brackets;
+        let suspicious = chunk.iter().fold(false, |any, b| {
+            any | (*b < 0x20) & (*b != b'\n') & (*b != b'\r') & (*b != b'\t') | (*b == 0xEF)
+        });
         if !suspicious {
             continue;
         }
@@ -401,5 +394,8 @@ fn check_chars(text: &str, from: usize) -> Result<Seen, Wrong> {
             }
         }
     }
-    Ok(seen)
+    Ok(Seen {
+        returns: memchr(b'\r', &bytes[from..]).is_some(),
+        brackets: memchr(b']', &bytes[from..]).is_some(),
+    })
 }
