@@ -331,7 +331,10 @@ impl<'a> Reader<'a> {
                 Err("text outside the root element".into())
             };
         }
-        if self.scanner.has_brackets() && text.contains("]]>") {
+        if self.scanner.has_brackets()
+            && memchr::memchr(b']', text.as_bytes()).is_some()
+            && text.contains("]]>")
+        {
             return Err("']]>' within text".into());
         }
         self.node()?;
