@@ -7,11 +7,11 @@
 use std::fmt::Write as _;
 
 use quick_xml::events::{BytesStart, Event};
-use quick_xml::name::{QName, ResolveResult};
+use quick_xml::name::{PrefixDeclaration, QName, ResolveResult};
 use quick_xml::reader::NsReader;
 use xbus_xml::reader::{namespaced, said};
 
-use crate::soap::{FaultSide, NS_11, NS_12, Version, scope, side_of};
+use crate::soap::{FaultSide, NS_11, NS_12, Version, side_of};
 use crate::xml;
 
 type Reader<'a> = NsReader<&'a [u8]>;
@@ -311,10 +311,14 @@ impl Fault {
 
 /// A prefix that nothing is bound to.
 fn unused(reader: &Reader<'_>) -> String {
-    let scope = scope(reader);
+    let bound = |prefix: &str| {
+        let mut bindings = reader.resolver().bindings();
+        bindings
+            .any(|(known, _)| matches!(known, PrefixDeclaration::Named(known) if known == prefix))
+    };
     let mut prefix = String::from("soap");
     let mut number = 0u32;
-    while scope.contains(&format!(" xmlns:{prefix}=")) {
+    while bound(&prefix) {
         number += 1;
         prefix = format!("soap{number}");
     }

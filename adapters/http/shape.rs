@@ -306,7 +306,17 @@ pub(crate) fn ack_status(status: Status) -> StatusCode {
 }
 
 fn acknowledgement_element(id: MessageId, status: &str) -> String {
-    format!("<ack xmlns=\"{NAMESPACE}\" id=\"{id}\" status=\"{status}\"/>")
+    let id = id.to_string();
+    [
+        "<ack xmlns=\"",
+        NAMESPACE,
+        "\" id=\"",
+        &id,
+        "\" status=\"",
+        status,
+        "\"/>",
+    ]
+    .concat()
 }
 
 fn content_type(shape: Shape) -> HeaderValue {

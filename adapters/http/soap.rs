@@ -1,7 +1,7 @@
 //! SOAP envelopes: which version one has, and what its body holds.
 //!
-//! The look at an envelope stops at the first element of its Body; nothing is built, and copied is
-//! only what WS-Addressing and WS-Security say. Absent: what those headers mean (see
+//! The look at an envelope stops at the first element of its Body; nothing is built, nothing behind
+//! it is read, and copied is only what WS-Addressing and WS-Security say. Absent: what those headers mean (see
 //! `addressing` and `security`).
 
 use std::fmt;
@@ -9,11 +9,9 @@ use std::ops::Range;
 
 use http::StatusCode;
 use memchr::memmem;
-use quick_xml::events::{BytesStart, Event};
-use quick_xml::name::{PrefixDeclaration, ResolveResult};
-use quick_xml::reader::NsReader;
 use xbus_core::long;
-use xbus_xml::reader::{namespaced, said};
+use xbus_xml::XmlLimits;
+use xbus_xml::reader::{Reader, Start, Step};
 
 use crate::addressing::{self, Addressed};
 use crate::security;
@@ -24,8 +22,8 @@ pub const NS_11: &str = "http://schemas.xmlsoap.org/soap/envelope/";
 /// Namespace of SOAP 1.2 envelopes.
 pub const NS_12: &str = "http://www.w3.org/2003/05/soap-envelope";
 
-/// A look at the first so many bytes is enough for most envelopes.
-const FIRST_LOOK: usize = 4096;
+/// Bytes of a body that is searched for a fault before it is read.
+const SHORT: usize = 4096;
 
 /// A version of SOAP.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -200,71 +198,51 @@ pub(crate) fn look(
     charset: Option<&str>,
     want_element: bool,
 ) -> Result<Envelope, NotSoap> {
-    // Most envelopes are UTF-8 and say early what they are.
-    if body.len() > FIRST_LOOK && xbus_charset::is_utf8(body, charset) {
-        let head = &body[..FIRST_LOOK];
-        let head = match std::str::from_utf8(head) {
-            Ok(text) => text,
-            Err(error) => std::str::from_utf8(&head[..error.valid_up_to()]).unwrap_or_default(),
-        };
-        if let Ok(seen) = look_at(head, want_element) {
-            return Ok(seen);
+    // Most envelopes are UTF-8 and say early what they are: nothing behind that is looked at.
+    if xbus_charset::is_utf8(body, charset) {
+        let bytes = body.strip_prefix("\u{feff}".as_bytes()).unwrap_or(body);
+        match look_at(Reader::of_bytes(bytes, &XmlLimits::default()), want_element) {
+            // Whether it is text at all is what is told first.
+            Err(NotSoap::Malformed(_)) => {}
+            seen => return seen,
         }
     }
     let text = xbus_charset::decode(body, charset, true).map_err(malformed)?;
-    long::over(text.len(), long::PARSED, || look_at(&text, want_element))
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+    if text.trim_start().is_empty() {
+        return Err(malformed("the body is empty"));
+    }
+    let reader = Reader::of_text(text, &XmlLimits::default());
+    long::over(text.len(), long::PARSED, || look_at(reader, want_element))
 }
 
 fn malformed(error: impl std::fmt::Display) -> NotSoap {
     NotSoap::Malformed(error.to_string())
 }
 
-fn unreadable(error: quick_xml::Error) -> NotSoap {
-    NotSoap::Malformed(said(&error))
-}
-
-fn look_at(text: &str, want_element: bool) -> Result<Envelope, NotSoap> {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    if text.trim_start().is_empty() {
-        return Err(malformed("the body is empty"));
-    }
-    let mut reader = namespaced(text);
+fn look_at(mut reader: Reader<'_>, want_element: bool) -> Result<Envelope, NotSoap> {
     let mut seen = Envelope::default();
-    let (version, empty) = root(&mut reader)?;
-    seen.version = Some(version);
-    seen.places.content = at(&reader);
+    let version = root(&mut reader)?;
     let namespace = version.namespace();
-    if empty {
-        return Err(malformed("the Envelope has no Body"));
-    }
+    seen.version = Some(version);
+    seen.places.content = reader.position();
     loop {
-        let from = at(&reader);
-        let (resolved, event) = reader.read_resolved_event().map_err(unreadable)?;
-        let (start, empty) = match event {
-            Event::Start(start) => (start, false),
-            Event::Empty(start) => (start, true),
-            Event::End(_) | Event::Eof => return Err(malformed("the Envelope has no Body")),
-            other => {
-                misplaced(&other)?;
-                continue;
-            }
+        let (from, part, in_soap) = match next(&mut reader)? {
+            Next::Start(tag) => (tag.at, tag.local, tag.namespace() == namespace),
+            Next::End => return Err(malformed("the Envelope has no Body")),
         };
-        let in_soap = matches!(resolved, ResolveResult::Bound(ns) if ns.0 == namespace);
-        match start.local_name().into_inner() {
+        match part {
             "Header" if in_soap => {
                 if seen.places.header.is_some() {
                     return Err(malformed("the Envelope has two Headers"));
                 }
-                seen.places.header = Some(from..at(&reader));
-                seen.places.empty = empty;
-                if !empty {
-                    header(text, &mut reader, version, &mut seen)?;
-                }
+                let content = reader.position();
+                seen.places.header = Some(from..content);
+                header(&mut reader, version, &mut seen)?;
+                seen.places.empty = reader.position() == content;
             }
             "Body" if in_soap => {
-                if !empty {
-                    first_in_body(&mut reader, version, want_element, &mut seen)?;
-                }
+                first_in_body(&mut reader, version, want_element, &mut seen)?;
                 return Ok(seen);
             }
             other => return Err(malformed(format!("<{other}> stands where the Body should"))),
@@ -272,87 +250,53 @@ fn look_at(text: &str, want_element: bool) -> Result<Envelope, NotSoap> {
     }
 }
 
-/// How far the reader is.
-fn at(reader: &NsReader<&[u8]>) -> usize {
-    reader.buffer_position() as usize
+/// The next tag where only elements may stand.
+enum Next<'r, 'a> {
+    Start(Start<'r, 'a>),
+    End,
 }
 
-/// What may not stand between elements of an envelope.
-fn misplaced(event: &Event<'_>) -> Result<(), NotSoap> {
-    match event {
-        Event::DocType(_) => Err(malformed("a DTD is not allowed")),
-        Event::Text(text) if !text.trim().is_empty() => Err(malformed("text outside of elements")),
-        Event::CData(_) | Event::GeneralRef(_) => Err(malformed("text outside of elements")),
-        _ => Ok(()),
+fn next<'r, 'a>(reader: &'r mut Reader<'a>) -> Result<Next<'r, 'a>, NotSoap> {
+    loop {
+        match reader.step().map_err(malformed)? {
+            Step::Start => return Ok(Next::Start(reader.tag())),
+            Step::End => return Ok(Next::End),
+            Step::Text(text) if text.trim().is_empty() => {}
+            Step::Text(_) | Step::Character(_) => {
+                return Err(malformed("text outside of elements"));
+            }
+            Step::Comment(_) | Step::Instruction(..) => {}
+            Step::Document => return Err(malformed("there is no element")),
+        }
     }
 }
 
-/// Reads up to the Envelope; gives its version and whether it is empty.
-fn root(reader: &mut NsReader<&[u8]>) -> Result<(Version, bool), NotSoap> {
-    loop {
-        let (resolved, event) = reader.read_resolved_event().map_err(unreadable)?;
-        let (start, empty) = match event {
-            Event::Start(start) => (start, false),
-            Event::Empty(start) => (start, true),
-            Event::Eof => return Err(malformed("there is no element")),
-            Event::End(_) => return Err(malformed("an end tag without its start")),
-            other => {
-                misplaced(&other)?;
-                continue;
-            }
-        };
-        if start.local_name().into_inner() != "Envelope" {
-            return Err(NotSoap::OtherElement);
-        }
-        return match resolved {
-            ResolveResult::Bound(ns) => Version::of_namespace(ns.0)
-                .map(|version| (version, empty))
-                .ok_or(NotSoap::OtherVersion),
-            ResolveResult::Unbound => Err(NotSoap::OtherVersion),
-            ResolveResult::Unknown(prefix) => {
-                Err(malformed(format!("the prefix '{prefix}' is not declared")))
-            }
-        };
+/// Reads up to the Envelope; gives its version.
+fn root(reader: &mut Reader<'_>) -> Result<Version, NotSoap> {
+    match next(reader)? {
+        Next::Start(tag) if tag.local != "Envelope" => Err(NotSoap::OtherElement),
+        Next::Start(tag) => Version::of_namespace(tag.namespace()).ok_or(NotSoap::OtherVersion),
+        Next::End => Err(malformed("there is no element")),
     }
 }
 
 /// Reads the Header's blocks and its end.
-fn header(
-    text: &str,
-    reader: &mut NsReader<&[u8]>,
-    version: Version,
-    seen: &mut Envelope,
-) -> Result<(), NotSoap> {
+fn header(reader: &mut Reader<'_>, version: Version, seen: &mut Envelope) -> Result<(), NotSoap> {
     loop {
-        let from = at(reader);
-        let (resolved, event) = reader.read_resolved_event().map_err(unreadable)?;
-        let (start, empty) = match event {
-            Event::Start(start) => (start, false),
-            Event::Empty(start) => (start, true),
-            Event::End(_) => return Ok(()),
-            Event::Eof => return Err(malformed("the Header does not end")),
-            other => {
-                misplaced(&other)?;
-                continue;
+        let (from, namespace, local, meant) = match next(reader)? {
+            Next::Start(tag) => {
+                let meant = meant(&tag, version);
+                (tag.at, tag.namespace().to_owned(), tag.local, meant)
             }
+            Next::End => return Ok(()),
         };
-        let namespace = match resolved {
-            ResolveResult::Bound(ns) => ns.0.to_owned(),
-            ResolveResult::Unbound => String::new(),
-            ResolveResult::Unknown(prefix) => {
-                return Err(malformed(format!("the prefix '{prefix}' is not declared")));
-            }
-        };
-        let local = start.local_name().into_inner();
-        let meant = meant(reader, &start, version)?;
+        let content = reader.position();
         let addressing = addressing::Generation::of(&namespace);
         if meant.ours && security::is_security(&namespace, local) {
             let scope = scope(reader);
-            if !empty {
-                reader.read_to_end(start.name()).map_err(unreadable)?;
-            }
-            let range = from..at(reader);
-            let block = text.get(range.clone()).unwrap_or_default();
+            rest_of_element(reader)?;
+            let range = from..reader.position();
+            let block = reader.text().get(range.clone()).unwrap_or_default();
             let xml = format!("<scope{scope}>{block}</scope>");
             let mandatory = meant.mandatory;
             seen.security.push(Block {
@@ -360,21 +304,17 @@ fn header(
                 xml,
                 mandatory,
             });
-        } else if !empty {
-            let value = match addressing {
-                Some(_) if meant.ours => {
-                    let inner = reader.read_text(start.name()).map_err(unreadable)?;
-                    xml::plain_text(&inner)
-                }
-                _ => {
-                    reader.read_to_end(start.name()).map_err(unreadable)?;
-                    String::new()
-                }
-            };
-            if let (Some(generation), true) = (addressing, meant.ours) {
+        } else {
+            let inner = content..rest_of_element(reader)?;
+            let after = reader.position();
+            // One empty tag says nothing.
+            if let (Some(generation), true) = (addressing, meant.ours)
+                && after > content
+            {
+                let value = xml::plain_text(reader.text().get(inner).unwrap_or_default());
                 seen.addressed
                     .get_or_insert_with(|| Box::new(Addressed::new(generation)))
-                    .note(generation, local, value, meant.mandatory, from..at(reader));
+                    .note(generation, local, value, meant.mandatory, from..after);
             }
         }
         if meant.mandatory && meant.ours {
@@ -385,16 +325,33 @@ fn header(
     }
 }
 
-/// The namespaces in scope, as the declarations of a start tag.
-pub(crate) fn scope(reader: &NsReader<&[u8]>) -> String {
-    let mut out = String::new();
-    for (prefix, namespace) in reader.resolver().bindings() {
-        match prefix {
-            PrefixDeclaration::Default => xml::declare(&mut out, "xmlns", namespace.0),
-            PrefixDeclaration::Named(prefix) => {
-                xml::declare(&mut out, &format!("xmlns:{prefix}"), namespace.0);
-            }
+/// Reads up to the end of the innermost open element; gives where its end tag begins.
+fn rest_of_element(reader: &mut Reader<'_>) -> Result<usize, NotSoap> {
+    let mut within = 0_usize;
+    loop {
+        let before = reader.position();
+        match reader.step().map_err(malformed)? {
+            Step::Start => within += 1,
+            Step::End if within == 0 => return Ok(before),
+            Step::End => within -= 1,
+            _ => {}
         }
+    }
+}
+
+/// The namespaces in scope, as the declarations of a start tag.
+fn scope(reader: &Reader<'_>) -> String {
+    let mut out = String::new();
+    for (prefix, namespace) in reader.scope() {
+        out.push_str(if prefix.is_empty() {
+            " xmlns"
+        } else {
+            " xmlns:"
+        });
+        out.push_str(prefix);
+        out.push_str("=\"");
+        xml::escape_into(&mut out, namespace);
+        out.push('"');
     }
     out
 }
@@ -409,24 +366,18 @@ struct Meant {
 
 /// Whether a header block must be understood, and whether it is for us: actor (SOAP 1.1 section
 /// 4.2.2) or role (SOAP 1.2 part 1 section 2.2) is not set, next, or the ultimate receiver.
-fn meant(
-    reader: &NsReader<&[u8]>,
-    start: &BytesStart<'_>,
-    version: Version,
-) -> Result<Meant, NotSoap> {
+fn meant(tag: &Start<'_, '_>, version: Version) -> Meant {
     let mut meant = Meant {
         mandatory: false,
         ours: true,
         next: false,
     };
-    for attribute in start.attributes().with_checks(false) {
-        let attribute = attribute.map_err(malformed)?;
-        let (resolved, local) = reader.resolver().resolve_attribute(attribute.key);
-        if !matches!(resolved, ResolveResult::Bound(ns) if ns.0 == version.namespace()) {
+    for attribute in tag.attributes {
+        if *tag.uris[attribute.uri as usize] != *version.namespace() {
             continue;
         }
         let value = attribute.value.trim();
-        match local.into_inner() {
+        match attribute.local {
             "mustUnderstand" => meant.mandatory = matches!(value, "1" | "true"),
             "actor" | "role" => {
                 meant.next = matches!(
@@ -443,65 +394,47 @@ fn meant(
             _ => {}
         }
     }
-    Ok(meant)
+    meant
 }
 
 fn first_in_body(
-    reader: &mut NsReader<&[u8]>,
+    reader: &mut Reader<'_>,
     version: Version,
     want_element: bool,
     seen: &mut Envelope,
 ) -> Result<(), NotSoap> {
-    loop {
-        let (resolved, event) = reader.read_resolved_event().map_err(unreadable)?;
-        let start = match event {
-            Event::Start(start) | Event::Empty(start) => start,
-            Event::End(_) => return Ok(()),
-            Event::Eof => return Err(malformed("the Body does not end")),
-            other => {
-                misplaced(&other)?;
-                continue;
-            }
-        };
-        let local = start.local_name().into_inner();
-        let namespace = match resolved {
-            ResolveResult::Bound(ns) => ns.0,
-            ResolveResult::Unbound => "",
-            ResolveResult::Unknown(prefix) => {
-                return Err(malformed(format!("the prefix '{prefix}' is not declared")));
-            }
-        };
-        let is_fault = local == "Fault" && namespace == version.namespace();
-        if want_element {
-            seen.element = Some(Name {
-                namespace: namespace.to_owned(),
-                local: local.to_owned(),
-            });
-        }
-        if is_fault {
-            seen.fault = Some(fault_side(reader)?);
-        }
+    let Next::Start(tag) = next(reader)? else {
         return Ok(());
+    };
+    let is_fault = tag.local == "Fault" && tag.namespace() == version.namespace();
+    if want_element {
+        seen.element = Some(Name {
+            namespace: tag.namespace().to_owned(),
+            local: tag.local.to_owned(),
+        });
     }
+    if is_fault {
+        seen.fault = Some(fault_side(reader)?);
+    }
+    Ok(())
 }
 
 /// Whose fault it is, from faultcode (1.1) or Code/Value (1.2). Without a code: the receiver's.
-fn fault_side(reader: &mut NsReader<&[u8]>) -> Result<FaultSide, NotSoap> {
-    let mut in_code = false;
+fn fault_side(reader: &mut Reader<'_>) -> Result<FaultSide, NotSoap> {
+    let (mut in_code, mut within) = (false, 0_usize);
     loop {
-        match reader.read_event().map_err(unreadable)? {
-            Event::Start(start) => {
-                let local = start.local_name().into_inner();
+        match reader.step().map_err(malformed)? {
+            Step::Start => {
+                let local = reader.tag().local;
                 in_code = local == "faultcode" || local == "Value";
+                within += 1;
             }
-            Event::Text(text) if in_code && !text.trim().is_empty() => {
+            Step::Text(text) if in_code && !text.trim().is_empty() => {
                 let code = text.trim();
                 return Ok(side_of(code.rsplit(':').next().unwrap_or(code)));
             }
-            Event::End(end) if end.local_name().into_inner() == "Fault" => {
-                return Ok(FaultSide::Receiver);
-            }
-            Event::Eof => return Ok(FaultSide::Receiver),
+            Step::End if within == 0 => return Ok(FaultSide::Receiver),
+            Step::End => within -= 1,
             _ => {}
         }
     }
@@ -529,9 +462,10 @@ pub(crate) fn status_of(version: Version, side: FaultSide) -> StatusCode {
 pub(crate) fn fault_in(content_type: Option<&str>, body: &[u8]) -> Option<(Version, FaultSide)> {
     let content_type = content_type?;
     Version::of_type(content_type)?;
-    // Without the element's name there is none; it looks otherwise in UTF-16 alone.
+    // Without the element's name there is none, and a short body is sooner searched than read; in
+    // UTF-16 alone it looks otherwise.
     let wide = body.iter().take(4).any(|byte| matches!(byte, 0 | 0xfe..));
-    if !(wide || memmem::find(body, b"Fault").is_some()) {
+    if !wide && body.len() <= SHORT && memmem::find(body, b"Fault").is_none() {
         return None;
     }
     match look(body, xbus_charset::label(content_type), false) {

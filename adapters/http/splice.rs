@@ -126,7 +126,8 @@ mod tests {
             .collect();
         let (body, inside) = into_header(&body, &seen, blocks, &without);
         assert!(body[inside..].starts_with(blocks.as_bytes()));
-        assert!(look(&body, None, false).is_ok());
+        let seen = look(&body, None, false);
+        assert!(seen.is_ok(), "{seen:?}: {body:?}");
         String::from_utf8(body.to_vec()).expect("UTF-8")
     }
 

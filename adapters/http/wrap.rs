@@ -1,7 +1,6 @@
 //! Making envelopes: around what is none, and of one version from the other.
 
 use std::borrow::Cow;
-use std::fmt::Write as _;
 
 use bytes::Bytes;
 use quick_xml::events::attributes::Attribute;
@@ -16,13 +15,14 @@ use crate::{fault, xml};
 
 /// An envelope around `content` (XML in UTF-8 without declaration).
 pub(crate) fn envelope(version: Version, content: &str) -> String {
-    let namespace = version.namespace();
-    let mut out = String::with_capacity(content.len() + namespace.len() + 120);
-    let _ = write!(
-        out,
-        "<soap:Envelope xmlns:soap=\"{namespace}\"><soap:Body>{content}</soap:Body></soap:Envelope>"
-    );
-    out
+    [
+        "<soap:Envelope xmlns:soap=\"",
+        version.namespace(),
+        "\"><soap:Body>",
+        content,
+        "</soap:Body></soap:Envelope>",
+    ]
+    .concat()
 }
 
 /// Makes a message of `version` of a body: an envelope of that version stays as it is, one of the

@@ -55,6 +55,9 @@ impl Charset {
 
     /// The charset of a label, whatever its case. [`Error::Unknown`] when there is none.
     pub fn by_label(label: &str) -> Result<Self, Error> {
+        if label.eq_ignore_ascii_case("utf-8") {
+            return Ok(Self::UTF_8);
+        }
         // The standard maps a few labels to a decoder that refuses everything.
         let encoding = Encoding::for_label_no_replacement(label.as_bytes())
             .ok_or_else(|| Error::Unknown(label.to_owned()))?;
@@ -112,12 +115,25 @@ impl Charset {
 
 /// A parameter of a media type, such as `charset` (RFC 9110 section 5.6.6), without its quotes.
 pub fn parameter<'a>(media_type: &'a str, name: &str) -> Option<&'a str> {
-    media_type.split(';').skip(1).find_map(|part| {
-        let (key, value) = part.split_once('=')?;
-        key.trim()
-            .eq_ignore_ascii_case(name)
-            .then(|| value.trim().trim_matches('"').trim_matches('\''))
-    })
+    let (_, mut rest) = cut(media_type, b';')?;
+    loop {
+        let (part, more) = match cut(rest, b';') {
+            Some((part, more)) => (part, Some(more)),
+            None => (rest, None),
+        };
+        if let Some((key, value)) = cut(part, b'=')
+            && key.trim().eq_ignore_ascii_case(name)
+        {
+            return Some(value.trim().trim_matches('"').trim_matches('\''));
+        }
+        rest = more?;
+    }
+}
+
+/// What stands before and after the first such byte: for texts of a few bytes, which every message has.
+fn cut(text: &str, mark: u8) -> Option<(&str, &str)> {
+    let at = text.bytes().position(|byte| byte == mark)?;
+    Some((&text[..at], &text[at + 1..]))
 }
 
 /// The label in the `charset` parameter of a content type (RFC 9110 section 8.3.2). Nothing when it

@@ -100,6 +100,9 @@ impl Element {
 }
 
 fn check(text: &str) -> Result<(), String> {
+    if text.bytes().all(|b| matches!(b, b' '..=b'~')) {
+        return Ok(());
+    }
     match text.chars().find(|c| !is_xml_char(*c)) {
         None => Ok(()),
         Some(c) => Err(format!(

@@ -7,6 +7,7 @@
 pub mod cache;
 pub mod element;
 pub mod reader;
+mod scan;
 pub mod schema;
 #[cfg(test)]
 mod tests;
@@ -85,33 +86,59 @@ pub fn is_xml_char(c: char) -> bool {
 
 /// Prefix and local part of a qualified name, when it is one.
 pub fn split_name(name: &str) -> Option<(&str, &str)> {
-    match ascii_colon(name.as_bytes()) {
-        Some(None) => Some(("", name)),
-        Some(Some(at)) => Some((&name[..at], &name[at + 1..])),
-        // Names beyond ASCII, and what is none.
-        None => match name.split_once(':') {
-            None => is_ncname(name).then_some(("", name)),
-            Some((prefix, local)) => {
-                (is_ncname(prefix) && is_ncname(local)).then_some((prefix, local))
-            }
-        },
+    let (to, local) = ascii_name(name.as_bytes(), 0);
+    if let Some(local) = local
+        && to == name.len()
+    {
+        return Some((&name[..local.saturating_sub(1)], &name[local..]));
+    }
+    // Names beyond ASCII, and what is none.
+    match name.split_once(':') {
+        None => is_ncname(name).then_some(("", name)),
+        Some((prefix, local)) => (is_ncname(prefix) && is_ncname(local)).then_some((prefix, local)),
     }
 }
 
-/// Where the colon stands in a name of ASCII, if it has one; nothing when it is no such name.
-fn ascii_colon(name: &[u8]) -> Option<Option<usize>> {
-    let mut colon = None;
-    let mut starts = true;
-    for (at, byte) in name.iter().enumerate() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'_' => starts = false,
-            b'0'..=b'9' | b'-' | b'.' if !starts => {}
-            b':' if !starts && colon.is_none() => {
-                colon = Some(at);
-                starts = true;
-            }
-            _ => return None,
-        }
+/// How far a name of ASCII goes that begins at `from`, and where its local part begins; the latter is
+/// missing where there is no such name.
+#[inline]
+pub(crate) fn ascii_name(bytes: &[u8], from: usize) -> (usize, Option<usize>) {
+    let part = |from: usize| {
+        let is_part = |byte: &u8| NAME_BYTES[*byte as usize] != NO_NAME;
+        let length = bytes[from..].iter().position(|byte| !is_part(byte));
+        let to = length.map_or(bytes.len(), |length| from + length);
+        let starts = to > from && NAME_BYTES[bytes[from] as usize] == NAME_START;
+        (to, starts)
+    };
+    let (to, starts) = part(from);
+    if !starts || bytes.get(to) != Some(&b':') {
+        return (to, starts.then_some(from));
     }
-    (!starts).then_some(colon)
+    let local = to + 1;
+    let (to, starts) = part(local);
+    (to, starts.then_some(local))
+}
+
+const NO_NAME: u8 = 0;
+const NAME_PART: u8 = 1;
+const NAME_START: u8 = 2;
+
+/// What bytes of ASCII may do in a name (productions 4 and 4a without the colon).
+const NAME_BYTES: [u8; 256] = {
+    let mut bytes = [NO_NAME; 256];
+    let mut at = 0;
+    while at < 128 {
+        bytes[at] = match at as u8 {
+            b'A'..=b'Z' | b'a'..=b'z' | b'_' => NAME_START,
+            b'0'..=b'9' | b'-' | b'.' => NAME_PART,
+            _ => NO_NAME,
+        };
+        at += 1;
+    }
+    bytes
+};
+
+/// White space (production 3).
+pub(crate) fn is_space(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t' | b'\n' | b'\r')
 }

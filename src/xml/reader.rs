@@ -1,23 +1,29 @@
 //! Reads XML as a stream of checked events, namespaces resolved.
 //!
-//! quick-xml finds the markup; what it leaves open is checked here: characters, names, attributes,
-//! references, the declaration, one root, namespace constraints, and the limits. The tree and the
-//! streaming XPath read through the same function, so that they cannot disagree.
+//! quick-xml finds the markup; what it leaves open is checked here: names, attributes, references,
+//! the declaration, one root, namespace constraints, and the limits; characters one step before, in
+//! `scan`. Trees, the streaming XPath and the look at an envelope read through the same code, so that
+//! they cannot disagree.
 
 use std::borrow::Cow;
 use std::ops::ControlFlow;
 
 use ahash::{AHashMap, AHashSet};
-use quick_xml::events::Event;
 use quick_xml::name::NamespaceError;
 use quick_xml::reader::NsReader;
 
-use super::{XML_NAMESPACE, XMLNS_NAMESPACE, XmlLimits, is_ncname, is_xml_char, split_name};
+use super::scan::{Scanner, Token};
+use super::{
+    XML_NAMESPACE, XMLNS_NAMESPACE, XmlLimits, ascii_name, is_ncname, is_space, is_xml_char,
+    split_name,
+};
 
 /// Characters that an error tells at most, beside the place.
 const MESSAGE_MOST: usize = 200;
 /// Declarations that may be in scope at one place.
 const MAX_DECLARATIONS: usize = 256;
+/// Namespaces that are looked for one by one; further ones through a map.
+const FEW_URIS: usize = 8;
 
 /// A plain reader of `text` that resolves names, for who looks for something in it. It takes as many
 /// declarations as [`read`] does, and checks less.
@@ -92,6 +98,13 @@ pub struct Start<'r, 'a> {
     pub uris: &'r [Cow<'a, str>],
 }
 
+impl Start<'_, '_> {
+    /// The namespace of its name; empty for none.
+    pub fn namespace(&self) -> &str {
+        self.uris.get(self.uri as usize).map_or("", |uri| uri)
+    }
+}
+
 /// What takes the events. Breaking ends the reading early; what follows is not checked.
 pub trait Sink<'a> {
     /// A start tag, or an empty one, which an end follows.
@@ -121,63 +134,42 @@ pub fn read<'a>(
     limits: &XmlLimits,
     sink: &mut impl Sink<'a>,
 ) -> Result<End, XmlError> {
-    let mut state = State {
-        uris: vec![Cow::Borrowed(""), Cow::Borrowed(XML_NAMESPACE)],
-        uri_ids: AHashMap::new(),
-        scope: vec![("xml", 1)],
-        marks: Vec::new(),
-        attributes: Vec::new(),
-        declarations: Vec::new(),
-        limits: *limits,
-        nodes: 0,
-        rooted: false,
-    };
-    let mut reader = quick_xml::Reader::from_str(text);
-    let config = reader.config_mut();
-    config.check_comments = true;
-    config.check_end_names = true;
-    if let Err((at, message)) = check_chars(text) {
-        return Err(place(text, at, message));
-    }
-    loop {
-        let at = reader.buffer_position() as usize;
-        let event = match reader.read_event() {
-            Ok(event) => event,
-            Err(error) => {
-                return Err(place(
-                    text,
-                    reader.error_position() as usize,
-                    error.to_string(),
-                ));
-            }
-        };
-        let flow = match event {
-            Event::Eof => {
-                return if !state.marks.is_empty() {
-                    Err(place(
-                        text,
-                        text.len(),
-                        "the document ends within an element".into(),
-                    ))
-                } else if !state.rooted {
-                    Err(place(text, text.len(), "there is no root element".into()))
-                } else {
-                    Ok(End::Document)
-                };
-            }
-            other => state.event(text, at, other, sink),
-        };
-        match flow {
-            Ok(ControlFlow::Continue(())) => {}
-            Ok(ControlFlow::Break(())) => return Ok(End::Early),
-            Err(message) => return Err(place(text, at, message)),
-        }
-    }
+    Reader::of_text(text, limits).into_sink(sink)
 }
 
-struct State<'a> {
+/// As [`read`], of bytes that are to be UTF-8: they are looked at as far as they are read.
+pub fn read_bytes<'a>(
+    bytes: &'a [u8],
+    limits: &XmlLimits,
+    sink: &mut impl Sink<'a>,
+) -> Result<End, XmlError> {
+    Reader::of_bytes(bytes, limits).into_sink(sink)
+}
+
+/// What comes next in a document.
+pub enum Step<'a> {
+    /// A start tag, or an empty one, which an end follows: [`Reader::tag`].
+    Start,
+    /// The end of the innermost open element.
+    End,
+    /// A piece of text, line ends normalised; a node's text may come in several pieces.
+    Text(Cow<'a, str>),
+    /// A reference within a text.
+    Character(char),
+    /// A comment.
+    Comment(Cow<'a, str>),
+    /// A processing instruction: its target and what follows.
+    Instruction(&'a str, Cow<'a, str>),
+    /// The end of a well-formed document.
+    Document,
+}
+
+/// Reads a document event by event.
+pub struct Reader<'a> {
+    scanner: Scanner<'a>,
     uris: Vec<Cow<'a, str>>,
-    uri_ids: AHashMap<Cow<'a, str>, u32>,
+    /// Numbers of the namespaces after the first few.
+    uri_ids: Option<AHashMap<Cow<'a, str>, u32>>,
     /// Prefixes in scope, innermost last.
     scope: Vec<(&'a str, u32)>,
     /// Length of `scope` outside each open element.
@@ -187,102 +179,232 @@ struct State<'a> {
     limits: XmlLimits,
     nodes: usize,
     rooted: bool,
+    /// Where the last event begins, or what is wrong with it.
+    begun: usize,
+    /// The last start tag: where, what, and the number of its namespace.
+    at: usize,
+    name: &'a str,
+    local: &'a str,
+    uri: u32,
+    /// It was empty: its end comes next.
+    empty: bool,
 }
 
-type Flow = Result<ControlFlow<()>, String>;
+impl<'a> Reader<'a> {
+    /// A reader of a whole document.
+    pub fn of_text(text: &'a str, limits: &XmlLimits) -> Self {
+        Self::new(Scanner::of_text(text), limits)
+    }
 
-impl<'a> State<'a> {
-    fn event(
-        &mut self,
-        whole: &'a str,
-        at: usize,
-        event: Event<'a>,
-        sink: &mut impl Sink<'a>,
-    ) -> Flow {
-        match event {
-            Event::Start(tag) => self.start(
-                at,
-                slice(whole, &tag),
-                tag.name().as_ref().len(),
-                false,
-                sink,
-            ),
-            Event::Empty(tag) => self.start(
-                at,
-                slice(whole, &tag),
-                tag.name().as_ref().len(),
-                true,
-                sink,
-            ),
-            Event::End(_) => {
-                if let Some(mark) = self.marks.pop() {
-                    self.scope.truncate(mark as usize);
-                }
-                Ok(sink.end())
+    /// A reader of bytes that are to be UTF-8, which is an error where they turn out not to be.
+    pub fn of_bytes(bytes: &'a [u8], limits: &XmlLimits) -> Self {
+        Self::new(Scanner::of_bytes(bytes), limits)
+    }
+
+    fn new(scanner: Scanner<'a>, limits: &XmlLimits) -> Self {
+        let mut uris = Vec::with_capacity(FEW_URIS);
+        uris.extend([Cow::Borrowed(""), Cow::Borrowed(XML_NAMESPACE)]);
+        let mut scope = Vec::with_capacity(8);
+        scope.push(("xml", 1));
+        Self {
+            scanner,
+            uris,
+            uri_ids: None,
+            scope,
+            marks: Vec::with_capacity(16),
+            attributes: Vec::new(),
+            declarations: Vec::new(),
+            limits: *limits,
+            nodes: 0,
+            rooted: false,
+            begun: 0,
+            at: 0,
+            name: "",
+            local: "",
+            uri: 0,
+            empty: false,
+        }
+    }
+
+    /// The next event. Not to be called again after the end of the document or an error.
+    pub fn step(&mut self) -> Result<Step<'a>, XmlError> {
+        loop {
+            match self.advance() {
+                Ok(Some(step)) => return Ok(step),
+                Ok(None) => {}
+                Err(message) => return Err(self.wrong(message)),
             }
-            Event::Text(text) => {
-                let text: &str = &text;
-                if self.marks.is_empty() {
-                    return if text.bytes().all(is_space) {
-                        Ok(ControlFlow::Continue(()))
-                    } else {
-                        Err("text outside the root element".into())
-                    };
-                }
-                if memchr::memchr(b']', text.as_bytes()).is_some() && text.contains("]]>") {
-                    return Err("']]>' within text".into());
-                }
-                self.node()?;
-                Ok(sink.text(&normalise_lines(text)))
+        }
+    }
+
+    /// The last start tag.
+    pub fn tag(&self) -> Start<'_, 'a> {
+        Start {
+            at: self.at,
+            name: self.name,
+            local: self.local,
+            uri: self.uri,
+            attributes: &self.attributes,
+            declarations: &self.declarations,
+            uris: &self.uris,
+        }
+    }
+
+    /// The byte after the last event.
+    pub fn position(&self) -> usize {
+        self.scanner.at()
+    }
+
+    /// What has been looked through so far: at least up to [`Reader::position`].
+    pub fn text(&self) -> &'a str {
+        self.scanner.text()
+    }
+
+    /// Prefixes (empty: the default) with the namespaces that they stand for here, `xml` aside.
+    pub fn scope(&self) -> impl Iterator<Item = (&'a str, &str)> {
+        let visible = |(at, (prefix, uri)): (usize, &(&'a str, u32))| {
+            let hidden = self.scope[at + 1..]
+                .iter()
+                .any(|(later, _)| later == prefix);
+            (!hidden && *uri != 0).then(|| (*prefix, &*self.uris[*uri as usize]))
+        };
+        self.scope.iter().enumerate().skip(1).filter_map(visible)
+    }
+
+    fn into_sink(mut self, sink: &mut impl Sink<'a>) -> Result<End, XmlError> {
+        loop {
+            let flow = match self.advance() {
+                Err(message) => return Err(self.wrong(message)),
+                Ok(None) => continue,
+                Ok(Some(Step::Document)) => return Ok(End::Document),
+                Ok(Some(Step::Start)) => sink.start(&self.tag()),
+                Ok(Some(Step::End)) => sink.end(),
+                Ok(Some(Step::Text(text))) => sink.text(&text),
+                Ok(Some(Step::Character(c))) => sink.text(c.encode_utf8(&mut [0; 4])),
+                Ok(Some(Step::Comment(text))) => sink.comment(&text),
+                Ok(Some(Step::Instruction(target, data))) => sink.instruction(target, &data),
+            };
+            if flow.is_break() {
+                return Ok(End::Early);
             }
-            Event::CData(data) => {
+        }
+    }
+
+    #[cold]
+    fn wrong(&self, message: String) -> XmlError {
+        place(self.scanner.text(), self.begun, message)
+    }
+
+    /// The next event; nothing where something was read that is none.
+    #[inline]
+    fn advance(&mut self) -> Result<Option<Step<'a>>, String> {
+        if self.empty {
+            self.empty = false;
+            return Ok(Some(self.close()));
+        }
+        self.begun = self.scanner.at();
+        match self.scanner.next() {
+            Ok(Token::Start { name, rest, empty }) => self.start(name, rest, empty),
+            Ok(Token::End) => Ok(Some(self.close())),
+            Ok(Token::Text(text)) => self.characters(text),
+            Ok(other) => self.rare(other),
+            Err((at, message)) => {
+                self.begun = at;
+                Err(message)
+            }
+        }
+    }
+
+    fn close(&mut self) -> Step<'a> {
+        if let Some(mark) = self.marks.pop() {
+            self.scope.truncate(mark as usize);
+        }
+        Step::End
+    }
+
+    #[inline]
+    fn characters(&mut self, text: &'a str) -> Result<Option<Step<'a>>, String> {
+        if self.marks.is_empty() {
+            return if text.bytes().all(is_space) {
+                Ok(None)
+            } else {
+                Err("text outside the root element".into())
+            };
+        }
+        if self.scanner.has_brackets()
+            && memchr::memchr(b']', text.as_bytes()).is_some()
+            && text.contains("]]>")
+        {
+            return Err("']]>' within text".into());
+        }
+        self.node()?;
+        Ok(Some(Step::Text(self.normalised(text))))
+    }
+
+    /// Line ends as section 2.11 wants them.
+    #[inline]
+    fn normalised(&self, text: &'a str) -> Cow<'a, str> {
+        if self.scanner.has_returns() {
+            normalise_lines(text)
+        } else {
+            Cow::Borrowed(text)
+        }
+    }
+
+    fn rare(&mut self, token: Token<'a>) -> Result<Option<Step<'a>>, String> {
+        match token {
+            Token::CData(data) => {
                 if self.marks.is_empty() {
                     return Err("a CDATA section outside the root element".into());
                 }
                 self.node()?;
-                let data: &str = &data;
                 Ok(if data.is_empty() {
-                    ControlFlow::Continue(())
+                    None
                 } else {
-                    sink.text(&normalise_lines(data))
+                    Some(Step::Text(self.normalised(data)))
                 })
             }
-            Event::GeneralRef(name) => {
+            Token::Reference(name) => {
                 if self.marks.is_empty() {
                     return Err("a reference outside the root element".into());
                 }
                 self.node()?;
-                let c = reference(&name)?;
-                Ok(sink.text(c.encode_utf8(&mut [0; 4])))
+                Ok(Some(Step::Character(reference(name)?)))
             }
-            Event::Comment(text) => {
+            Token::Comment(text) => {
                 self.node()?;
-                Ok(sink.comment(&normalise_lines(&text)))
+                Ok(Some(Step::Comment(self.normalised(text))))
             }
-            Event::PI(pi) => {
-                self.node()?;
-                let content: &'a str = slice(whole, &pi);
-                let end = content.bytes().position(is_space).unwrap_or(content.len());
-                let (target, data) = content.split_at(end);
-                if !is_ncname(target) {
-                    return Err(format!("'{target}' cannot name a processing instruction"));
+            Token::Instruction(content) => self.instruction(content),
+            Token::DocType => Err("a document type declaration (DTD) is not accepted".into()),
+            _ => {
+                if !self.marks.is_empty() {
+                    Err("the document ends within an element".into())
+                } else if !self.rooted {
+                    Err("there is no root element".into())
+                } else {
+                    Ok(Some(Step::Document))
                 }
-                if target.eq_ignore_ascii_case("xml") {
-                    return Err("an XML declaration anywhere but at the very start".into());
-                }
-                let data = data.trim_start_matches([' ', '\t', '\n', '\r']);
-                Ok(sink.instruction(target, &normalise_lines(data)))
             }
-            Event::Decl(decl) => {
-                if at != 0 {
-                    return Err("an XML declaration anywhere but at the very start".into());
-                }
-                check_declaration(&decl)?;
-                Ok(ControlFlow::Continue(()))
-            }
-            Event::DocType(_) => Err("a document type declaration (DTD) is not accepted".into()),
-            Event::Eof => Ok(ControlFlow::Continue(())),
         }
+    }
+
+    fn instruction(&mut self, content: &'a str) -> Result<Option<Step<'a>>, String> {
+        let end = content.bytes().position(is_space).unwrap_or(content.len());
+        let (target, data) = content.split_at(end);
+        if target == "xml" && self.scanner.is_start(self.begun) {
+            check_declaration(content)?;
+            return Ok(None);
+        }
+        self.node()?;
+        if !is_ncname(target) {
+            return Err(format!("'{target}' cannot name a processing instruction"));
+        }
+        if target.eq_ignore_ascii_case("xml") {
+            return Err("an XML declaration anywhere but at the very start".into());
+        }
+        let data = data.trim_start_matches([' ', '\t', '\n', '\r']);
+        Ok(Some(Step::Instruction(target, self.normalised(data))))
     }
 
     fn node(&mut self) -> Result<(), String> {
@@ -295,12 +417,10 @@ impl<'a> State<'a> {
 
     fn start(
         &mut self,
-        at: usize,
-        content: &'a str,
-        name_len: usize,
+        name: &'a str,
+        rest: &'a str,
         empty: bool,
-        sink: &mut impl Sink<'a>,
-    ) -> Flow {
+    ) -> Result<Option<Step<'a>>, String> {
         if self.marks.is_empty() {
             if self.rooted {
                 return Err("a second root element".into());
@@ -315,7 +435,6 @@ impl<'a> State<'a> {
         }
         self.node()?;
         let mark = self.scope.len() as u32;
-        let (name, rest) = content.split_at(name_len);
         self.attributes.clear();
         self.declarations.clear();
         if !rest.is_empty() {
@@ -325,7 +444,7 @@ impl<'a> State<'a> {
         if prefix == "xmlns" {
             return Err("an element cannot have the prefix xmlns".into());
         }
-        let uri = self.lookup(prefix)?;
+        self.uri = self.lookup(prefix)?;
         for number in 0..self.attributes.len() {
             // An attribute without a prefix is in no namespace.
             let name = self.attributes[number].name;
@@ -334,25 +453,15 @@ impl<'a> State<'a> {
                 self.attributes[number].uri = self.lookup(&name[..name.len() - local.len() - 1])?;
             }
         }
-        self.check_duplicates()?;
-        let flow = sink.start(&Start {
-            at,
-            name,
-            local,
-            uri,
-            attributes: &self.attributes,
-            declarations: &self.declarations,
-            uris: &self.uris,
-        });
-        if empty {
-            self.scope.truncate(mark as usize);
-            if flow.is_continue() {
-                return Ok(sink.end());
-            }
-        } else {
-            self.marks.push(mark);
+        if self.attributes.len() > 1 {
+            self.check_duplicates()?;
         }
-        Ok(flow)
+        self.at = self.begun;
+        self.name = name;
+        self.local = local;
+        self.empty = empty;
+        self.marks.push(mark);
+        Ok(Some(Step::Start))
     }
 
     fn lookup(&self, prefix: &str) -> Result<u32, String> {
@@ -368,19 +477,24 @@ impl<'a> State<'a> {
         }
     }
 
+    /// The number of a namespace.
     fn uri(&mut self, uri: Cow<'a, str>) -> u32 {
         if uri.is_empty() {
             return 0;
         }
-        if uri == XML_NAMESPACE {
-            return 1;
-        }
-        if let Some(id) = self.uri_ids.get(&uri) {
-            return *id;
+        let few = self.uris.len().min(FEW_URIS);
+        if let Some(known) = self.uris[..few].iter().position(|known| *known == uri) {
+            return known as u32;
         }
         let id = self.uris.len() as u32;
-        self.uris.push(uri.clone());
-        self.uri_ids.insert(uri, id);
+        if self.uris.len() >= FEW_URIS {
+            let ids = self.uri_ids.get_or_insert_default();
+            if let Some(known) = ids.get(&uri) {
+                return *known;
+            }
+            ids.insert(uri.clone(), id);
+        }
+        self.uris.push(uri);
         id
     }
 
@@ -399,10 +513,14 @@ impl<'a> State<'a> {
                 return Err("white space is missing between attributes".into());
             }
             let start = at;
+            let (end, local) = ascii_name(bytes, at);
+            at = end;
             while at < bytes.len() && bytes[at] != b'=' && !is_space(bytes[at]) {
                 at += 1;
             }
             let name = &text[start..at];
+            // Otherwise it is not of ASCII alone, or none.
+            let local = local.filter(|_| at == end).map(|local| local - start);
             while at < bytes.len() && is_space(bytes[at]) {
                 at += 1;
             }
@@ -431,7 +549,10 @@ impl<'a> State<'a> {
                 ));
             }
             self.node()?;
-            let (prefix, local) = split(name)?;
+            let (prefix, local) = match local {
+                Some(local) => (&name[..local.saturating_sub(1)], &name[local..]),
+                None => split(name)?,
+            };
             if prefix == "xmlns" {
                 self.declare(local, value)?;
             } else if prefix.is_empty() && local == "xmlns" {
@@ -461,7 +582,8 @@ impl<'a> State<'a> {
         if self.declarations.iter().any(|(known, _)| *known == prefix) {
             return Err(format!("the prefix '{prefix}' is declared twice"));
         }
-        if self.scope.len() >= MAX_DECLARATIONS {
+        // `xml` has not been declared.
+        if self.scope.len() > MAX_DECLARATIONS {
             return Err(too_many());
         }
         let id = self.uri(uri);
@@ -492,20 +614,8 @@ impl<'a> State<'a> {
     }
 }
 
-/// The part of `whole` that a borrowed event covers, with the lifetime of the whole.
-fn slice<'a>(whole: &'a str, part: &str) -> &'a str {
-    let start = (part.as_ptr() as usize).wrapping_sub(whole.as_ptr() as usize);
-    whole
-        .get(start..start.wrapping_add(part.len()))
-        .unwrap_or_default()
-}
-
 fn split(name: &str) -> Result<(&str, &str), String> {
     split_name(name).ok_or_else(|| format!("'{name}' is not a name"))
-}
-
-fn is_space(byte: u8) -> bool {
-    matches!(byte, b' ' | b'\t' | b'\n' | b'\r')
 }
 
 /// Line ends as section 2.11 wants them.
@@ -520,9 +630,8 @@ fn normalise_lines(text: &str) -> Cow<'_, str> {
 /// An attribute's value by section 3.3.3 (no DTD: every attribute is CDATA).
 fn attribute_value(raw: &str) -> Result<Cow<'_, str>, String> {
     let bytes = raw.as_bytes();
-    if memchr::memchr2(b'&', b'<', bytes).is_none()
-        && memchr::memchr3(b'\t', b'\n', b'\r', bytes).is_none()
-    {
+    let is_special = |byte: &u8| *byte < b' ' || matches!(byte, b'&' | b'<');
+    if !bytes.iter().any(is_special) {
         return Ok(Cow::Borrowed(raw));
     }
     let raw = normalise_lines(raw);
@@ -587,35 +696,6 @@ fn shorten(text: &str, most: usize) -> Cow<'_, str> {
         None => Cow::Borrowed(text),
         Some((at, _)) => Cow::Owned(format!("{}…", &text[..at])),
     }
-}
-
-/// Whether every character may stand in a document; else where the first is that may not.
-fn check_chars(text: &str) -> Result<(), (usize, String)> {
-    let bytes = text.as_bytes();
-    let suspicious = |chunk: &[u8]| {
-        // Branch-free, so that it runs at memory speed.
-        chunk.iter().fold(false, |any, b| {
-            any | (*b < 0x20) & (*b != b'\n') & (*b != b'\r') & (*b != b'\t') | (*b == 0xEF)
-        })
-    };
-    for (number, chunk) in bytes.chunks(1024).enumerate() {
-        if !suspicious(chunk) {
-            continue;
-        }
-        for (offset, byte) in chunk.iter().enumerate() {
-            let at = number * 1024 + offset;
-            if *byte < 0x20 && !matches!(byte, b'\t' | b'\n' | b'\r')
-                || *byte == 0xEF && matches!(bytes.get(at + 1..at + 3), Some([0xBF, 0xBE | 0xBF]))
-            {
-                let c = text[at..].chars().next().unwrap_or_default();
-                return Err((
-                    at,
-                    format!("the character U+{:04X} cannot stand in XML", c as u32),
-                ));
-            }
-        }
-    }
-    Ok(())
 }
 
 /// The XML declaration's content by productions 23 to 32.

@@ -1,5 +1,6 @@
 use std::time::{Duration, Instant};
 
+use super::reader::{Reader, Step};
 use super::tree::{Document, NodeRef};
 use super::write::Writer;
 use super::{XmlLimits, split_name};
@@ -130,6 +131,112 @@ fn another_parser_agrees_on_small_inputs() {
         texts = longer;
     }
     assert!(parser_agreed > 7_000);
+}
+
+/// What is read of a document, as texts; neighbouring pieces of text are one.
+fn events(mut reader: Reader<'_>) -> Result<Vec<String>, String> {
+    let mut out: Vec<String> = Vec::new();
+    let text = |out: &mut Vec<String>, piece: &str| match out.last_mut() {
+        Some(last) if last.starts_with('"') => last.push_str(piece),
+        _ => out.push(format!("\"{piece}")),
+    };
+    loop {
+        match reader.step().map_err(|error| error.message)? {
+            Step::Start => {
+                let tag = reader.tag();
+                let attributes: Vec<String> = (tag.attributes.iter())
+                    .map(|a| format!(" {}={}", a.name, a.value))
+                    .collect();
+                out.push(format!("<{} {}{attributes:?}", tag.name, tag.namespace()));
+            }
+            Step::End => out.push("</".into()),
+            Step::Text(piece) => text(&mut out, &piece),
+            Step::Character(c) => text(&mut out, c.encode_utf8(&mut [0; 4])),
+            Step::Comment(text) => out.push(format!("<!--{text}")),
+            Step::Instruction(target, data) => out.push(format!("<?{target} {data}")),
+            Step::Document => return Ok(out),
+        }
+    }
+}
+
+#[test]
+fn where_a_document_is_cut_on_the_way_does_not_matter() {
+    for piece in [
+        "<é:ab xmlns:é='ü' c='1>2' d=\"'\"/><p:b xmlns:p = 'u' p:c=''></p:b >",
+        "x]]&gt;y&#x20AC;&amp;€ä\r\nz\r",
+        "<!-- - a -> b --><?p q? r?><![CDATA[]] ]>]]]><![CDATA[]]>",
+        "<a><b>\u{10ffff}</b></a>",
+        "<a>]]></a>",
+        "<a b='1' b='2'/>",
+        "<a></ab>",
+        "<!-- a --- >",
+        "&a b;",
+        "<![CDATA[ ]] >",
+        "<!DOCTYPE a>",
+        "<\u{ffff}/>",
+    ] {
+        let whole = |pad: usize| format!("<r>{}.{piece}</r>", " ".repeat(pad));
+        let read = |text: &str| {
+            let read = events(Reader::of_text(text, &limits()));
+            assert_eq!(events(Reader::of_bytes(text.as_bytes(), &limits())), read);
+            read.map(|mut events| {
+                events[1] = events[1].replace(' ', "");
+                events
+            })
+        };
+        let expected = read(&whole(0));
+        for pad in 1..80 {
+            let text = whole(pad);
+            assert_eq!(read(&text), expected, "{text}");
+        }
+    }
+}
+
+#[test]
+fn bytes_that_are_no_text_are_found_where_they_are_read() {
+    let read = |bytes: &[u8]| events(Reader::of_bytes(bytes, &limits()));
+    assert_eq!(
+        read(b"\xef\xbb\xbf<?xml version='1.0'?><a/>"),
+        read(b"<a/>")
+    );
+    for bytes in [
+        &b"<a>\xff</a>"[..],
+        b"<a>12345678901\xe2\x82</a>",
+        b"<a/>\xe2\x82",
+    ] {
+        assert!(read(bytes).unwrap_err().contains("UTF-8"), "{bytes:?}");
+    }
+}
+
+#[test]
+fn mistakes_in_the_markup_are_told_where_they_begin() {
+    for (text, place) in [
+        ("<a>\n</b>", (2, 1)),
+        ("<a>\n  </a", (2, 3)),
+        ("<a>\né &b </a>", (2, 3)),
+        ("<a>\n<!-- b", (2, 1)),
+        ("<a>\n<![CDATA[ b ]]", (2, 1)),
+        ("<a>\n<b c='>", (2, 1)),
+        ("<a/>\n</a>", (2, 1)),
+        ("\u{feff}<a>\n &b; </a>", (2, 2)),
+        ("\u{feff}\u{feff}<a/>", (1, 2)),
+        ("<a>\n\u{1}<b></a>", (2, 1)),
+    ] {
+        for reader in [
+            Reader::of_text(text, &limits()),
+            Reader::of_bytes(text.as_bytes(), &limits()),
+        ] {
+            let mut reader = reader;
+            let error = loop {
+                match reader.step() {
+                    Ok(Step::Document) => panic!("accepted: {text}"),
+                    Ok(_) => {}
+                    Err(error) => break error,
+                }
+            };
+            assert_eq!((error.line, error.column), place, "{text}: {error}");
+        }
+    }
 }
 
 #[test]

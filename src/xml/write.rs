@@ -3,18 +3,22 @@
 //! Prefixes are kept as they were. A part that is lifted out of its document takes along the
 //! declarations that its names need, and those that its values seem to use (`xsi:type="x:Name"`).
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use super::element::{Content, Element};
 use super::tree::{Document, Id, Kind};
 use super::{NodeRef, XML_NAMESPACE, split_name};
 
+/// Bytes that there is room for from the beginning.
+const USUAL: usize = 512;
+
 /// Writes XML into a text of bounded size.
 pub struct Writer<'n> {
     out: String,
     limit: usize,
     /// Declarations in force at the place of writing, innermost last.
-    scope: Vec<(String, String)>,
+    scope: Vec<(Cow<'static, str>, Cow<'static, str>)>,
     /// Prefixes of the route, for built names that no element declares.
     namespaces: &'n BTreeMap<String, String>,
 }
@@ -23,9 +27,9 @@ impl<'n> Writer<'n> {
     /// A writer of at most `limit` bytes.
     pub fn new(limit: usize, namespaces: &'n BTreeMap<String, String>) -> Self {
         Self {
-            out: String::new(),
+            out: String::with_capacity(limit.min(USUAL)),
             limit,
-            scope: vec![("xml".into(), XML_NAMESPACE.into())],
+            scope: vec![(Cow::Borrowed("xml"), Cow::Borrowed(XML_NAMESPACE))],
             namespaces,
         }
     }
@@ -67,7 +71,8 @@ impl<'n> Writer<'n> {
         }
         escape(&mut self.out, uri, true);
         self.out.push('"');
-        self.scope.push((prefix.into(), uri.into()));
+        let owned = |text: &str| Cow::Owned(text.to_owned());
+        self.scope.push((owned(prefix), owned(uri)));
     }
 
     fn attribute(&mut self, name: &str, value: &str) {
@@ -296,10 +301,10 @@ fn uses(document: &Document, node: u32, prefix: &str) -> bool {
 /// Appends `text` with the characters escaped that markup would take.
 pub fn escape(out: &mut String, text: &str, attribute: bool) {
     let mut rest = text;
-    let special = |c: char| {
-        matches!(c, '<' | '>' | '&' | '\r') || attribute && matches!(c, '"' | '\t' | '\n')
+    let special = |b: u8| {
+        matches!(b, b'<' | b'>' | b'&' | b'\r') || attribute && matches!(b, b'"' | b'\t' | b'\n')
     };
-    while let Some(at) = rest.find(special) {
+    while let Some(at) = rest.bytes().position(special) {
         out.push_str(&rest[..at]);
         out.push_str(match rest.as_bytes()[at] {
             b'<' => "&lt;",

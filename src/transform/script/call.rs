@@ -18,8 +18,9 @@ use super::error::ScriptError;
 use super::namespaces::Namespaces;
 use crate::json::Json;
 use crate::table::{CsvOptions, Table};
-use crate::xml::Document;
-use crate::xpath::stream::Plain;
+use crate::xml::reader::XmlError;
+use crate::xml::{Document, XmlLimits};
+use crate::xpath::stream::{Plain, Source};
 use crate::xpath::{Budget, XPath};
 
 /// One run of a script or expression.
@@ -308,10 +309,6 @@ impl Call {
 
 /// Plain XPaths that are answered by a stream before the document is parsed once and for all.
 const STREAMED: u8 = 2;
-/// Bytes at the beginning of a long document that are tried first, and how many times longer that is:
-/// where they do not decide, they are read twice.
-const HEAD: usize = 4 << 10;
-const LONG: usize = 8;
 /// Bytes of which to read all takes long, with no tree to make; most often the answer stands further ahead.
 const READ: usize = 4 * long::PARSED;
 
@@ -322,74 +319,71 @@ impl Call {
         message: &Message,
         xpath: &Arc<XPath>,
     ) -> Option<Result<Option<String>, ScriptError>> {
-        let plain = xpath.plain.as_ref()?;
-        let cache = cache(message);
-        if let Some(known) = cache.answer(xpath) {
-            return Some(Ok(known));
-        }
-        if crate::xml::cache::of(message).is_tried()
-            || cache.streamed.fetch_add(1, Ordering::Relaxed) >= STREAMED
-        {
-            return None;
-        }
-        let asked = self.namespaces.asked();
-        let found = match asked.iter().position(|asked| Arc::ptr_eq(asked, xpath)) {
-            Some(at) if asked.len() > 1 => self.stream_among(message, asked, at, &cache),
-            _ => self.stream_alone(message, plain),
-        };
+        let found = stream(message, xpath, &self.namespaces, &self.shared.xml_limits)?;
         Some(found.map_err(|what| self.unreadable(message, &what)))
-    }
-
-    fn stream_alone(&self, message: &Message, plain: &Plain) -> Result<Option<String>, String> {
-        let bytes = message.body.bytes();
-        let limits = &self.shared.xml_limits;
-        if bytes.len() > LONG * HEAD
-            && let label = message.content_type().and_then(xbus_charset::label)
-            && let Ok((charset, 0)) = xbus_charset::find(bytes, label, true)
-            && charset.is_utf8()
-            && let Some(head) = valid_head(&bytes[..HEAD])
-            && let Some(found) = plain.first_within(head, limits)
-        {
-            return Ok(Some(found));
-        }
-        let text = xbus_charset::text(message, true)?;
-        long::over(text.len(), READ, || plain.first(&text, limits))
-            .map_err(|error| error.to_string())
-    }
-
-    /// The same for one of several paths, and what is learnt of the others on the way.
-    fn stream_among(
-        &self,
-        message: &Message,
-        asked: &[Arc<XPath>],
-        at: usize,
-        cache: &Cache,
-    ) -> Result<Option<String>, String> {
-        let text = xbus_charset::text(message, true)?;
-        let plains: Vec<&Plain> = asked
-            .iter()
-            .filter_map(|xpath| xpath.plain.as_ref())
-            .collect();
-        let limits = &self.shared.xml_limits;
-        let answers = long::over(text.len(), READ, || {
-            Plain::first_among(&plains, at, &text, limits)
-        })
-        .map_err(|error| error.to_string())?;
-        let found = answers.get(at).cloned().flatten().flatten();
-        cache.learn(asked, answers);
-        Ok(found)
     }
 }
 
-/// The characters at the beginning of UTF-8 bytes, the last of which may be cut.
-fn valid_head(bytes: &[u8]) -> Option<&str> {
-    match std::str::from_utf8(bytes) {
-        Ok(text) => Some(text),
-        Err(error) if error.error_len().is_none() => {
-            std::str::from_utf8(&bytes[..error.valid_up_to()]).ok()
-        }
-        Err(_) => None,
+/// The same without a call at hand.
+pub(crate) fn stream(
+    message: &Message,
+    xpath: &Arc<XPath>,
+    namespaces: &Namespaces,
+    limits: &XmlLimits,
+) -> Option<Result<Option<String>, String>> {
+    let plain = xpath.plain.as_ref()?;
+    let lying = crate::xml::cache::of(message);
+    let cache: Arc<Cache> = lying.other();
+    if let Some(known) = cache.answer(xpath) {
+        return Some(Ok(known));
     }
+    if lying.is_tried() || cache.streamed.fetch_add(1, Ordering::Relaxed) >= STREAMED {
+        return None;
+    }
+    let asked = namespaces.asked();
+    Some(
+        match asked.iter().position(|asked| Arc::ptr_eq(asked, xpath)) {
+            Some(at) if asked.len() > 1 => stream_among(message, asked, at, &cache, limits),
+            _ => as_it_is_read(message, |source| plain.first(source, limits)),
+        },
+    )
+}
+
+/// One of several paths, and what is learnt of the others on the way.
+fn stream_among(
+    message: &Message,
+    asked: &[Arc<XPath>],
+    at: usize,
+    cache: &Cache,
+    limits: &XmlLimits,
+) -> Result<Option<String>, String> {
+    let plains: Vec<&Plain> = asked
+        .iter()
+        .filter_map(|xpath| xpath.plain.as_ref())
+        .collect();
+    let answers = as_it_is_read(message, |source| {
+        Plain::first_among(&plains, at, source, limits)
+    })?;
+    let found = answers.get(at).cloned().flatten().flatten();
+    cache.learn(asked, answers);
+    Ok(found)
+}
+
+/// What `search` finds in the XML of a message, of which no more is looked at than it reads.
+fn as_it_is_read<T>(
+    message: &Message,
+    search: impl Fn(Source<'_>) -> Result<T, XmlError>,
+) -> Result<T, String> {
+    let bytes = message.body.bytes();
+    let label = message.content_type().and_then(xbus_charset::label);
+    if xbus_charset::is_utf8(bytes, label)
+        && let Ok(found) = long::over(bytes.len(), READ, || search(Source::Bytes(bytes)))
+    {
+        return Ok(found);
+    }
+    // Whether it is text at all is what is told first.
+    let text = xbus_charset::text(message, true)?;
+    long::over(text.len(), READ, || search(Source::Text(&text))).map_err(|error| error.to_string())
 }
 
 /// A JSON body for JSONPath.

@@ -254,19 +254,14 @@ struct Formula {
 impl Expression for Formula {
     fn evaluate(&self, message: &Arc<Message>, context: &Context) -> Result<Value, Fault> {
         let program = &self.program;
+        let limits = &program.shared.xml_limits;
         if let Some(simple) = &self.simple
-            && !simple.needs_call()
-            && let Some(value) = simple.evaluate(message, None)
+            && let Some(value) = simple.evaluate(message, &program.namespaces, limits)
         {
             return Ok(value);
         }
         let call = program.call(message, context);
         let _guard = call::enter(call.clone());
-        if let Some(simple) = &self.simple
-            && let Some(value) = simple.evaluate(message, Some(&call))
-        {
-            return Ok(value);
-        }
         program.experience.run(|| {
             let value = program.run(message).and_then(|(value, _)| {
                 output::value(value).map_err(|error| program.origin.unusable(&error))

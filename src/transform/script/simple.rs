@@ -8,8 +8,9 @@ use rhai::{AST, Expr, FnCallExpr, Stmt};
 use xbus_core::Message;
 use xbus_core::transform::Value;
 
-use super::call::Call;
+use super::call;
 use super::namespaces::Namespaces;
+use crate::xml::XmlLimits;
 use crate::xpath::XPath;
 
 /// Such an expression.
@@ -28,11 +29,14 @@ enum Read {
 impl Simple {
     /// The simple form of an expression, where it has one.
     pub(crate) fn of(ast: &AST, namespaces: &Namespaces) -> Option<Self> {
-        let [Stmt::Expr(expression)] = ast.statements() else {
-            return None;
-        };
-        let Expr::FnCall(call, _) = &**expression else {
-            return None;
+        let call = match ast.statements() {
+            // So the optimiser leaves an expression that is a call.
+            [Stmt::FnCall(call, _)] => call,
+            [Stmt::Expr(expression)] => match &**expression {
+                Expr::FnCall(call, _) => call,
+                _ => return None,
+            },
+            _ => return None,
         };
         let other = match call.name.as_str() {
             "==" => false,
@@ -53,18 +57,18 @@ impl Simple {
         })
     }
 
-    /// Whether a call has to be current for it to be evaluated.
-    pub(crate) fn needs_call(&self) -> bool {
-        matches!(self.read, Read::XPath(_))
-    }
-
     /// Its value; nothing where the engine has to find it.
-    pub(crate) fn evaluate(&self, message: &Message, call: Option<&Call>) -> Option<Value> {
+    pub(crate) fn evaluate(
+        &self,
+        message: &Message,
+        namespaces: &Namespaces,
+        limits: &XmlLimits,
+    ) -> Option<Value> {
         let of_body;
         let found = match &self.read {
             Read::Header(name) => message.headers.get(name),
             Read::XPath(xpath) => {
-                of_body = call?.stream(message, xpath)?.ok()?;
+                of_body = call::stream(message, xpath, namespaces, limits)?.ok()?;
                 of_body.as_deref()
             }
         };
@@ -91,6 +95,34 @@ impl Read {
                 xpath.plain.is_some().then_some(Read::XPath(xpath))
             }
             _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use crate::Limits;
+    use crate::script::Scripts;
+
+    use super::Simple;
+
+    #[test]
+    fn the_commonest_expressions_need_no_engine() {
+        let scripts = Scripts::new(std::path::PathBuf::new(), Limits::default());
+        for (text, simple) in [
+            (r#"header("country")"#, true),
+            (r#"header("country") == "DE""#, true),
+            (r#"xpath("//country")"#, true),
+            (r#"xpath("/a/b/@c") != "DE""#, true),
+            (r#"xpath("count(//a)") == 1"#, false),
+            (r#"header("a") == header("b")"#, false),
+            (r#"header("a") + "b""#, false),
+        ] {
+            let program = scripts.compile(None, text, &BTreeMap::new()).unwrap();
+            let found = Simple::of(&program.ast, &program.namespaces);
+            assert_eq!(found.is_some(), simple, "{text}");
         }
     }
 }
