@@ -34,7 +34,7 @@ impl MessageId {
         Self(
             (count >> 16) << 80
                 | version
-                | (count >> 4 & 0xfff) << 64
+                | ((count >> 4) & 0xfff) << 64
                 | variant
                 | (count & 0xf) << 58
                 | random,

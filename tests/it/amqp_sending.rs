@@ -321,15 +321,16 @@ fn a_step_asks_over_amqp_and_a_late_reply_is_dropped_and_counted() {
     let client = Client::connect(&vhost.url());
     client.queue("prices");
     let installation = installation(&vhost.url());
-    let ask = |queue: &str| {
+    let ask = |path: &str, queue: &str, timeout: &str| {
         format!(
-            "receive: {{ http: {{ path: /{queue} }} }}\ninvoke:\n  - name: ask\n    timeout: 20s\n    amqp: {{ connection: rabbit, routing_key: {queue}, reply: {{ timeout: 2s }} }}\n"
+            "receive: {{ http: {{ path: /{path} }} }}\ninvoke:\n  - name: ask\n    timeout: 50s\n    amqp: {{ connection: rabbit, routing_key: {queue}, reply: {{ timeout: {timeout} }} }}\n"
         )
     };
     installation
-        .route("prices", &ask("prices"))
-        .route("nobody", &ask("nobody"))
-        .route("bus", &ask("bus"))
+        .route("prices", &ask("prices", "prices", "40s"))
+        .route("hasty", &ask("hasty", "prices", "2s"))
+        .route("nobody", &ask("nobody", "nobody", "40s"))
+        .route("bus", &ask("bus", "bus", "40s"))
         .route(
             "serves",
             "receive: { amqp: { connection: rabbit, queue: bus, declare: true } }\nreply: { transform: serve.rhai }\n",
@@ -359,7 +360,7 @@ fn a_step_asks_over_amqp_and_a_late_reply_is_dropped_and_counted() {
 
     // Too late, and never: unknown outcomes, and the reply that comes later is nobody else's.
     for body in ["late", "never"] {
-        let answer = post("/prices", body);
+        let answer = post("/hasty", body);
         assert_eq!(answer.status, 504, "{}", answer.text());
         let code = answer.json()["fault"]["code"].clone();
         assert!(code == "timeout" || code == "in-doubt", "{code}");
@@ -400,7 +401,7 @@ fn a_step_asks_over_amqp_and_a_late_reply_is_dropped_and_counted() {
     });
     let _responder = Responder::on(&vhost.url(), "prices", |_| Answer::Now("back".into()));
     wait_for("the connection to be back", || {
-        (post("/prices", "again").text() == "back").then_some(())
+        (post("/hasty", "again").text() == "back").then_some(())
     });
 
     // Nobody there; and another route of a bus as the one who answers.

@@ -296,7 +296,7 @@ fn what_is_accepted_while_the_broker_is_down_or_blocked_comes_later_and_in_order
 #[test]
 fn a_consumer_timeout_during_a_long_outage_costs_neither_order_nor_message() {
     let rabbit = Options::new()
-        .consumer_timeout(Duration::from_secs(2))
+        .consumer_timeout(Duration::from_secs(5))
         .start();
     let mut systems = Vec::new();
     let mut installations = Vec::new();
