@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::request::Parts;
-use http::{Method, Request, StatusCode};
+use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use xbus_core::{Arrival, Attachments, Code, Format, Message, MessageId, Reply, Timestamp};
@@ -649,7 +649,7 @@ async fn hand_in(
     connection: &Arc<Connection>,
     door: Arc<Door>,
     caller: Option<Arc<str>>,
-    head: &Parts,
+    head: &mut Parts,
     content: &mut Content,
     id: MessageId,
     asker: &Asker,
@@ -701,7 +701,8 @@ async fn hand_in(
     arrival.caller = caller;
     arrival.passing = passing;
     // What came in need not be held while the route runs.
-    drop((head, seen));
+    head.headers = HeaderMap::new();
+    *seen = None;
     let result = door.deliver(arrival).await;
     match result {
         Ok(reply) => Ok(Taken {
