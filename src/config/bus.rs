@@ -24,7 +24,7 @@ pub struct BusConfig {
     pub node: Arc<str>,
     /// `store`: where the bus keeps its data; the installation folder is already put before it.
     pub store: PathBuf,
-    /// `workers`; else half the cores that the process may use, at least one.
+    /// `workers`; else as many as cores that the process may use.
     pub workers: usize,
     /// `admin`.
     pub admin: Admin,
@@ -188,11 +188,10 @@ fn folder_name(root: &Path) -> String {
         .unwrap_or_else(|| String::from("xbus"))
 }
 
-/// A second worker on two cores costs more than it brings: the kernel's network, the log's writer and
-/// what takes long want the other one (docs/decisions/0002-runtime-shape.md). The number of cores counts
-/// affinity and a container's quota.
+/// Fewer workers than cores make light messages cheaper and leave cores idle when messages compute
+/// (docs/decisions/0002-runtime-shape.md). The number of cores counts affinity and a container's quota.
 fn usual_workers() -> usize {
-    std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1))
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 fn host_name() -> String {

@@ -395,7 +395,7 @@ pub static BUS: &[Field] = &[
     Field::new(
         "workers",
         Type::Count(1, MOST_WORKERS),
-        "Threads that messages run on. Left out: half the cores, at least one. Work that takes long, the log's \
+        "Threads that messages run on. Left out: as many as there are cores. Work that takes long, the log's \
          writer and files have threads of their own.",
     ),
     Field::new(
