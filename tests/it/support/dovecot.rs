@@ -98,19 +98,27 @@ impl Dovecot {
 
     /// Starts it again, on the same ports with the same mailboxes.
     pub fn launch(&mut self) {
-        let child = Command::new("/usr/sbin/dovecot")
+        // What it says before it has opened its log.
+        let told = fs::File::create(self.folder.path().join("told")).expect("a file");
+        let mut child = Command::new("/usr/sbin/dovecot")
             .arg("-F")
             .arg("-c")
             .arg(self.folder.path().join("dovecot.conf"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(told)
             .spawn()
             .expect("Dovecot starts");
-        self.child = Some(child);
         for port in [self.imap, self.imaps, self.pop3, self.pop3s] {
-            wait_for("Dovecot", || TcpStream::connect(("127.0.0.1", port)).ok());
+            wait_for("Dovecot", || {
+                if let Some(ended) = child.try_wait().expect("a child") {
+                    let told = fs::read_to_string(self.folder.path().join("told"));
+                    panic!("Dovecot: {ended}: {}", told.unwrap_or_default());
+                }
+                TcpStream::connect(("127.0.0.1", port)).ok()
+            });
         }
+        self.child = Some(child);
     }
 
     /// Ends it, and all connections to it.

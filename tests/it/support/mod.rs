@@ -6,6 +6,7 @@ pub mod bus;
 pub mod destination;
 pub mod dovecot;
 pub mod http;
+mod ports;
 pub mod rabbit;
 
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ pub use bus::{Bus, Installation};
 pub use destination::{Answer, Destination};
 pub use dovecot::Dovecot;
 pub use http::{Response, get, post, request};
+pub use ports::{free_port, ports_in_a_row};
 
 /// The longest that a test waits for a condition.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -29,12 +31,4 @@ pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
         assert!(Instant::now() < deadline, "waited in vain for {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
-}
-
-/// A port that was free a moment ago.
-pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0")
-        .and_then(|listener| listener.local_addr())
-        .expect("a free port")
-        .port()
 }

@@ -19,7 +19,7 @@ use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use super::bus::signal;
-use super::wait_for;
+use super::{ports_in_a_row, wait_for};
 
 /// The longest that a start may take, on a machine that has other work.
 const START: Duration = Duration::from_secs(120);
@@ -116,7 +116,7 @@ impl Rabbit {
             .prefix("xbus-rabbit-")
             .tempdir()
             .expect("a temporary folder");
-        let (base, taken) = free_ports();
+        let (base, taken) = ports_in_a_row();
         lay_out(dir.path(), base, options).expect("the broker's files");
         let guard = Command::new("sh")
             .args(["-c", GUARD, "rabbit-guard"])
@@ -543,25 +543,6 @@ pub fn processes(dir: &Path) -> Vec<u32> {
                 .any(|variable| variable == home.as_bytes())
         })
         .collect()
-}
-
-/// Ten ports in a row that were free a moment ago, below those that the system gives to clients:
-/// one of theirs could be taken between a kill and the restart.
-fn free_ports() -> (u16, TcpListener) {
-    static COUNT: AtomicU16 = AtomicU16::new(0);
-    // Processes side by side begin at different places.
-    let offset = u16::try_from(std::process::id() % 1_000).unwrap_or(0);
-    for _ in 0..1_000 {
-        let step = offset.wrapping_add(COUNT.fetch_add(1, Relaxed)) % 1_000;
-        let base = 20_000 + step * 10;
-        let bind = |port| TcpListener::bind(("127.0.0.1", port));
-        if let Ok(taken) = bind(base + 9)
-            && (base..base + 9).all(|port| bind(port).is_ok())
-        {
-            return (base, taken);
-        }
-    }
-    panic!("no free ports");
 }
 
 /// Writes what the broker reads.
