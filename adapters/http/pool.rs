@@ -1,6 +1,7 @@
 //! Connections to destinations. Each destination (scheme, host, port and TLS identity) has one
-//! pool that the whole process shares; a connection is taken out for one request and put back when
-//! its answer has been read.
+//! pool; a connection is taken out for one request and put back when its answer has been read. It lives
+//! on the worker that made it, and only that one takes it again: to use another's would wake its thread
+//! for every request.
 //!
 //! Absent: proxies, HTTP/2.
 
@@ -26,12 +27,15 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use xbus_core::workers;
 
 /// How long a connection is kept without use: below the five seconds after which common servers
 /// close theirs, so that a request seldom meets a connection that is just being closed.
 const KEEP_IDLE: Duration = Duration::from_secs(4);
-/// Idle connections to one destination at most.
+/// Idle connections of a worker to one destination at most.
 const KEEP_MOST: usize = 256;
+/// Workers that have idle connections of their own; where there are more, some share.
+const SHELVES: usize = 16;
 /// Largest head of an answer.
 const MAX_HEAD: usize = 64 * 1024;
 
@@ -52,9 +56,12 @@ pub(crate) struct Destination {
     tls: Option<TlsIdentity>,
     /// `host` or `host:port`, as the header Host says it.
     pub(crate) authority: HeaderValue,
-    idle: Mutex<Vec<(Handle, Instant)>>,
+    idle: [Shelf; SHELVES],
     reaping: AtomicBool,
 }
+
+/// Idle connections of one worker, and since when; the one used last is the last.
+type Shelf = Mutex<Vec<(Handle, Instant)>>;
 
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Key {
@@ -102,17 +109,23 @@ impl Destination {
             key,
             tls: secure.then_some(tls),
             authority,
-            idle: Mutex::new(Vec::new()),
+            idle: Default::default(),
             reaping: AtomicBool::new(false),
         });
         same.push(Arc::downgrade(&destination));
         Some(destination)
     }
 
+    /// The idle connections of whoever asks.
+    fn shelf(&self) -> &Shelf {
+        // The remainder is a place of the array.
+        &self.idle[workers::number() % SHELVES]
+    }
+
     /// A connection that waits for a request, the latest used first; nothing when there is none.
     pub(crate) async fn take(&self) -> Option<Handle> {
         loop {
-            let (mut handle, since) = lock(&self.idle).pop()?;
+            let (mut handle, since) = lock(self.shelf()).pop()?;
             if since.elapsed() > KEEP_IDLE || handle.is_closed() {
                 continue;
             }
@@ -134,7 +147,7 @@ impl Destination {
             return;
         }
         {
-            let mut idle = lock(&self.idle);
+            let mut idle = lock(self.shelf());
             if idle.len() < KEEP_MOST {
                 idle.push((handle, Instant::now()));
             }
@@ -142,6 +155,16 @@ impl Destination {
         if !self.reaping.swap(true, SeqCst) {
             tokio::spawn(reap(Arc::downgrade(self)));
         }
+    }
+
+    /// Closes what has been idle for too long; says how many are left.
+    fn close_unused(&self) -> usize {
+        let left = self.idle.iter().map(|shelf| {
+            let mut idle = lock(shelf);
+            idle.retain(|(handle, since)| since.elapsed() <= KEEP_IDLE && !handle.is_closed());
+            idle.len()
+        });
+        left.sum()
     }
 
     /// Makes a connection.
@@ -338,11 +361,12 @@ async fn reap(destination: Weak<Destination>) {
         let Some(destination) = destination.upgrade() else {
             return;
         };
-        let mut idle = lock(&destination.idle);
-        idle.retain(|(handle, since)| since.elapsed() <= KEEP_IDLE && !handle.is_closed());
-        if idle.is_empty() {
+        if destination.close_unused() == 0 {
             destination.reaping.store(false, SeqCst);
-            return;
+            // One may have come that saw this task still at work.
+            if destination.close_unused() == 0 || destination.reaping.swap(true, SeqCst) {
+                return;
+            }
         }
     }
 }

@@ -9,6 +9,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use xbus_core::spec::Args;
+use xbus_core::workers::Workers;
 use xbus_core::{Arrival, Code, Fault, Message, Reply, Status, Stop};
 
 use crate::door::{Door, Entry, Stub};
@@ -72,7 +73,7 @@ async fn bus_on(
         let door = door(&hub, receiver, &format!("route-{at}"), stub);
         tokio::spawn(open(&hub, door, stop.clone()).unwrap());
     }
-    hub.start();
+    hub.start(&Workers::default());
     Bus {
         hub,
         address,

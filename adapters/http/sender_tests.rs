@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use xbus_core::adapter::Class;
 use xbus_core::problem::Problem;
 use xbus_core::spec::Args;
+use xbus_core::workers::Workers;
 use xbus_core::{Context, Fault, Message, Request, SendError, Sender};
 
 use crate::sender::{FIELDS, HttpSender, build};
@@ -755,7 +756,7 @@ mod secure {
         assert!(problems.is_empty(), "{problems:?}");
         let door = Door::new(Arc::new(config.unwrap()), "route".into(), Entry::Stub(stub));
         tokio::spawn(receiver::open(hub, door, Stop::new()).unwrap());
-        hub.start();
+        hub.start(&Workers::default());
     }
 
     #[tokio::test]
