@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use hyper::body::{Body, Incoming};
+use hyper::body::Body;
 use tokio::time::{Instant, Sleep};
 
 /// Compressed bodies above this size are decoded away from the threads that serve connections.
@@ -43,7 +43,7 @@ pub(crate) enum BodyError {
 /// A body that came in one piece is not copied, unless it is so small that it would hold much more
 /// than itself.
 pub(crate) async fn collect(
-    mut body: Incoming,
+    mut body: impl Body<Data = Bytes, Error = hyper::Error> + Unpin,
     limit: u64,
     pause: Option<Duration>,
 ) -> Result<Bytes, BodyError> {
@@ -97,7 +97,10 @@ fn room(len: usize, announced: Option<u64>) -> usize {
 }
 
 /// The next piece of data; trailers are passed over.
-async fn data(body: &mut Incoming, patience: &mut Patience) -> Result<Option<Bytes>, BodyError> {
+async fn data(
+    body: &mut (impl Body<Data = Bytes, Error = hyper::Error> + Unpin),
+    patience: &mut Patience,
+) -> Result<Option<Bytes>, BodyError> {
     loop {
         let frame = poll_fn(|cx| match Pin::new(&mut *body).poll_frame(cx) {
             Poll::Ready(frame) => Poll::Ready(Ok(frame)),

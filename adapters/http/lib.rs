@@ -18,6 +18,7 @@ pub mod fuzz;
 mod guard;
 mod heads;
 mod hub;
+mod link;
 mod multipart;
 pub mod outline;
 mod pack;
