@@ -4,7 +4,6 @@
 //! subcommand in `cli/`.
 
 mod cli;
-mod slice;
 mod wiring;
 
 use std::process::ExitCode;
