@@ -1,7 +1,8 @@
 //! SOAP as legacy systems speak it: WSDLs that are served, messages held against them and against
 //! schemas, with zeep and suds as callers and spyne as a service behind the bus.
 
-use std::io::BufRead;
+use std::io::{BufRead, Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
@@ -74,10 +75,12 @@ fn depot() -> Installation {
         .route(
             "note",
             &format!(
-                "{}distribute:\n  - name: out\n    file: {{ dir: out, name: \"{{{{ id }}}}.xml\" }}\n",
+                "{}distribute:\n  - name: out\n    file: {{ dir: out, name: \"{{{{ id }}}}.xml\" }}\nreply: {{ transform: note.rhai }}\n",
                 receive("Note")
             ),
         )
+        // The operation has no answer that this could be held against.
+        .script("note.rhai", "element(\"t:Noted\", \"yes\")")
         .script(
             "book.rhai",
             "element(\"t:BookResponse\", [element(\"t:booking\", \"7\"), element(\"t:on\", \"2026-11-22\")])",
@@ -194,6 +197,18 @@ fn addresses_are_those_that_the_caller_used() {
             assert_eq!(refused.status, 404, "{name}");
             assert!(refused.text().contains("Envelope"), "{}", refused.text());
         }
+    }
+    for head in ["GET /depot?wsdl", "POST /depot", "GET /depot?wsdl=nothing"] {
+        let mut stream = TcpStream::connect(bus.http).expect("a connection");
+        write!(
+            stream,
+            "{head} HTTP/1.1\r\nHost: a/b\r\nSOAPAction: x\r\nContent-Type: text/xml\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        )
+        .expect("it is sent");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+        assert!(answer.contains("soap:Client"), "{answer}");
     }
     let put = request(bus.http, "PUT", "/depot?wsdl", &[], b"").expect("an answer");
     assert_eq!(put.status, 405);
