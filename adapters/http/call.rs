@@ -398,7 +398,7 @@ impl HttpCall {
         let whole = Content::of(headers, body);
         match &whole.content_type {
             Some(said) if self.config.opens() && package::is_multipart(said) => {
-                let opened = Box::pin(package::open_aside(said, whole.body)).await?;
+                let opened = Box::pin(package::open_aside(said, whole.body, None)).await?;
                 Ok(Content {
                     content_type: Some(opened.content_type.into()),
                     body: opened.body,

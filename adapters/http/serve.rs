@@ -350,7 +350,12 @@ async fn open(config: &Config, head: &mut Parts, body: Bytes) -> Result<(Bytes, 
     if !takes || !package::said(&head.headers).is_some_and(|said| package::is_multipart(&said)) {
         return Ok((body, Carried::default()));
     }
-    let opened = Box::pin(package::open_in(&mut head.headers, body)).await?;
+    let opened = Box::pin(package::open_in(
+        &mut head.headers,
+        body,
+        config.charset.as_deref(),
+    ))
+    .await?;
     if config.soap.is_some() {
         check_type(config, head)?;
     }
