@@ -384,6 +384,13 @@ impl HttpCall {
                 version: Some(_),
                 fault: None,
                 ..
+            }) if soap::is_cut_off(&content.body) => {
+                Err(String::from("the envelope ends in the middle"))
+            }
+            Ok(Envelope {
+                version: Some(_),
+                fault: None,
+                ..
             }) => Ok(()),
             Ok(Envelope { fault: Some(_), .. }) => Err(String::from(
                 "it is a SOAP fault, and its content type is not SOAP's",

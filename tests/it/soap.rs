@@ -534,6 +534,69 @@ fn a_fault_that_is_passed_on_is_answered_in_the_callers_version_or_handled() {
 }
 
 #[test]
+fn an_answer_that_is_not_well_formed_is_a_fault_before_anything_is_delivered() {
+    let destination = Destination::with(|got| {
+        let inner = match got.path.as_str() {
+            "/whole" => "<a>1</a>",
+            "/broken" => "<a>1</b>",
+            _ => "<a>1",
+        };
+        let whole = envelope(SOAP_11, "", inner);
+        let end = match got.path.as_str() {
+            "/cut" => whole.find("</e:Body>").expect("its end"),
+            _ => whole.len(),
+        };
+        crate::support::Answer::Status(200, "text/xml", whole[..end].into())
+    });
+    let installation = Installation::new();
+    for (name, wellformed) in [("whole", true), ("broken", true), ("cut", false)] {
+        let route = format!(
+            "receive:\n  http: {{ path: /{name}, soap: \"1.1\", wellformed: {wellformed} }}\ninvoke:\n  - name: ask\n    http: {{ url: \"{}\", soap: \"1.1\" }}\n",
+            destination.url(&format!("/{name}"))
+        );
+        installation.route(name, &route);
+    }
+    installation
+        .route(
+            "made",
+            "receive:\n  http: { path: /made, soap: \"1.1\" }\nreply: { transform: made.rhai }\n",
+        )
+        .script("made.rhai", "\"<a><b></a>\"");
+    let bus = installation.start();
+    let ask = |name: &str| {
+        let headers = [("Content-Type", "text/xml")];
+        let body = envelope(SOAP_11, "", "<q/>");
+        request(
+            bus.http,
+            "POST",
+            &format!("/{name}"),
+            &headers,
+            body.as_bytes(),
+        )
+        .expect("an answer")
+    };
+    let whole = ask("whole");
+    assert_eq!(
+        (whole.status, whole.text()),
+        (200, envelope(SOAP_11, "", "<a>1</a>"))
+    );
+    for (name, code) in [
+        ("broken", "destination"),
+        ("cut", "in-doubt"),
+        ("made", "transform"),
+    ] {
+        let refused = ask(name);
+        assert_eq!(refused.status, 500, "{name}: {}", refused.text());
+        assert!(refused.text().contains("soap:Server"), "{}", refused.text());
+        let said = format!("code=\"{code}\"");
+        assert!(refused.text().contains(&said), "{name}: {}", refused.text());
+    }
+    // What a destination answered is a failure of its step, not of the bus.
+    let journal = get(bus.admin, "/api/v1/messages?route=broken").text();
+    assert!(journal.contains("not well-formed"), "{journal}");
+}
+
+#[test]
 fn schemas_stand_at_receivers_and_steps_of_every_kind() {
     let destination = Destination::start();
     let installation = Installation::new();
