@@ -379,6 +379,13 @@ impl HttpCall {
                 version: Some(_),
                 fault: None,
                 ..
+            }) if soap::is_cut_off(&content.body) => {
+                Err(String::from("the envelope ends in the middle"))
+            }
+            Ok(Envelope {
+                version: Some(_),
+                fault: None,
+                ..
             }) => Ok(()),
             Ok(Envelope { fault: Some(_), .. }) => Err(String::from(
                 "it is a SOAP fault, and its content type is not SOAP's",
@@ -393,7 +400,7 @@ impl HttpCall {
         let whole = Content::of(headers, body);
         match &whole.content_type {
             Some(said) if self.config.opens() && package::is_multipart(said) => {
-                let opened = Box::pin(package::open_aside(said, whole.body)).await?;
+                let opened = Box::pin(package::open_aside(said, whole.body, None)).await?;
                 Ok(Content {
                     content_type: Some(opened.content_type.into()),
                     body: opened.body,

@@ -898,6 +898,37 @@ async fn a_whole_check_sees_the_parts_of_an_envelope() {
 }
 
 #[tokio::test]
+async fn answers_that_are_cut_off_are_faults() {
+    let whole = soap(NS_11, "", "<a>1</a>");
+    let bus = bus_with(
+        Limits::default(),
+        &[json!({"path": "/s", "soap": "any"})],
+        {
+            let whole = whole.clone();
+            move |arrival| {
+                let cut: usize = arrival
+                    .message
+                    .headers
+                    .get("x-cut")
+                    .unwrap_or("0")
+                    .parse()
+                    .unwrap();
+                Ok(replied(arrival, "text/xml", &whole[..whole.len() - cut]))
+            }
+        },
+    )
+    .await;
+    bus.ask("POST /s", T11, &whole).await.is(200, "<a>1</a>");
+    for cut in [1, 5, 20, 28] {
+        let answer = bus
+            .ask("POST /s", &format!("{T11}X-Cut: {cut}\r\n"), &whole)
+            .await;
+        answer.is(500, "soap:Server");
+        assert!(!answer.body.contains("<a>1"), "{answer:?}");
+    }
+}
+
+#[tokio::test]
 async fn envelopes_in_other_charsets_are_looked_at_and_kept_as_they_are() {
     let bus = bus(&[json!({"path": "/s", "soap": "any", "element": "Ä"})]).await;
     let text = format!(

@@ -442,10 +442,18 @@ async fn what_is_no_envelope_is_no_answer_of_a_soap_service() {
         "<s:Envelope xmlns:s=\"{NS_11}\"><s:Body><s:Fault><faultcode>s:Server</faultcode></s:Fault></s:Body></s:Envelope>"
     );
     let good = format!("<s:Envelope xmlns:s=\"{NS_11}\"><s:Body><a/></s:Body></s:Envelope>");
+    let commented = format!("{good}\r\n<!-- </x> -->\n");
     for (headers, body, good) in [
         ("Content-Type: text/html\r\n", "<html>login</html>", false),
         ("Content-Type: application/json\r\n", "{\"error\":1}", false),
         ("Content-Type: text/xml\r\n", "<<<", false),
+        ("Content-Type: text/xml\r\n", &good[..good.len() - 1], false),
+        (
+            "Content-Type: text/xml\r\n",
+            &good[..good.len() - 20],
+            false,
+        ),
+        ("Content-Type: text/xml\r\n", &*commented, true),
         ("Content-Type: text/html\r\n", &*fault, false),
         ("Content-Type: text/plain\r\n", &*good, true),
         ("", "", true),

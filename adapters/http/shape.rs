@@ -207,7 +207,10 @@ pub(crate) fn fault(shape: Shape, id: MessageId, refusal: &Refusal) -> Answer {
     let (status, body) = match shape {
         Shape::Soap(version) => {
             let sender = fault.code.is_rejection();
-            let status = soap_status(version, usual, sender, &refusal.soap);
+            let status = match refusal.status {
+                Some(status) if matches!(refusal.soap, SoapCode::Usual) => status,
+                _ => soap_status(version, usual, sender, &refusal.soap),
+            };
             let body = soap_fault(version, id, fault, sender, &refusal.soap);
             (status, body)
         }
