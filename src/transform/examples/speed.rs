@@ -99,6 +99,33 @@ const EXPRESSIONS: &[(&str, &str)] = &[
     ("nothing of the body", "header(\"country\") == \"DE\""),
 ];
 
+/// Whole scripts: name, file, text.
+const SCRIPTS: &[(&str, &str, &str)] = &[
+    (
+        "script, every line",
+        "lines.rhai",
+        r#"element("o:reply", #{ no: xpath("//o:order/@no") }, xpath_all("//o:line").map(|l|
+    element("o:item", #{ sku: l.xpath("o:sku") }, l.xpath("o:price"))))"#,
+    ),
+    (
+        "script, three values",
+        "values.rhai",
+        r#"let last = xpath("//o:last");
+element("o:reply", #{ no: xpath("//o:order/@no") }, [
+    element("o:urgent", if xpath("//o:priority") == "high" { "yes" } else { "no" }),
+    element("o:last", last),
+    element("o:gross", last.len() * 119 / 100),
+])"#,
+    ),
+    (
+        "script, nothing of the body",
+        "header.rhai",
+        r#"let country = header("country");
+headers["region"] = if country == "DE" { "home" } else { "abroad" };
+body"#,
+    ),
+];
+
 fn cases(kib: usize, folder: &Path) -> Vec<(&'static str, Case)> {
     let engine = Engine::new(PathBuf::from(folder), Limits::default());
     let scope = Scope {
@@ -134,15 +161,18 @@ fn cases(kib: usize, folder: &Path) -> Vec<(&'static str, Case)> {
         "parse and validate",
         Box::new(move || rules.check(&fresh(&order)).expect("valid")),
     ));
-    let script = engine
-        .transform(Source::File(Path::new("t.rhai")), &scope)
-        .expect("compiles");
-    all.push((
-        "script, every line",
-        Box::new(move || {
-            black_box(script.apply(&fresh(&xml), &context)).ok();
-        }),
-    ));
+    for (name, file, _) in SCRIPTS {
+        let script = engine
+            .transform(Source::File(Path::new(file)), &scope)
+            .expect("compiles");
+        let (text, context) = (xml.clone(), context.clone());
+        all.push((
+            name,
+            Box::new(move || {
+                black_box(script.apply(&fresh(&text), &context)).expect("runs");
+            }),
+        ));
+    }
     all
 }
 
@@ -185,11 +215,9 @@ fn main() {
     let folder = std::env::temp_dir().join(format!("xbus-speed-{}", std::process::id()));
     std::fs::create_dir_all(&folder).expect("a folder for the scripts");
     std::fs::write(folder.join("order.xsd"), SCHEMA).expect("a schema");
-    std::fs::write(
-        folder.join("t.rhai"),
-        "element(\"o:reply\", #{ no: xpath(\"//o:order/@no\") }, xpath_all(\"//o:line\").map(|l| element(\"o:item\", #{ sku: l.xpath(\"o:sku\") }, l.xpath(\"o:price\"))))",
-    )
-    .expect("a script");
+    for (_, file, text) in SCRIPTS {
+        std::fs::write(folder.join(file), text).expect("a script");
+    }
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {

@@ -17,6 +17,7 @@ mod numbers;
 mod octets;
 mod output;
 pub(crate) mod reading;
+mod run;
 mod simple;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -30,7 +31,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use ahash::AHashMap;
-use rhai::{AST, Dynamic};
+use rhai::Dynamic;
 use xbus_core::long::{self, Experience};
 use xbus_core::transform::Value;
 use xbus_core::{Context, Expression, Fault, Message, Transform};
@@ -41,6 +42,7 @@ use crate::xml::XmlLimits;
 use call::Call;
 use error::{Origin, ScriptError};
 use namespaces::Namespaces;
+use run::Runs;
 use simple::Simple;
 
 /// What all scripts of an engine share.
@@ -130,7 +132,7 @@ impl Scripts {
             .map_or(rhai::Position::NONE, |last| last.position());
         Ok(Program {
             engine: self.engine.clone(),
-            ast,
+            runs: Runs::of(&ast),
             shared: self.shared.clone(),
             namespaces: Arc::new(namespaces),
             sets_headers: file.is_some() && text.contains("headers"),
@@ -163,7 +165,7 @@ impl Scripts {
         prefixes: &BTreeMap<String, String>,
     ) -> Result<Arc<dyn Expression>, xbus_core::transform::CompileError> {
         let program = self.compile(None, text, prefixes)?;
-        let simple = Simple::of(&program.ast, &program.namespaces);
+        let simple = Simple::of(program.runs.statements(), &program.namespaces);
         Ok(Arc::new(Formula { program, simple }))
     }
 }
@@ -171,7 +173,7 @@ impl Scripts {
 /// A compiled text.
 struct Program {
     engine: Arc<rhai::Engine>,
-    ast: AST,
+    runs: Runs,
     shared: Arc<Shared>,
     namespaces: Arc<Namespaces>,
     origin: Origin,
@@ -216,8 +218,8 @@ impl Program {
             scope.push("attachments", own.clone());
         }
         let value = self
-            .engine
-            .eval_ast_with_scope::<Dynamic>(&mut scope, &self.ast)
+            .runs
+            .run(&self.engine, &mut scope)
             .map(Dynamic::flatten)
             .map_err(|error| self.origin.fault(&error))?;
         let changed = own.and_then(|own| {

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use rhai::{AST, Expr, FnCallExpr, Stmt};
+use rhai::{Expr, FnCallExpr, Stmt};
 use xbus_core::Message;
 use xbus_core::transform::Value;
 
@@ -28,8 +28,8 @@ enum Read {
 
 impl Simple {
     /// The simple form of an expression, where it has one.
-    pub(crate) fn of(ast: &AST, namespaces: &Namespaces) -> Option<Self> {
-        let call = match ast.statements() {
+    pub(crate) fn of(statements: &[Stmt], namespaces: &Namespaces) -> Option<Self> {
+        let call = match statements {
             // So the optimiser leaves an expression that is a call.
             [Stmt::FnCall(call, _)] => call,
             [Stmt::Expr(expression)] => match &**expression {
@@ -121,7 +121,7 @@ mod tests {
             (r#"header("a") + "b""#, false),
         ] {
             let program = scripts.compile(None, text, &BTreeMap::new()).unwrap();
-            let found = Simple::of(&program.ast, &program.namespaces);
+            let found = Simple::of(program.runs.statements(), &program.namespaces);
             assert_eq!(found.is_some(), simple, "{text}");
         }
     }
