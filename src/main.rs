@@ -4,6 +4,7 @@
 //! subcommand in `cli/`.
 
 mod cli;
+mod slice;
 mod wiring;
 
 use std::process::ExitCode;

@@ -61,6 +61,10 @@ fn start(args: &Args) -> Result<(), Failure> {
     for problem in &problems {
         tracing::warn!(place = %problem.place, code = problem.code, "{}", problem.message);
     }
+    // Before there are other threads: they take after this one.
+    if let Err(error) = crate::slice::ask() {
+        tracing::debug!(%error, "no time slices of one's own");
+    }
     let no_runtime = |error| Failure::failed(format!("no runtime: {error}"));
     let count = wired.bus.workers;
     let runtime = workers::main(count, STACK).map_err(no_runtime)?;

@@ -1,33 +1,19 @@
 //! SOAP as legacy systems speak it: WSDLs that are served, messages held against them and against
 //! schemas, with zeep and suds as callers and spyne as a service behind the bus.
 
-use std::io::BufRead;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 
+use crate::support::python::{Service, program};
 use crate::support::{Bus, Destination, Installation, Response, get, request};
 
 const SOAP_11: &str = "http://schemas.xmlsoap.org/soap/envelope/";
 const SOAP_12: &str = "http://www.w3.org/2003/05/soap-envelope";
 const TYPES: &str = "urn:test:depot:types";
 
-pub fn python() -> (Command, PathBuf) {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    let python = root.join(".venv/bin/python");
-    assert!(
-        python.exists(),
-        "the tests need {}: run 'make tools' once",
-        python.display()
-    );
-    (Command::new(python), root)
-}
-
 /// Calls the operations of the WSDL at `url`, and gives what the client made of the answers.
 #[track_caller]
 fn client(kind: &str, url: &str) -> serde_json::Value {
-    let (mut command, root) = python();
-    let output = command
-        .arg(root.join("tests/it/soap_clients.py"))
+    let output = program("soap_clients.py")
         .args([kind, url])
         .output()
         .expect("the client starts");
@@ -383,40 +369,9 @@ fn headers_for_others_need_not_be_understood() {
     );
 }
 
-/// spyne as a child process.
-struct Service {
-    child: Child,
-    port: u16,
-}
-
-impl Service {
-    fn start() -> Self {
-        let (mut command, root) = python();
-        let mut child = command
-            .arg(root.join("tests/it/soap_service.py"))
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the service starts");
-        let mut line = String::new();
-        std::io::BufReader::new(child.stdout.take().expect("its output"))
-            .read_line(&mut line)
-            .expect("a line");
-        let port = line.trim().parse().expect("a port");
-        Self { child, port }
-    }
-}
-
-impl Drop for Service {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 #[test]
 fn a_spyne_service_behind_the_bus_answers_and_faults() {
-    let service = Service::start();
+    let service = Service::start(program("soap_service.py"));
     let installation = Installation::new();
     installation.route(
         "stock",
