@@ -6,6 +6,9 @@ use super::sim::{Random, SimDisk};
 use super::*;
 use crate::ahead::AHEAD;
 
+/// So many messages fill half of a small segment: the last of them passes its middle.
+const HALF: usize = 8;
+
 fn fill(store: &LogStore, from: usize, count: usize) {
     for n in from..from + count {
         let text = format!("m{n}-{}", "z".repeat(1000));
@@ -38,22 +41,23 @@ fn a_segment_is_made_when_the_last_is_half_full_and_is_gone_on_in() {
         "made before half of the segment is full"
     );
     let before = store.disk_bytes();
-    fill(&store, 6, 4);
+    // The last of them fills the half: the next one would go into the file, were it there already.
+    fill(&store, 6, HALF - 6);
     until("a file made ahead and counted", || {
         store.disk_bytes() == before + small().segment_size
     });
     assert!(has(&disk, AHEAD));
-    fill(&store, 10, 6);
+    fill(&store, HALF, 6);
     assert!(has(&disk, "00000002.log") && !has(&disk, AHEAD));
-    check(&store, 16);
+    check(&store, HALF + 6);
     // A power loss, whatever of the names is left.
     for seed in 0..20 {
         let fork = disk.after_kill().cut_power(&mut Random::new(seed));
-        check(&open(&fork, small()), 16);
+        check(&open(&fork, small()), HALF + 6);
     }
     store.close().wait();
     assert!(!has(&disk, AHEAD), "left behind by a clean stop");
-    check(&open(&disk, small()), 16);
+    check(&open(&disk, small()), HALF + 6);
 }
 
 #[test]
@@ -84,15 +88,15 @@ fn a_segment_of_reserved_room_gives_way_soon() {
 fn what_a_kill_leaves_of_it_is_swept() {
     let disk = SimDisk::default();
     let store = open(&disk, small());
-    fill(&store, 0, 10);
+    fill(&store, 0, HALF);
     until("a file made ahead", || has(&disk, AHEAD));
     let after = disk.after_kill();
     store.kill();
     assert!(has(&after, AHEAD));
     let store = open(&after, small());
     assert!(!has(&after, AHEAD));
-    fill(&store, 10, 20);
-    check(&store, 30);
+    fill(&store, HALF, 20);
+    check(&store, HALF + 20);
 }
 
 #[test]
