@@ -8,8 +8,10 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use hyper::body::Body;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep};
+
+use crate::quiet::hold;
 
 /// Compressed bodies above this size are decoded away from the threads that serve connections.
 const DECODE_ASIDE: usize = 64 * 1024;
@@ -81,6 +83,34 @@ pub(crate) async fn collect(
         true => first,
         false => all.freeze(),
     })
+}
+
+/// The body of a request, which is read in a turn of the connection that it comes over.
+pub(crate) struct InTurn(pub(crate) Incoming);
+
+impl Body for InTurn {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
+        let (polled, woken) = hold(|| Pin::new(&mut self.0).poll_frame(cx));
+        // Of a body that has ended here the connection has nothing more to read.
+        if woken && !self.0.is_end_stream() {
+            cx.waker().wake_by_ref();
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.size_hint()
+    }
 }
 
 /// How large to make the buffer of a body of which `len` bytes have come: as large as was announced,

@@ -24,6 +24,7 @@ pub mod outline;
 mod pack;
 mod package;
 mod pool;
+mod quiet;
 mod receiver;
 mod reply;
 pub mod security;

@@ -4,7 +4,7 @@
 //!
 //! hyper's connection and what comes out of it speak through channels in memory. Only the connection is
 //! polled in the name of the waiting task; what comes out of it is looked at after each turn of the
-//! connection, which is when it may have changed, and need wake nobody.
+//! connection, which is when it may have changed, and need wake nobody ([`crate::quiet`]).
 //!
 //! An idle link is not driven. What its destination did meanwhile is seen when it is to be used again.
 //!
@@ -24,6 +24,8 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::coop::unconstrained;
+
+use crate::quiet::hold;
 
 /// Largest head of an answer.
 const MAX_HEAD: usize = 64 * 1024;
@@ -49,19 +51,21 @@ impl Connection {
         }
     }
 
-    /// Polls something that this connection feeds. It is looked at before the connection, too: that is
-    /// how hyper learns that more of a body is wanted.
+    /// Polls something that this connection feeds, and lets the connection feed it.
     fn poll<T>(
         &mut self,
         cx: &mut Context<'_>,
         mut fed: impl FnMut(&mut Context<'_>) -> Poll<T>,
     ) -> Poll<T> {
         let mut nobody = Context::from_waker(Waker::noop());
-        if let Poll::Ready(value) = fed(&mut nobody) {
-            return Poll::Ready(value);
+        loop {
+            self.drive(cx);
+            // Where something was taken out and more is awaited, the connection has to go on.
+            let (polled, again) = hold(|| fed(&mut nobody));
+            if polled.is_ready() || !again {
+                return polled;
+            }
         }
-        self.drive(cx);
-        fed(&mut nobody)
     }
 }
 
@@ -176,7 +180,14 @@ impl Body for LinkBody<'_> {
             connection,
             incoming,
         } = self.get_mut();
-        connection.poll(cx, |nobody| Pin::new(&mut *incoming).poll_frame(nobody))
+        let mut incoming = Pin::new(incoming);
+        // What has come already needs no turn of the connection.
+        let mut nobody = Context::from_waker(Waker::noop());
+        let (polled, _) = hold(|| incoming.as_mut().poll_frame(&mut nobody));
+        match polled {
+            Poll::Ready(frame) => Poll::Ready(frame),
+            Poll::Pending => connection.poll(cx, |nobody| incoming.as_mut().poll_frame(nobody)),
+        }
     }
 
     fn is_end_stream(&self) -> bool {
