@@ -494,8 +494,8 @@ fn a_mail_that_fails_goes_to_its_folder_with_the_reason_and_stops_no_other() {
     };
     assert_eq!(
         outcomes("failed"),
-        5,
-        "reject, script, large, tnef and one half"
+        6,
+        "reject, script, large, tnef, one half and one that is damaged"
     );
     assert_eq!(outcomes("in-doubt"), 1);
 }
