@@ -205,7 +205,10 @@ impl<'a> Journey<'a> {
         }
         let last = self.invoke(received).await?;
         if self.route.targets.is_empty() {
-            let reply = self.answer(&last).await?;
+            let reply = match self.answer(&last).await {
+                Ok(reply) => reply,
+                Err(fault) => return Err(Box::pin(self.give_up(fault)).await),
+            };
             self.finish(Outcome::Delivered, Status::Delivered).await?;
             return Ok(reply);
         }
@@ -225,12 +228,16 @@ impl<'a> Journey<'a> {
         let mut message = received;
         let route: &'a Route = self.route;
         for step in &route.steps {
-            if let Some(when) = &step.when
-                && !holds(&**when, &message, &self.context).map_err(|f| f.at(&step.name))?
-            {
-                continue;
-            }
-            message = match self.invoke_one(step, &message).await {
+            let applies = match &step.when {
+                Some(when) => holds(&**when, &message, &self.context),
+                None => Ok(true),
+            };
+            let response = match applies {
+                Ok(true) => self.invoke_one(step, &message).await,
+                Ok(false) => continue,
+                Err(fault) => Err(fault.at(&step.name)),
+            };
+            message = match response {
                 Ok(response) => response,
                 Err(fault) => return Err(Box::pin(self.give_up(fault)).await),
             };

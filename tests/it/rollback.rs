@@ -143,6 +143,49 @@ fn a_crash_while_the_system_is_called_is_in_doubt() {
     assert_eq!(bus.queue("kept")["depth"], 1);
 }
 
+/// Whatever fails behind it: a condition, or the answer of a route without targets.
+#[test]
+fn a_step_is_compensated_when_no_target_has_failed_either() {
+    let system = Destination::start();
+    let installation = Installation::new();
+    for (name, rest) in [
+        ("answer", "reply: { transform: throws.rhai }\n"),
+        (
+            "condition",
+            "  - name: second\n    when: 'parse_int(body) == 1'\n    http: { url: \"{base}/second\" }\n",
+        ),
+    ] {
+        let rest = rest.replace("{base}", &system.url(""));
+        installation.route(
+            name,
+            &format!(
+                "receive: {{ http: {{ path: /{name} }} }}
+invoke:
+  - name: reserve
+    http: {{ url: \"{base}/{name}\" }}
+    compensate:
+      http: {{ url: \"{base}/{name}/undo\" }}
+{rest}",
+                base = system.url("")
+            ),
+        );
+    }
+    installation.script("throws.rhai", "throw \"no\"");
+    let bus = installation.start();
+    for name in ["answer", "condition"] {
+        let before = system.count();
+        let answer = post(bus.http, &format!("/{name}"), "text/plain", b"x");
+        assert_eq!(answer.status, 500, "{}", answer.text());
+        let paths: Vec<String> = system.got()[before..]
+            .iter()
+            .map(|got| got.path.clone())
+            .collect();
+        assert_eq!(paths, [format!("/{name}"), format!("/{name}/undo")]);
+        let entry = bus.json(&["messages", "show", &answer.id()]);
+        assert_eq!(entry["outcome"], "failed", "{entry}");
+    }
+}
+
 #[test]
 fn what_had_succeeded_is_compensated_backwards() {
     let system = Destination::with(|got| match got.path.as_str() {
