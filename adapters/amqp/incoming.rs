@@ -69,6 +69,12 @@ impl Reading {
                 message.headers.set("content-type", &settled);
             }
         }
+        if message.body.bytes().len() as u64 > self.max_body {
+            return Err(Fault::new(
+                Code::TooLarge,
+                format!("the body is larger than {} bytes", self.max_body),
+            ));
+        }
         message.id = carried.id;
         message.received_at = carried.received_at;
         message.format = self.format.or(message.format);
@@ -204,6 +210,31 @@ mod tests {
                 .code,
             Code::Client
         );
+    }
+
+    #[test]
+    fn a_body_may_be_as_large_as_the_route_takes_also_within_an_envelope() {
+        let small = Reading {
+            max_body: 100,
+            ..reading()
+        };
+        let enveloped = Reading {
+            envelope: true,
+            ..small.clone()
+        };
+        for (size, fits) in [(100, true), (101, false)] {
+            let plain = delivery("text/plain", "", vec![b'x'; size]);
+            let wrapped = xbus_envelope::write(&Message::new(vec![b'x'; size]));
+            let wrapped = delivery("application/xml", "", wrapped);
+            for (reading, delivery) in [(&small, plain), (&enveloped, wrapped)] {
+                let body = delivery.data.clone().into();
+                let read = reading.message(&delivery, body, &Carried::new());
+                match read {
+                    Ok((message, _)) => assert!(fits && message.body.bytes().len() == size),
+                    Err(fault) => assert!(!fits && fault.code == Code::TooLarge && fault.rejected),
+                }
+            }
+        }
     }
 
     #[test]

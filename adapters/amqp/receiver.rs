@@ -80,6 +80,11 @@ pub(crate) const FIELDS: &[Field] = &[
         "The charset of the bodies (an IANA label) where neither a byte order mark nor the content type \
          nor an XML declaration says one.",
     ),
+    Field::new(
+        "max_body",
+        Type::Size,
+        "Messages whose body is larger, decoded, fail with `too-large`. Left out: `max_body` of the bus's defaults.",
+    ),
 ];
 
 /// How long a channel and its queue are waited for before administrators are told.
@@ -166,7 +171,7 @@ pub(crate) fn build(args: Args<'_>) -> Option<Arc<dyn Receiver>> {
                 envelope: args.text("envelope").as_deref() == Some("xbus"),
                 format: args.text("format").as_deref().and_then(Format::from_name),
                 charset,
-                max_body: args.build.max_body,
+                max_body: args.size("max_body").unwrap_or(args.build.max_body),
             },
             bus: args.build.bus.clone(),
             node: args.build.node.clone(),

@@ -20,6 +20,7 @@ use xbus_core::{Attachments, Call, Fault, Message, SendError, Timestamp};
 use xbus_xml::XmlLimits;
 
 use crate::body::{self, BodyError};
+use crate::link::Link;
 use crate::package;
 use crate::pool::SessionRefused;
 use crate::security::Outgoing;
@@ -115,7 +116,7 @@ impl HttpCall {
                 Some(moved) => (&moved.method, &moved.target),
                 None => (&self.config.method, &self.target),
             };
-            let (answer, handle) = self.send(method, target, sent).await?;
+            let (answer, mut link) = self.send(method, target, sent).await?;
             let (head, incoming) = answer.into_parts();
             let good = self.config.success.holds(head.status);
             let limit = if good || self.config.passes_fault(head.status) {
@@ -124,9 +125,9 @@ impl HttpCall {
                 FAILURE_BODY
             };
             // The deadline bounds the body, not its pauses.
-            let body = body::collect(incoming, limit, None).await;
+            let body = body::collect(link.body(incoming), limit, None).await;
             if body.is_ok() {
-                self.config.destination.put(handle);
+                self.config.destination.put(link);
             }
             if !good && self.config.follow && head.status.is_redirection() {
                 match self.redirect(method, head.status, &head.headers) {
@@ -187,30 +188,24 @@ impl HttpCall {
         method: &Method,
         target: &Uri,
         sent: &AtomicBool,
-    ) -> Result<
-        (
-            Response<Incoming>,
-            hyper::client::conn::http1::SendRequest<Full<Bytes>>,
-        ),
-        SendError,
-    > {
+    ) -> Result<(Response<Incoming>, Link), SendError> {
         let destination = &self.config.destination;
         let body = self.body()?;
         let mut request = self.request(method, target, body.clone());
         loop {
-            let (mut handle, kept) = match destination.take().await {
-                Some(handle) => (handle, true),
+            let (mut link, kept) = match destination.take() {
+                Some(link) => (link, true),
                 None => {
                     // Boxed, for it is large and seldom needed.
-                    let handle = Box::pin(destination.connect()).await.map_err(|error| {
+                    let link = Box::pin(destination.connect()).await.map_err(|error| {
                         SendError::outage(format!("{}: no connection: {error}", self.shown()))
                     })?;
-                    (handle, false)
+                    (link, false)
                 }
             };
             let before = sent.swap(true, Relaxed);
-            let mut failure = match handle.try_send_request(request).await {
-                Ok(answer) => return Ok((answer, handle)),
+            let mut failure = match link.exchange(request).await {
+                Ok(answer) => return Ok((answer, link)),
                 Err(failure) => failure,
             };
             match failure.take_message() {
@@ -384,6 +379,13 @@ impl HttpCall {
                 version: Some(_),
                 fault: None,
                 ..
+            }) if soap::is_cut_off(&content.body) => {
+                Err(String::from("the envelope ends in the middle"))
+            }
+            Ok(Envelope {
+                version: Some(_),
+                fault: None,
+                ..
             }) => Ok(()),
             Ok(Envelope { fault: Some(_), .. }) => Err(String::from(
                 "it is a SOAP fault, and its content type is not SOAP's",
@@ -398,7 +400,7 @@ impl HttpCall {
         let whole = Content::of(headers, body);
         match &whole.content_type {
             Some(said) if self.config.opens() && package::is_multipart(said) => {
-                let opened = Box::pin(package::open_aside(said, whole.body)).await?;
+                let opened = Box::pin(package::open_aside(said, whole.body, None)).await?;
                 Ok(Content {
                     content_type: Some(opened.content_type.into()),
                     body: opened.body,

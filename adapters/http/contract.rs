@@ -11,7 +11,7 @@ use xbus_xml::schema::{Breach, Expected, Finding, Schema};
 use xbus_xml::tree::{Id, Kind};
 use xbus_xml::{Document, XmlLimits, cache, xop};
 
-use crate::soap::{NS_11, NS_12, Name, Version};
+use crate::soap::{self, NS_11, NS_12, Name, Version};
 use crate::wsdl::{Body, Part, Payload, Wsdl};
 
 /// A description and, where messages are held against it, its schemas.
@@ -154,6 +154,15 @@ impl Rules for Contract {
         let document = cache::of(message).document(message, &XmlLimits::default())?;
         self.envelope(&document)
             .map_err(|breach| self.schema.place(message, &document, &breach))
+    }
+
+    /// A one-way operation answers nothing, whatever the route makes for the others.
+    fn answers(&self, received: &Message) -> bool {
+        let charset = received.content_type().and_then(xbus_charset::label);
+        match soap::look(received.body.bytes(), charset, true) {
+            Ok(seen) => !self.wsdl.is_one_way(seen.element.as_ref()),
+            Err(_) => true,
+        }
     }
 }
 

@@ -1,26 +1,37 @@
 //! Forms with files: `multipart/form-data` (RFC 7578) opened and made.
 //!
-//! The fields are the body, as `application/x-www-form-urlencoded`; the files are the attachments,
-//! each with its field's name as content id.
+//! The fields are the body, as `application/x-www-form-urlencoded` in UTF-8; the files are the
+//! attachments, each with its field's name as content id.
 
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use xbus_charset::{CHARSET_FIELD, Charset};
 use xbus_core::{Attachment, Attachments, Code, Fault, Format, Message};
 
 use crate::multipart::Part;
 use crate::pack::{self, Packed};
 use crate::package::Opened;
-use crate::{heads, xml};
+use crate::xml;
 
 /// The field of a file that has no name for it.
 const FILE: &str = "file";
 /// The field of a body that is no form.
 const BODY: &str = "body";
 
-/// Takes the fields and the files of a form. `client` when a part does not say which field it is.
-pub(crate) fn opened(parts: Vec<Part>) -> Result<Opened, Fault> {
+/// Takes the fields and the files of a form. A field is in the charset of its own content type, else in
+/// the one that the field `_charset_` names (RFC 7578 section 4.6), else in that of the `route`, else in
+/// UTF-8. `client` when a part does not say which field it is, or is not in its charset.
+pub(crate) fn opened(parts: Vec<Part>, route: Option<&str>) -> Result<Opened, Fault> {
     let mut fields = String::new();
+    let named = parts
+        .iter()
+        .find(|part| part.disposition.parameter("name") == Some(CHARSET_FIELD))
+        .and_then(|part| std::str::from_utf8(&part.body).ok())
+        .map(str::trim)
+        .filter(|label| !label.is_empty())
+        .map(str::to_owned);
+    let usual = named.as_deref().or(route).unwrap_or("utf-8");
     let mut files = Vec::new();
     for part in parts {
         let Some(field) = part.disposition.parameter("name") else {
@@ -42,7 +53,16 @@ pub(crate) fn opened(parts: Vec<Part>) -> Result<Opened, Fault> {
             }
             encode_into(&mut fields, field.as_bytes());
             fields.push('=');
-            encode_into(&mut fields, &part.body);
+            if field == CHARSET_FIELD && named.is_some() {
+                fields.push_str("UTF-8");
+                continue;
+            }
+            let own = part.content_type.as_deref();
+            let label = own.and_then(xbus_charset::label).unwrap_or(usual);
+            let text = Charset::by_label(label)
+                .and_then(|charset| charset.decode(&part.body))
+                .map_err(|error| unreadable(&format!("field '{}'", shown(field)), &error))?;
+            encode_into(&mut fields, text.as_bytes());
         } else if file_name.is_some() || !part.body.is_empty() {
             // What is left out is how browsers send a field for a file that nobody chose.
             files.push(Attachment {
@@ -55,13 +75,29 @@ pub(crate) fn opened(parts: Vec<Part>) -> Result<Opened, Fault> {
     }
     Ok(Opened {
         form: None,
-        content_type: Format::Form.media_type().to_owned(),
+        // Said only where the route would else say another one.
+        content_type: match route {
+            Some(_) => format!("{}; charset=utf-8", Format::Form.media_type()),
+            None => Format::Form.media_type().to_owned(),
+        },
         body: fields.into(),
         attachments: Attachments::from(files),
     })
 }
 
-/// The serializer of the WHATWG URL standard (section 5.2), for octets of any charset.
+fn unreadable(what: &str, error: &xbus_charset::Error) -> Fault {
+    Fault::new(
+        Code::Client,
+        format!("the multipart body cannot be read: {what}: {error}"),
+    )
+}
+
+/// A name for a message: on one line, and no longer than that.
+fn shown(name: &str) -> String {
+    name.chars().filter(|c| !c.is_control()).take(100).collect()
+}
+
+/// The serializer of the WHATWG URL standard (section 5.2).
 fn encode_into(out: &mut String, octets: &[u8]) {
     for &c in octets {
         match c {
@@ -83,10 +119,10 @@ fn encode_into(out: &mut String, octets: &[u8]) {
 pub(crate) fn packed(message: &Message) -> Result<Packed, Fault> {
     let body = message.body.bytes();
     let fields: Vec<(String, String)> = match message.format() {
-        Some(Format::Form) => heads::parameters(&String::from_utf8_lossy(body))
-            .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
-            .map(|(name, value)| (heads::form_decode(name), heads::form_decode(value)))
-            .collect(),
+        Some(Format::Form) => fields_of(message).map_err(|error| {
+            Fault::new(Code::Transform, "the form to be sent cannot be read")
+                .detail(format!("the form to be sent cannot be read: {error}"))
+        })?,
         _ => Vec::new(),
     };
     let contents = std::iter::once(body.as_ref())
@@ -143,6 +179,11 @@ pub(crate) fn packed(message: &Message) -> Result<Packed, Fault> {
     })
 }
 
+fn fields_of(message: &Message) -> Result<Vec<(String, String)>, xbus_charset::Error> {
+    let label = message.content_type().and_then(xbus_charset::label);
+    xbus_charset::form_pairs(&xbus_charset::text(message, false)?, label)?.collect()
+}
+
 /// As browsers write names (HTML standard, section 4.10.21.8).
 fn quote_into(out: &mut String, text: &str) {
     for c in text.chars() {
@@ -172,7 +213,7 @@ mod tests {
              --b\r\nContent-Disposition: form-data; name=\"x\"\r\n\r\n\r\n--b--\r\n"
                 .as_bytes(),
         );
-        let opened = open("multipart/form-data; boundary=b", &body).unwrap();
+        let opened = open("multipart/form-data; boundary=b", &body, None).unwrap();
         assert_eq!(opened.body, "no+1=a%26b+%3D+%C3%A9&x=");
         assert_eq!(opened.content_type, "application/x-www-form-urlencoded");
         let names: Vec<_> = opened
@@ -188,11 +229,68 @@ mod tests {
         message.headers.set("content-type", &opened.content_type);
         message.attachments = opened.attachments.clone();
         let packed = packed(&message).unwrap();
-        let again = open(&packed.content_type, &packed.body).unwrap();
+        let again = open(&packed.content_type, &packed.body, None).unwrap();
         assert_eq!(again.body, opened.body);
         let mut expected = opened.attachments.to_vec();
         expected[1].content_type = Some(pack::OCTETS.into());
         assert_eq!(again.attachments.to_vec(), expected);
+    }
+
+    #[test]
+    fn fields_are_read_in_their_charsets() {
+        let field = |name: &str, more: &str, octets: &[u8]| {
+            let head =
+                format!("--b\r\nContent-Disposition: form-data; name=\"{name}\"{more}\r\n\r\n");
+            [head.as_bytes(), octets, b"\r\n"].concat()
+        };
+        let form =
+            |fields: &[Vec<u8>]| Bytes::from([fields.concat(), b"--b--\r\n".to_vec()].concat());
+        let outer = "multipart/form-data; boundary=b";
+        let own = field(
+            "a",
+            "\r\nContent-Type: text/plain; charset=iso-8859-1",
+            b"\xe9",
+        );
+        let plain = field("b", "", b"\xcf");
+        let said = field("_charset_", "", b"windows-1251");
+        for (fields, route, body) in [
+            (vec![own.clone()], None, "a=%C3%A9"),
+            (
+                vec![own.clone(), plain.clone(), said.clone()],
+                Some("utf-8"),
+                "a=%C3%A9&b=%D0%9F&_charset_=UTF-8",
+            ),
+            (vec![plain.clone()], Some("iso-8859-1"), "b=%C3%8F"),
+            (vec![field("c", "", "é".as_bytes())], None, "c=%C3%A9"),
+        ] {
+            let opened = open(outer, &form(&fields), route).unwrap();
+            assert_eq!(opened.body, body);
+            assert_eq!(
+                opened.content_type.contains("charset=utf-8"),
+                route.is_some()
+            );
+        }
+        let refused = open(outer, &form(&[plain]), None).unwrap_err().reason;
+        assert!(
+            refused.contains("field 'b'") && refused.contains("UTF-8"),
+            "{refused}"
+        );
+        let unknown = field("_charset_", "", b"klingon");
+        assert!(
+            open(outer, &form(&[unknown, own.clone()]), None).is_ok(),
+            "nothing is in it"
+        );
+
+        let mut message = Message::new("a=%E9&b=%80");
+        message.headers.set(
+            "content-type",
+            "application/x-www-form-urlencoded; charset=windows-1252",
+        );
+        let packed = packed(&message).unwrap();
+        assert_eq!(
+            open(&packed.content_type, &packed.body, None).unwrap().body,
+            "a=%C3%A9&b=%E2%82%AC"
+        );
     }
 
     #[test]
@@ -215,6 +313,6 @@ mod tests {
             "{text}"
         );
         let nameless = Bytes::from_static(b"--b\r\n\r\nx\r\n--b--");
-        assert!(open("multipart/form-data; boundary=b", &nameless).is_err());
+        assert!(open("multipart/form-data; boundary=b", &nameless, None).is_err());
     }
 }

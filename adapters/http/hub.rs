@@ -11,6 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Context;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -26,10 +27,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use xbus_core::Timestamp;
 use xbus_core::adapter::OpenError;
+use xbus_core::workers::{Place, Workers};
 
 use crate::contract::Descriptions;
 use crate::door::Door;
 use crate::guard::{Guard, Watch, Watched};
+use crate::quiet::Quiet;
 use crate::security::Nonces;
 use crate::serve;
 use crate::settings::{Limits, ListenerSettings, Settings};
@@ -171,8 +174,9 @@ impl Hub {
     }
 
     /// Begins to accept on everything that [`Hub::listen`] has bound. Call it when the receivers
-    /// are attached, so that no caller is told 404 while the bus starts.
-    pub fn start(&self) {
+    /// are attached, so that no caller is told 404 while the bus starts. The connections are served by
+    /// `workers`.
+    pub fn start(&self, workers: &Workers) {
         for (listener, socket, acceptor) in lock(&self.bound).drain(..) {
             let accepting = Accepting {
                 places: Arc::new(Semaphore::new(listener.settings.max_connections)),
@@ -181,6 +185,7 @@ impl Hub {
                 acceptor,
                 connections: self.connections.clone(),
                 tasks: self.tasks.clone(),
+                workers: workers.clone(),
             };
             let stop = self.accepting.clone();
             self.tasks.spawn(async move {
@@ -285,41 +290,63 @@ struct Accepting {
     places: Arc<Semaphore>,
     connections: Arc<Connections>,
     tasks: TaskTracker,
+    workers: Workers,
 }
 
 impl Accepting {
     async fn run(&self, socket: TcpListener) {
         loop {
-            let Ok(place) = self.places.clone().acquire_owned().await else {
+            let Ok(permit) = self.places.clone().acquire_owned().await else {
                 return;
             };
-            let (stream, peer) = match socket.accept().await {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    // Out of file descriptors, or the peer has gone already.
-                    tracing::warn!(%error, "a connection could not be accepted");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                    continue;
-                }
+            let accepted = match socket.accept().await {
+                Ok((stream, peer)) => self.give(stream, peer, permit),
+                Err(error) => Err(error),
             };
-            let _ = stream.set_nodelay(true);
-            self.tasks.spawn(self.open(stream, peer, place));
+            if let Err(error) = accepted {
+                // Out of file descriptors, or the peer has gone already.
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
         }
     }
 
-    /// The life of one connection, which has its place until then.
+    /// Gives a connection to a worker.
+    fn give(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        permit: OwnedSemaphorePermit,
+    ) -> io::Result<()> {
+        let _ = stream.set_nodelay(true);
+        let Some(place) = self.workers.place() else {
+            self.tasks.spawn(self.open(stream, peer, (permit, None)));
+            return Ok(());
+        };
+        let worker = place.runtime().clone();
+        // From here on the worker's own epoll watches it.
+        let stream = stream.into_std()?;
+        let _worker = worker.enter();
+        let stream = TcpStream::from_std(stream)?;
+        let opened = self.open(stream, peer, (permit, Some(place)));
+        self.tasks.spawn_on(opened, &worker);
+        Ok(())
+    }
+
+    /// The life of one connection, which has its places until then: among those of its listener, and at
+    /// a worker.
     fn open(
         &self,
         stream: TcpStream,
         peer: SocketAddr,
-        place: OwnedSemaphorePermit,
+        places: (OwnedSemaphorePermit, Option<Place>),
     ) -> impl Future<Output = ()> + Send + 'static {
         let acceptor = self.acceptor.clone();
         let listener = self.listener.clone();
         let limits = self.limits;
         let connections = self.connections.clone();
         async move {
-            let _place = place;
+            let _places = places;
             match acceptor {
                 None => {
                     let connection = connection(listener, limits, peer.ip(), None, &connections);
@@ -431,6 +458,7 @@ impl Connections {
         };
         let mut http = pin!(builder.serve_connection(TokioIo::new(guard), service));
         let mut told = false;
+        let mut quiet = Quiet::default();
         let ended = poll_fn(|cx| {
             if !told {
                 connection.waker.register(cx.waker());
@@ -439,7 +467,8 @@ impl Connections {
                     http.as_mut().graceful_shutdown();
                 }
             }
-            http.as_mut().poll(cx)
+            http.as_mut()
+                .poll(&mut Context::from_waker(quiet.waker(cx)))
         })
         .await;
         if let Err(error) = ended {
@@ -490,9 +519,10 @@ mod tests {
             places: places.clone(),
             connections: hub.connections.clone(),
             tasks: hub.tasks.clone(),
+            workers: Workers::default(),
         };
-        let place = places.acquire_owned().await.unwrap();
-        let connection = accepting.open(stream, peer, place);
+        let permit = places.acquire_owned().await.unwrap();
+        let connection = accepting.open(stream, peer, (permit, None));
         let bytes = size_of_val(&connection);
         assert!(bytes <= 2048, "{bytes} bytes for each connection");
     }

@@ -46,7 +46,7 @@ fn sent(attach: Option<Attach>, message: &Message) -> Result<Option<Packed>, Str
 }
 
 fn opened(packed: &Packed) -> Opened {
-    open(&packed.content_type, &packed.body).unwrap()
+    open(&packed.content_type, &packed.body, None).unwrap()
 }
 
 #[test]
@@ -287,7 +287,7 @@ proptest! {
         }
         other.extend(format!("--{boundary}--").as_bytes());
         let content_type = format!("multipart/mixed; boundary=\"{boundary}\"");
-        let back = open(&content_type, &other.into()).unwrap();
+        let back = open(&content_type, &other.into(), None).unwrap();
         prop_assert_eq!(&back.body[..], &body[..]);
         let bodies: Vec<&Bytes> = back.attachments.iter().map(|one| &one.body).collect();
         let wanted: Vec<&Bytes> = attachments.iter().map(|one| &one.body).collect();
@@ -296,9 +296,9 @@ proptest! {
 
     #[test]
     fn anything_is_read_or_refused(body in octets(), content_type in "\\PC{0,80}") {
-        let _ = open(&content_type, &body.clone().into());
+        let _ = open(&content_type, &body.clone().into(), None);
         let content_type = format!("multipart/related; boundary=\"=_xbus_\"; {content_type}");
-        let _ = open(&content_type, &body.into());
+        let _ = open(&content_type, &body.into(), None);
     }
 }
 
@@ -321,7 +321,7 @@ fn what_was_damaged_on_the_way_is_refused_or_read() {
     assert_eq!(whole.attachments.len(), 2);
     let last = packed.body.len() - 2;
     for length in 0..last {
-        let cut = open(&packed.content_type, &packed.body.slice(..length));
+        let cut = open(&packed.content_type, &packed.body.slice(..length), None);
         assert!(cut.is_err(), "cut off at {length}");
     }
     let mut refused = 0;
@@ -329,7 +329,7 @@ fn what_was_damaged_on_the_way_is_refused_or_read() {
         for octet in [0, b'\n', b'"', b'<', b'-', packed.body[at] ^ 0x20, 0xff] {
             let mut garbled = packed.body.to_vec();
             garbled[at] = octet;
-            match open(&packed.content_type, &garbled.into()) {
+            match open(&packed.content_type, &garbled.into(), None) {
                 Ok(opened) => assert!(opened.attachments.len() <= 2),
                 Err(fault) => {
                     refused += 1;

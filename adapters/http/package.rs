@@ -94,23 +94,28 @@ fn version_of(content_type: &str) -> Option<Version> {
         .find(|version| essence.eq_ignore_ascii_case(version.media_type()))
 }
 
-/// Opens a multipart body. `client` when it cannot be read, or refers to what it does not hold.
-pub(crate) fn open(content_type: &str, body: &Bytes) -> Result<Opened, Fault> {
+/// Opens a multipart body. `route`: the charset of a form's fields where they do not say one. `client`
+/// when it cannot be read, or refers to what it does not hold.
+pub(crate) fn open(content_type: &str, body: &Bytes, route: Option<&str>) -> Result<Opened, Fault> {
     let outer = Typed::read(content_type.as_bytes());
     let parts = multipart::parts(body, multipart::boundary(&outer)?)?;
     match outer.word.as_str() {
-        "multipart/form-data" => form::opened(parts),
+        "multipart/form-data" => form::opened(parts, route),
         _ => related(&outer, parts),
     }
 }
 
 /// The same, away from the threads that serve connections where it may take long.
-pub(crate) async fn open_aside(content_type: &str, body: Bytes) -> Result<Opened, Fault> {
+pub(crate) async fn open_aside(
+    content_type: &str,
+    body: Bytes,
+    route: Option<&str>,
+) -> Result<Opened, Fault> {
     if body.len() <= OPEN_ASIDE {
-        return open(content_type, &body);
+        return open(content_type, &body, route);
     }
-    let content_type = content_type.to_owned();
-    tokio::task::spawn_blocking(move || open(&content_type, &body))
+    let (content_type, route) = (content_type.to_owned(), route.map(str::to_owned));
+    tokio::task::spawn_blocking(move || open(&content_type, &body, route.as_deref()))
         .await
         .unwrap_or_else(|_| {
             Err(Fault::new(
@@ -121,8 +126,12 @@ pub(crate) async fn open_aside(content_type: &str, body: Bytes) -> Result<Opened
 }
 
 /// The same, with what the headers say of the body made to say it of the root.
-pub(crate) async fn open_in(headers: &mut HeaderMap, body: Bytes) -> Result<Opened, Fault> {
-    let opened = open_aside(&said(headers).unwrap_or_default(), body).await?;
+pub(crate) async fn open_in(
+    headers: &mut HeaderMap,
+    body: Bytes,
+    route: Option<&str>,
+) -> Result<Opened, Fault> {
+    let opened = open_aside(&said(headers).unwrap_or_default(), body, route).await?;
     match HeaderValue::from_bytes(opened.content_type.as_bytes()) {
         Ok(value) => headers.insert(CONTENT_TYPE, value),
         Err(_) => headers.remove(CONTENT_TYPE),
@@ -325,7 +334,7 @@ mod tests {
             xop::NAMESPACE
         );
         let kind = "application/xop+xml; charset=UTF-8; type=\"application/soap+xml; action=\\\"urn:a\\\"\"";
-        let opened = open(OUTER, &package(kind, &include)).unwrap();
+        let opened = open(OUTER, &package(kind, &include), None).unwrap();
         assert_eq!(opened.form, Some(Form::Mtom));
         assert_eq!(
             opened.content_type,
@@ -365,17 +374,22 @@ mod tests {
                 "text/xml",
             ),
         ] {
-            let opened = open(outer, &package(root, "<a/>")).unwrap();
+            let opened = open(outer, &package(root, "<a/>"), None).unwrap();
             assert_eq!(opened.content_type, expected, "{root}");
         }
         let bare = Bytes::from_static(b"--b\r\n\r\n<a/>\r\n--b--");
-        let opened = open("multipart/related; boundary=b; type=\"text/xml\"", &bare).unwrap();
+        let opened = open(
+            "multipart/related; boundary=b; type=\"text/xml\"",
+            &bare,
+            None,
+        )
+        .unwrap();
         assert_eq!(opened.content_type, "text/xml");
     }
 
     #[test]
     fn what_refers_to_nothing_is_refused() {
-        let refused = |outer: &str, body: &Bytes| open(outer, body).unwrap_err().reason;
+        let refused = |outer: &str, body: &Bytes| open(outer, body, None).unwrap_err().reason;
         let body = package("text/xml", "<a/>");
         let other = OUTER.replace("root@x", "gone@x");
         assert!(refused(&other, &body).contains("'start'"));

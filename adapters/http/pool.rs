@@ -1,6 +1,7 @@
 //! Connections to destinations. Each destination (scheme, host, port and TLS identity) has one
-//! pool that the whole process shares; a connection is taken out for one request and put back when
-//! its answer has been read.
+//! pool; a connection is taken out for one request and put back when its answer has been read. It lives
+//! on the worker that made it, and only that one takes it again: to use another's would wake its thread
+//! for every request.
 //!
 //! Absent: proxies, HTTP/2.
 
@@ -13,12 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures_util::FutureExt;
 use http::header::HeaderValue;
-use http_body_util::Full;
-use hyper::client::conn::http1::{self, SendRequest};
-use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use rustls::{AlertDescription, ClientConfig};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -26,16 +22,19 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use xbus_core::workers;
+
+use crate::link::Link;
 
 /// How long a connection is kept without use: below the five seconds after which common servers
 /// close theirs, so that a request seldom meets a connection that is just being closed.
 const KEEP_IDLE: Duration = Duration::from_secs(4);
-/// Idle connections to one destination at most.
+/// Idle connections of a worker to one destination at most.
 const KEEP_MOST: usize = 256;
-/// Largest head of an answer.
-const MAX_HEAD: usize = 64 * 1024;
-
-type Handle = SendRequest<Full<Bytes>>;
+/// Workers that have idle connections of their own; where there are more, some share.
+const SHELVES: usize = 16;
+/// How long an exchange whose answer was read already may take to end, and a connection too.
+const ENDING: Duration = Duration::from_secs(4);
 
 /// The TLS side of a sender: the files decide which senders share connections.
 #[derive(Clone, Debug, Default)]
@@ -52,9 +51,12 @@ pub(crate) struct Destination {
     tls: Option<TlsIdentity>,
     /// `host` or `host:port`, as the header Host says it.
     pub(crate) authority: HeaderValue,
-    idle: Mutex<Vec<(Handle, Instant)>>,
+    idle: [Shelf; SHELVES],
     reaping: AtomicBool,
 }
+
+/// Idle connections of one worker, and since when; the one used last is the last.
+type Shelf = Mutex<Vec<(Link, Instant)>>;
 
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Key {
@@ -102,41 +104,49 @@ impl Destination {
             key,
             tls: secure.then_some(tls),
             authority,
-            idle: Mutex::new(Vec::new()),
+            idle: Default::default(),
             reaping: AtomicBool::new(false),
         });
         same.push(Arc::downgrade(&destination));
         Some(destination)
     }
 
+    /// The idle connections of whoever asks.
+    fn shelf(&self) -> &Shelf {
+        // The remainder is a place of the array.
+        &self.idle[workers::number() % SHELVES]
+    }
+
     /// A connection that waits for a request, the latest used first; nothing when there is none.
-    pub(crate) async fn take(&self) -> Option<Handle> {
+    pub(crate) fn take(&self) -> Option<Link> {
         loop {
-            let (mut handle, since) = lock(&self.idle).pop()?;
-            if since.elapsed() > KEEP_IDLE || handle.is_closed() {
-                continue;
-            }
-            if handle.is_ready() {
-                return Some(handle);
-            }
-            // It is still finishing the exchange before; that takes a moment at most.
-            if let Ok(Ok(())) =
-                tokio::time::timeout(Duration::from_millis(50), handle.ready()).await
-            {
-                return Some(handle);
+            let (mut link, since) = lock(self.shelf()).pop()?;
+            if since.elapsed() <= KEEP_IDLE && link.is_ready() {
+                return Some(link);
             }
         }
     }
 
     /// Keeps a connection for the next request.
-    pub(crate) fn put(self: &Arc<Self>, handle: Handle) {
-        if handle.is_closed() {
-            return;
+    pub(crate) fn put(self: &Arc<Self>, mut link: Link) {
+        if link.is_idle() {
+            self.keep(link);
+        } else if !link.is_closed() {
+            // The answer came before all of the request was written, which must go on.
+            let destination = self.clone();
+            tokio::spawn(async move {
+                if let Ok(true) = tokio::time::timeout(ENDING, link.ready()).await {
+                    destination.keep(link);
+                }
+            });
         }
+    }
+
+    fn keep(self: &Arc<Self>, link: Link) {
         {
-            let mut idle = lock(&self.idle);
+            let mut idle = lock(self.shelf());
             if idle.len() < KEEP_MOST {
-                idle.push((handle, Instant::now()));
+                idle.push((link, Instant::now()));
             }
         }
         if !self.reaping.swap(true, SeqCst) {
@@ -144,13 +154,27 @@ impl Destination {
         }
     }
 
+    /// Closes what has been idle for too long; says how many are left.
+    fn close_unused(&self) -> usize {
+        let left = self.idle.iter().map(|shelf| {
+            let mut idle = lock(shelf);
+            let old = idle.extract_if(.., |(_, since)| since.elapsed() > KEEP_IDLE);
+            for (link, _) in old {
+                tokio::spawn(tokio::time::timeout(ENDING, link.end()));
+            }
+            idle.retain_mut(|(link, _)| link.is_ready());
+            idle.len()
+        });
+        left.sum()
+    }
+
     /// Makes a connection.
-    pub(crate) async fn connect(&self) -> io::Result<Handle> {
+    pub(crate) async fn connect(&self) -> io::Result<Link> {
         let host = self.key.host.trim_start_matches('[').trim_end_matches(']');
         let stream = TcpStream::connect((host, self.key.port)).await?;
         stream.set_nodelay(true)?;
         match &self.tls {
-            None => handshake(stream).await,
+            None => Link::over(stream).await,
             Some(tls) => {
                 let config = match &tls.config {
                     Some(config) => config.clone(),
@@ -159,7 +183,7 @@ impl Destination {
                 let name = ServerName::try_from(host.to_owned())
                     .map_err(|error| io::Error::other(error.to_string()))?;
                 let stream = TlsConnector::from(config).connect(name, stream).await?;
-                handshake(Secured {
+                Link::over(Secured {
                     inner: stream,
                     heard: false,
                 })
@@ -313,24 +337,6 @@ fn usual_config() -> io::Result<Arc<ClientConfig>> {
     Ok(USUAL.get_or_init(|| config).clone())
 }
 
-async fn handshake<T>(stream: T) -> io::Result<Handle>
-where
-    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let (handle, connection) = http1::Builder::new()
-        .max_header_size(MAX_HEAD)
-        .handshake(TokioIo::new(stream))
-        .await
-        .map_err(io::Error::other)?;
-    // An async block would hold the connection twice.
-    tokio::spawn(connection.map(|ended| {
-        if let Err(error) = ended {
-            tracing::debug!(%error, "a connection to a destination ended");
-        }
-    }));
-    Ok(handle)
-}
-
 /// Closes connections that nobody used, until there are none left to watch.
 async fn reap(destination: Weak<Destination>) {
     loop {
@@ -338,11 +344,12 @@ async fn reap(destination: Weak<Destination>) {
         let Some(destination) = destination.upgrade() else {
             return;
         };
-        let mut idle = lock(&destination.idle);
-        idle.retain(|(handle, since)| since.elapsed() <= KEEP_IDLE && !handle.is_closed());
-        if idle.is_empty() {
+        if destination.close_unused() == 0 {
             destination.reaping.store(false, SeqCst);
-            return;
+            // One may have come that saw this task still at work.
+            if destination.close_unused() == 0 || destination.reaping.swap(true, SeqCst) {
+                return;
+            }
         }
     }
 }

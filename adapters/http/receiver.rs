@@ -19,6 +19,7 @@ use crate::pack::Attach;
 use crate::security::{self, Security};
 use crate::soap::{Name, Version};
 use crate::table::Pattern;
+use crate::wellformed::WholeAnswers;
 use crate::wsdl::Wsdl;
 
 pub(crate) static FIELDS: &[Field] = &[
@@ -96,7 +97,7 @@ pub(crate) static FIELDS: &[Field] = &[
     Field::new(
         "wellformed",
         Type::Bool,
-        "Checks that the whole body is well-formed XML before anything runs; what is not gets a 400 fault.",
+        "Checks that the whole body is well-formed XML before anything runs; what is not gets a 400 fault. An answer that is XML is checked likewise: one that is not well-formed is a fault.",
     )
     .default("false"),
     Field::new(
@@ -205,7 +206,14 @@ pub(crate) fn build(hub: &Hub, args: Args<'_>) -> Option<Config> {
     let soap = args.has("soap").then(|| soap(args));
     let security = security(hub, args, &listener);
     let element = name(args, "element", args.text("element"));
-    let (wsdl, checks) = description(hub, args)?;
+    let (wsdl, mut checks) = description(hub, args)?;
+    let wellformed = args.boolean("wellformed");
+    if wellformed && checks.response.is_none() {
+        let rules = WholeAnswers {
+            soap: soap.is_some(),
+        };
+        checks.response = Some(Arc::new(rules));
+    }
     let config = Config {
         pattern: pattern?,
         methods: methods?,
@@ -220,7 +228,7 @@ pub(crate) fn build(hub: &Hub, args: Args<'_>) -> Option<Config> {
             .text("format")
             .and_then(|name| Format::from_name(&name)),
         charset,
-        wellformed: args.boolean("wellformed"),
+        wellformed,
         attachments: args.boolean("attachments"),
         attach: args.text("attach").and_then(|way| Attach::from_name(&way)),
         wsdl,

@@ -9,6 +9,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use xbus_core::spec::Args;
+use xbus_core::workers::Workers;
 use xbus_core::{Arrival, Code, Fault, Message, Reply, Status, Stop};
 
 use crate::door::{Door, Entry, Stub};
@@ -72,7 +73,7 @@ async fn bus_on(
         let door = door(&hub, receiver, &format!("route-{at}"), stub);
         tokio::spawn(open(&hub, door, stop.clone()).unwrap());
     }
-    hub.start();
+    hub.start(&Workers::default());
     Bus {
         hub,
         address,
@@ -893,6 +894,37 @@ async fn a_whole_check_sees_the_parts_of_an_envelope() {
     ] {
         let body = whole.replace("</s:Body>", &format!("</s:Body>{behind}"));
         bus.ask("POST /s", T11, &body).await.is(500, why);
+    }
+}
+
+#[tokio::test]
+async fn answers_that_are_cut_off_are_faults() {
+    let whole = soap(NS_11, "", "<a>1</a>");
+    let bus = bus_with(
+        Limits::default(),
+        &[json!({"path": "/s", "soap": "any"})],
+        {
+            let whole = whole.clone();
+            move |arrival| {
+                let cut: usize = arrival
+                    .message
+                    .headers
+                    .get("x-cut")
+                    .unwrap_or("0")
+                    .parse()
+                    .unwrap();
+                Ok(replied(arrival, "text/xml", &whole[..whole.len() - cut]))
+            }
+        },
+    )
+    .await;
+    bus.ask("POST /s", T11, &whole).await.is(200, "<a>1</a>");
+    for cut in [1, 5, 20, 28] {
+        let answer = bus
+            .ask("POST /s", &format!("{T11}X-Cut: {cut}\r\n"), &whole)
+            .await;
+        answer.is(500, "soap:Server");
+        assert!(!answer.body.contains("<a>1"), "{answer:?}");
     }
 }
 

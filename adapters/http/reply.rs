@@ -42,6 +42,9 @@ pub(crate) fn answer(
             )
         };
         let (enveloped, changed) = wrap::into_envelope(version, &body, charset).map_err(not_xml)?;
+        if !changed && soap::is_cut_off(&enveloped) {
+            return Err(not_xml("the envelope ends in the middle".to_owned()));
+        }
         let fitting = given
             .is_some_and(|given| xml::essence(given).eq_ignore_ascii_case(version.media_type()));
         if changed || !fitting {

@@ -61,6 +61,7 @@ pub(crate) async fn answer(connection: &Arc<Connection>, request: Request<Incomi
             Code::Client,
             "the request says its length in more than one way",
         )
+        .status(StatusCode::BAD_REQUEST)
         .close())
     } else if let Some(described) = describe::answer(connection, &head, id, &mut asker.shape) {
         return described.unwrap_or_else(|refusal| shape::fault(asker.shape, id, &refusal));
@@ -141,7 +142,11 @@ async fn take(
 /// What is wrong with a head whatever its route: the host (RFC 9112 section 3.2), the transfer
 /// coding (section 6.1), and the encoding and number of what stands in the target.
 pub(crate) fn check_head(connection: &Connection, head: &Parts) -> Result<(), Refusal> {
-    let wrong = |reason: &str| Err(unread(Refusal::new(Code::Client, reason), head));
+    // Before there is an envelope there is no binding of SOAP's: the status is HTTP's own.
+    let wrong = |reason: &str| {
+        let refusal = Refusal::new(Code::Client, reason).status(StatusCode::BAD_REQUEST);
+        Err(unread(refusal, head))
+    };
     let mut hosts = head.headers.get_all(header::HOST).iter();
     match (hosts.next(), hosts.next()) {
         (Some(_), Some(_)) => return wrong("the request names its host more than once"),
@@ -345,7 +350,12 @@ async fn open(config: &Config, head: &mut Parts, body: Bytes) -> Result<(Bytes, 
     if !takes || !package::said(&head.headers).is_some_and(|said| package::is_multipart(&said)) {
         return Ok((body, Carried::default()));
     }
-    let opened = Box::pin(package::open_in(&mut head.headers, body)).await?;
+    let opened = Box::pin(package::open_in(
+        &mut head.headers,
+        body,
+        config.charset.as_deref(),
+    ))
+    .await?;
     if config.soap.is_some() {
         check_type(config, head)?;
     }
@@ -515,7 +525,7 @@ async fn read(
 ) -> Result<Bytes, Refusal> {
     let limits = &connection.limits;
     let coding = head.headers.get(header::CONTENT_ENCODING);
-    let received = body::collect(body, limit, Some(limits.body_pause))
+    let received = body::collect(body::InTurn(body), limit, Some(limits.body_pause))
         .await
         .map_err(|error| refuse_body(error).close())?;
     match coding {
@@ -739,8 +749,7 @@ fn operation(wsdl: &Wsdl, head: &Parts, seen: &Envelope) -> Result<bool, Refusal
             return Err(Refusal::new(Code::Client, reason));
         }
     }
-    let known = fitting.clone().next().is_some();
-    Ok(known && fitting.clone().all(|operation| operation.output.is_none()))
+    Ok(wsdl.is_one_way(seen.element.as_ref()))
 }
 
 /// What a request says of its intent: SOAPAction (SOAP 1.1 section 6.1.1), or `action` of the content

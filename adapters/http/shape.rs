@@ -177,24 +177,7 @@ impl Refusal {
 
 /// The status that goes with a fault, SOAP aside.
 pub(crate) fn status_of(fault: &Fault) -> StatusCode {
-    let said = fault
-        .http_status
-        .and_then(|status| StatusCode::from_u16(status).ok());
-    if let Some(status) = said.filter(|status| status.as_u16() >= 400) {
-        return status;
-    }
-    match fault.code {
-        Code::Client => StatusCode::BAD_REQUEST,
-        Code::Unroutable => StatusCode::UNPROCESSABLE_ENTITY,
-        Code::NotFound => StatusCode::NOT_FOUND,
-        Code::Denied => StatusCode::FORBIDDEN,
-        Code::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-        Code::Unsupported => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-        Code::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
-        Code::Destination => StatusCode::BAD_GATEWAY,
-        Code::Timeout | Code::InDoubt => StatusCode::GATEWAY_TIMEOUT,
-        Code::Transform | Code::Internal => StatusCode::INTERNAL_SERVER_ERROR,
-    }
+    StatusCode::from_u16(fault.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
 }
 
 /// The status of a SOAP fault: what HTTP itself says of a request keeps its status; otherwise the
@@ -224,7 +207,10 @@ pub(crate) fn fault(shape: Shape, id: MessageId, refusal: &Refusal) -> Answer {
     let (status, body) = match shape {
         Shape::Soap(version) => {
             let sender = fault.code.is_rejection();
-            let status = soap_status(version, usual, sender, &refusal.soap);
+            let status = match refusal.status {
+                Some(status) if matches!(refusal.soap, SoapCode::Usual) => status,
+                _ => soap_status(version, usual, sender, &refusal.soap),
+            };
             let body = soap_fault(version, id, fault, sender, &refusal.soap);
             (status, body)
         }

@@ -8,7 +8,7 @@ use std::fmt;
 use std::ops::Range;
 
 use http::StatusCode;
-use memchr::memmem;
+use memchr::{memmem, memrchr};
 use xbus_core::long;
 use xbus_xml::XmlLimits;
 use xbus_xml::reader::{Reader, Start, Step};
@@ -456,6 +456,23 @@ pub(crate) fn status_of(version: Version, side: FaultSide) -> StatusCode {
         (Version::V12, FaultSide::Sender) => StatusCode::BAD_REQUEST,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     }
+}
+
+/// Whether a body that begins as an envelope does not end as one: the end tag of the Envelope is the
+/// last thing in it, comments and instructions aside. What stands between is not looked at.
+pub(crate) fn is_cut_off(body: &[u8]) -> bool {
+    let text = body.trim_ascii_end();
+    // In UTF-16 tags look otherwise.
+    let wide = body.iter().take(4).any(|byte| matches!(byte, 0 | 0xfe..));
+    if wide || text.ends_with(b"-->") || text.ends_with(b"?>") {
+        return false;
+    }
+    let end = memrchr(b'<', text).map(|at| &text[at..]);
+    let name = end
+        .and_then(|tag| tag.strip_prefix(b"</"))
+        .and_then(|tag| tag.strip_suffix(b">"))
+        .map(<[u8]>::trim_ascii_end);
+    name.and_then(|name| name.rsplit(|c| *c == b':').next()) != Some(b"Envelope")
 }
 
 /// The fault in a body of one of SOAP's media types.

@@ -8,6 +8,7 @@ use std::ops::ControlFlow;
 
 use quick_xml::events::Event;
 use quick_xml::name::ResolveResult;
+use xbus_core::{Format, Message, Rules};
 use xbus_xml::XmlLimits;
 use xbus_xml::reader::{self, Sink, Start};
 
@@ -39,6 +40,29 @@ pub(crate) fn check(
             "{} (line {}, column {})",
             error.message, error.line, error.column
         ))),
+    }
+}
+
+/// Whole answers: what a caller gets is well-formed to its end, where it is XML.
+pub(crate) struct WholeAnswers {
+    /// Every answer is, and an envelope or what stands in one.
+    pub(crate) soap: bool,
+}
+
+impl Rules for WholeAnswers {
+    fn verdict(&self) -> &'static str {
+        "cannot be passed on"
+    }
+
+    fn check(&self, message: &Message) -> Result<(), String> {
+        let body = message.body.bytes();
+        if body.is_empty() || !(self.soap || message.format() == Some(Format::Xml)) {
+            return Ok(());
+        }
+        let label = message.content_type().and_then(xbus_charset::label);
+        let limits = XmlLimits::default();
+        let checked = check(body, label, limits.depth, limits.attributes, self.soap);
+        checked.map_err(|why| format!("it is {why}"))
     }
 }
 

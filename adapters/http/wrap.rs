@@ -8,10 +8,11 @@ use quick_xml::events::{BytesStart, Event};
 use quick_xml::name::{QName, ResolveResult};
 use quick_xml::reader::NsReader;
 use xbus_core::long;
+use xbus_xml::XmlLimits;
 use xbus_xml::reader::{namespaced, said};
 
 use crate::soap::{Envelope, NS_11, NS_12, NotSoap, Version, look};
-use crate::{fault, xml};
+use crate::{fault, wellformed, xml};
 
 /// An envelope around `content` (XML in UTF-8 without declaration).
 pub(crate) fn envelope(version: Version, content: &str) -> String {
@@ -62,8 +63,13 @@ fn made(
         }
         Err(NotSoap::OtherElement) => {
             let text = xbus_charset::decode(body, charset, true)?;
-            let content = xml::without_prolog(&text)?;
-            Ok((envelope(version, content).into(), true))
+            let made = envelope(version, xml::without_prolog(&text)?);
+            // What an envelope of the bus holds does not break it.
+            let limits = XmlLimits::default();
+            let utf8 = Some("utf-8");
+            wellformed::check(made.as_bytes(), utf8, limits.depth, limits.attributes, true)
+                .map_err(|why| format!("within its envelope it is {why}"))?;
+            Ok((made.into(), true))
         }
         Err(NotSoap::OtherVersion) => Err("an envelope of an unknown version of SOAP".into()),
         Err(NotSoap::Malformed(_)) if body.trim_ascii().is_empty() => {
@@ -83,6 +89,7 @@ fn map(version: Version, text: &str) -> Result<String, String> {
     loop {
         let event = reader.read_event().map_err(|error| said(&error))?;
         let event = match event {
+            Event::Eof if depth > 0 => return Err("it ends in the middle".into()),
             Event::Eof => break,
             Event::Start(start) => {
                 depth += 1;
@@ -197,6 +204,27 @@ fn block_attribute(version: Version, local: &str, value: &str) -> Mapped {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_wrapped_or_mapped_is_whole() {
+        let made = |body: String| into_envelope(Version::V11, &Bytes::from(body), None);
+        assert!(made("<a/> <b>1</b>".to_owned()).is_ok(), "two elements");
+        for broken in [
+            "<a><b></a>",
+            "<a>",
+            "<a/></soap:Body>",
+            "<a/>&no;",
+            "<x:a/>",
+        ] {
+            let why = made(broken.to_owned()).unwrap_err();
+            assert!(why.contains("not well-formed"), "{broken}: {why}");
+        }
+        let whole = envelope(Version::V12, "<a>1</a>");
+        assert!(made(whole.clone()).is_ok());
+        for cut in [whole.len() - 1, whole.len() - 20, whole.len() - 35] {
+            assert!(made(whole[..cut].to_owned()).is_err(), "{cut}");
+        }
+    }
 
     #[test]
     fn header_blocks_are_mapped_with_the_envelope() {

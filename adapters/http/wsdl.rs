@@ -260,6 +260,12 @@ impl Wsdl {
             .iter()
             .filter(move |operation| operation.input.first() == element)
     }
+
+    /// Whether nothing goes back to a Body with this first element.
+    pub(crate) fn is_one_way(&self, element: Option<&Name>) -> bool {
+        let mut fitting = self.by_element(element).peekable();
+        fitting.peek().is_some() && fitting.all(|operation| operation.output.is_none())
+    }
 }
 
 fn name_of(file: &Path) -> String {

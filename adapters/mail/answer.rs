@@ -317,7 +317,10 @@ mod tests {
             charset: None,
         };
         let mail = format!("From: Ann <ann@shop.example>\nMessage-ID: <1@shop>\n{head}\n\nhi");
-        open::messages(mail.as_bytes(), &reading).unwrap().remove(0)
+        open::messages(mail.as_bytes(), &reading)
+            .unwrap()
+            .remove(0)
+            .unwrap()
     }
 
     fn answers() -> Answers {

@@ -64,8 +64,12 @@ pub(crate) struct Refused {
     pub(crate) fault: Box<Fault>,
 }
 
-/// The messages of a mail, in its order. Never none.
-pub(crate) fn messages(mail: &[u8], reading: &Reading) -> Result<Vec<Message>, Refused> {
+/// What becomes of a part of a mail.
+pub(crate) type Made = Result<Message, Refused>;
+
+/// The messages of a mail, in its order. Never none. One of several attachments that cannot be read is
+/// an error of its own; the error of the whole is that there is no message.
+pub(crate) fn messages(mail: &[u8], reading: &Reading) -> Result<Vec<Made>, Refused> {
     let (headers, made) = match Fields::read(mail) {
         Ok((fields, body)) => (headers(&fields), mime::leaves(mail, fields, body).map(Some)),
         Err(fault) => (Headers::new(), Err(fault)),
@@ -216,19 +220,18 @@ fn tnef(leaves: &[Leaf<'_>], reading: &Reading) -> Result<(), Fault> {
     ))
 }
 
-fn make(leaves: &[Leaf<'_>], headers: &Headers, reading: &Reading) -> Result<Vec<Message>, Fault> {
+fn make(leaves: &[Leaf<'_>], headers: &Headers, reading: &Reading) -> Result<Vec<Made>, Fault> {
     if reading.attachments == Attachments::Each {
         let texts = leaves.iter().any(is_text);
         let attached: Vec<&Leaf<'_>> = leaves
             .iter()
             .filter(|leaf| is_attachment(leaf) && !(texts && is_form(leaf)))
             .collect();
+        if let [leaf] = attached[..] {
+            return Ok(vec![Ok(attachment(leaf, 1, headers, reading)?)]);
+        }
         if !attached.is_empty() {
-            return attached
-                .iter()
-                .enumerate()
-                .map(|(number, leaf)| attachment(leaf, number + 1, headers, reading))
-                .collect();
+            return Ok(each(&attached, headers, reading));
         }
     }
     let mut message = text(leaves, headers, reading)?;
@@ -240,7 +243,28 @@ fn make(leaves: &[Leaf<'_>], headers: &Headers, reading: &Reading) -> Result<Vec
             .collect();
         message.attachments = all?.into();
     }
-    Ok(vec![message])
+    Ok(vec![Ok(message)])
+}
+
+/// A message of each attachment, as far as it can be read.
+fn each(attached: &[&Leaf<'_>], headers: &Headers, reading: &Reading) -> Vec<Made> {
+    let one = |(at, leaf): (usize, &&Leaf<'_>)| {
+        attachment(leaf, at + 1, headers, reading).map_err(|fault| {
+            let mut headers = headers.clone();
+            headers.set("mail.attachment", &name_of(leaf, at + 1));
+            refused(headers, fault)
+        })
+    };
+    attached.iter().enumerate().map(one).collect()
+}
+
+/// The name by which an attachment is known.
+fn name_of(leaf: &Leaf<'_>, number: usize) -> Arc<str> {
+    match &leaf.name {
+        Some(name) => Arc::from(name.as_ref()),
+        None if leaf.kind.word == "message/rfc822" => format!("attachment-{number}.eml").into(),
+        None => format!("attachment-{number}").into(),
+    }
 }
 
 /// A mail that is nothing but a document.
@@ -359,11 +383,7 @@ fn attachment(
     reading: &Reading,
 ) -> Result<Message, Fault> {
     let mut attached = attached(leaf, reading)?;
-    let name: Arc<str> = match attached.name.take() {
-        Some(name) => name,
-        None if leaf.kind.word == "message/rfc822" => format!("attachment-{number}.eml").into(),
-        None => format!("attachment-{number}").into(),
-    };
+    let name = name_of(leaf, number);
     attached.name = Some(name.clone());
     let format = attached.format();
     let mut message = Message::new(attached.body);
@@ -431,7 +451,7 @@ mod tests {
     fn one(mail: &str, reading: &Reading) -> Message {
         let mut all = messages(mail.as_bytes(), reading).unwrap();
         assert_eq!(all.len(), 1, "{mail}");
-        all.remove(0)
+        all.remove(0).unwrap()
     }
 
     fn body(message: &Message) -> String {
@@ -486,7 +506,11 @@ mod tests {
         let mail = format!(
             "Subject: order\nContent-Type: multipart/mixed; boundary=m\n\n--m\n{BOTH}--m\nContent-Type: multipart/related; boundary=r\n\n--r\nContent-Type: text/html\n\nx\n--r\nContent-Type: image/png\nContent-ID: <logo>\n\npng\n--r--\n--m\nContent-Type: application/octet-stream; name=order.xml\nContent-Transfer-Encoding: base64\n\nPGEvPg==\n--m\nContent-Type: text/plain; charset=windows-1252\nContent-Disposition: attachment\n\nnote\n--m\nContent-Type: message/rfc822\n\nSubject: within\n\nx\n--m--\n"
         );
-        let all = messages(mail.as_bytes(), &EACH).unwrap();
+        let all: Vec<Message> = messages(mail.as_bytes(), &EACH)
+            .unwrap()
+            .into_iter()
+            .map(Result::unwrap)
+            .collect();
         let told: Vec<_> = all
             .iter()
             .map(|one| {
@@ -666,7 +690,7 @@ mod tests {
             let mut mail = format!("Content-Type: text/plain{charset}\n\n").into_bytes();
             mail.extend_from_slice(bytes);
             messages(&mail, &EACH)
-                .map(|all| body(&all[0]))
+                .map(|all| body(all[0].as_ref().unwrap()))
                 .map_err(|r| r.fault.reason)
         };
         assert_eq!(text("; charset=iso-8859-15", b"\xa4").unwrap(), "€");
@@ -798,7 +822,7 @@ mod tests {
             match messages(&mail, &reading) {
                 Ok(all) => {
                     assert!(!all.is_empty());
-                    for (name, value) in all.iter().flat_map(|one| one.headers.iter()) {
+                    for (name, value) in all.iter().flatten().flat_map(|one| one.headers.iter()) {
                         let shown = String::from_utf8_lossy(&mail);
                         assert!(!value.contains(char::is_control), "{name} in {shown:?}");
                     }
@@ -811,6 +835,31 @@ mod tests {
             }
         }
         assert!(read > 500 && refused > 50, "{read} read, {refused} refused");
+    }
+
+    #[test]
+    fn one_damaged_attachment_leaves_the_others() {
+        let part = |head: &str, body: &str| {
+            format!(
+                "--m\nContent-Type: application/xml{head}\nContent-Transfer-Encoding: base64\n\n{body}\n"
+            )
+        };
+        let head = "Subject: s\nContent-Type: multipart/mixed; boundary=m\n\n";
+        let (good, bad) = (part("; name=good.xml", "PGEvPg=="), part("", "PGEvP"));
+        let mail = format!("{head}{bad}{good}{bad}--m--\n");
+        let all = messages(mail.as_bytes(), &EACH).unwrap();
+        assert_eq!(all.len(), 3);
+        assert_eq!(body(all[1].as_ref().unwrap()), "<a/>");
+        for (at, name) in [(0, "attachment-1"), (2, "attachment-3")] {
+            let refused = all[at].as_ref().unwrap_err();
+            assert!(refused.fault.reason.contains("damaged"), "{refused:?}");
+            let header = |name| refused.message.headers.get(name);
+            assert_eq!(header("mail.attachment"), Some(name));
+            assert_eq!(header("mail.subject"), Some("s"));
+        }
+        // Alone it is the mail, and with `all` its part.
+        assert!(reason(&format!("{head}{bad}--m--\n"), &EACH).contains("damaged"));
+        assert!(reason(&mail, &ALL).contains("damaged"));
     }
 
     #[test]

@@ -107,7 +107,7 @@ impl Mail<'_> {
         };
         let count = messages.len();
         let mut failures: Vec<(String, Failure)> = Vec::new();
-        for (at, message) in messages.into_iter().enumerate() {
+        for (at, made) in messages.into_iter().enumerate() {
             let names = match count {
                 1 => self.names.clone(),
                 _ => self.names.part(at + 1),
@@ -116,8 +116,11 @@ impl Mail<'_> {
                 tracing::info!(route = %self.inbox.route(), "already accepted before, only marked");
                 continue;
             }
-            let label = message
-                .headers
+            let headers = match &made {
+                Ok(message) => &message.headers,
+                Err(refused) => &refused.message.headers,
+            };
+            let label = headers
                 .get("mail.attachment")
                 .unwrap_or("the mail")
                 .to_owned();
@@ -126,7 +129,11 @@ impl Mail<'_> {
                 failures.push((label, Failure::from_text(why)));
                 continue;
             }
-            match self.deliver(message, &names).await {
+            let delivered = match made {
+                Ok(message) => self.deliver(message, &names).await,
+                Err(refused) => Err(self.journalled(*refused.message, &refused.fault).await),
+            };
+            match delivered {
                 Ok(true) => {}
                 Ok(false) => return Fate::Stopped,
                 Err(failure) => {
@@ -180,11 +187,15 @@ impl Mail<'_> {
         }
     }
 
-    /// Journals a mail that gives no message.
-    pub(crate) async fn refuse(&self, message: Message, fault: &Fault) -> Fate {
+    async fn journalled(&self, message: Message, fault: &Fault) -> Failure {
         let id = message.id;
         self.inbox.refuse(message, fault).await;
-        Fate::Failed(Failure::of(id, 1, fault))
+        Failure::of(id, 1, fault)
+    }
+
+    /// Journals a mail that gives no message.
+    pub(crate) async fn refuse(&self, message: Message, fault: &Fault) -> Fate {
+        Fate::Failed(self.journalled(message, fault).await)
     }
 }
 

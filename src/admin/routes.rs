@@ -18,7 +18,7 @@ use xbus_core::long;
 use xbus_core::plan::Route;
 use xbus_core::problem::suggest;
 use xbus_core::stats::StepStats;
-use xbus_core::{Code, Fault, Headers, Inbox, Message, MessageId, Reply};
+use xbus_core::{Fault, Headers, Inbox, Message, MessageId, Reply};
 
 use crate::error::ApiError;
 use crate::listener::Peer;
@@ -244,22 +244,5 @@ fn fault_of(fault: &Fault) -> Value {
 
 /// The status that an HTTP caller gets for a fault.
 fn http_status(fault: &Fault) -> StatusCode {
-    if let Some(status) = fault
-        .http_status
-        .and_then(|code| StatusCode::from_u16(code).ok())
-    {
-        return status;
-    }
-    match fault.code {
-        Code::Client => StatusCode::BAD_REQUEST,
-        Code::Unroutable => StatusCode::UNPROCESSABLE_ENTITY,
-        Code::NotFound => StatusCode::NOT_FOUND,
-        Code::Denied => StatusCode::FORBIDDEN,
-        Code::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-        Code::Unsupported => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-        Code::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
-        Code::Destination => StatusCode::BAD_GATEWAY,
-        Code::Timeout | Code::InDoubt => StatusCode::GATEWAY_TIMEOUT,
-        Code::Transform | Code::Internal => StatusCode::INTERNAL_SERVER_ERROR,
-    }
+    StatusCode::from_u16(fault.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
 }

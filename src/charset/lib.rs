@@ -12,6 +12,7 @@ mod declaration;
 mod decode;
 mod encode;
 mod error;
+mod form;
 mod writing;
 
 use encoding_rs::{Encoding, UTF_8};
@@ -20,6 +21,7 @@ pub use declaration::declare;
 pub use decode::{by_route, decode, find, is_utf8, latin1, text, text_leniently};
 pub use encode::encode;
 pub use error::Error;
+pub use form::{CHARSET_FIELD, form_pairs};
 pub use writing::{FIELDS, TYPE, Writing, relabelled};
 
 /// A charset, as one of its labels names it.

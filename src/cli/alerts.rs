@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use xbus_core::Timestamp;
 
 use super::client::Common;
-use super::output::{self, Align, Failure, Table, age, cell, first_line};
+use super::output::{self, Align, Failure, Table, age, cell, first_line, rows, show};
 
 /// Show what has failed and is not mended; try whether administrators are told
 #[derive(clap::Args, Debug)]
@@ -49,32 +49,23 @@ async fn execute(args: Args) -> Result<(), Failure> {
         Action::List => {
             let open = client.get("/api/v1/incidents").await?;
             let now = Timestamp::now();
-            show(&common, &open, |open| listing(open, &common, now));
+            show(common.json, &open, |open| listing(open, &common, now));
         }
         Action::Ways => {
             let ways = client.get("/api/v1/alerts").await?;
-            show(&common, &ways, |ways| table_of_ways(ways, Timestamp::now()));
+            show(common.json, &ways, |ways| {
+                table_of_ways(ways, Timestamp::now())
+            });
         }
         Action::Test => {
             let tried = client.post("/api/v1/alerts/test", &json!({})).await?;
-            show(&common, &tried, trials);
+            show(common.json, &tried, trials);
             if rows(&tried).iter().any(|trial| trial["ok"] != true) {
                 return Err(Failure::told());
             }
         }
     }
     Ok(())
-}
-
-fn show(common: &Common, value: &Value, text: impl FnOnce(&Value) -> String) {
-    match common.json {
-        true => output::print_json(value),
-        false => output::print(&text(value)),
-    }
-}
-
-fn rows(value: &Value) -> &[Value] {
-    value.as_array().map_or(&[], Vec::as_slice)
 }
 
 /// The open incidents, and what to do next about the first.

@@ -7,7 +7,9 @@ use serde_json::{Value, json};
 use xbus_core::Timestamp;
 
 use super::client::{Common, encode, with_query};
-use super::output::{self, Align, Failure, Table, age, cell, cell_lines, facts, first_line, when};
+use super::output::{
+    self, Align, Failure, Table, age, cell, cell_lines, facts, first_line, rows, when,
+};
 use super::send;
 
 /// So many are listed when nothing else is asked for.
@@ -153,21 +155,10 @@ async fn list(common: &Common, filters: Filters) -> Result<(), Failure> {
         ],
     );
     let messages = common.client()?.get(&path).await?;
-    if common.json {
-        output::print_json(&messages);
-    } else {
-        output::print(&listing(
-            &messages,
-            common,
-            Timestamp::now(),
-            output::width(),
-        ));
-    }
+    output::show(common.json, &messages, |messages| {
+        listing(messages, common, Timestamp::now(), output::width())
+    });
     Ok(())
-}
-
-fn rows(value: &Value) -> &[Value] {
-    value.as_array().map_or(&[], Vec::as_slice)
 }
 
 fn listing(messages: &Value, common: &Common, now: Timestamp, width: Option<usize>) -> String {
@@ -214,11 +205,9 @@ fn keys(keys: &Value) -> String {
 }
 
 fn tell(common: &Common, message: &Value) {
-    if common.json {
-        output::print_json(message);
-    } else {
-        output::print(&detail(message, common, Timestamp::now(), output::width()));
-    }
+    output::show(common.json, message, |message| {
+        detail(message, common, Timestamp::now(), output::width())
+    });
 }
 
 fn detail(message: &Value, common: &Common, now: Timestamp, width: Option<usize>) -> String {
@@ -347,17 +336,11 @@ fn next(message: &Value, common: &Common) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::parse as read;
     use super::*;
-    use clap::Parser;
-
-    #[derive(Parser, Debug)]
-    struct Line {
-        #[command(flatten)]
-        args: Args,
-    }
 
     fn parse(line: &str) -> Result<Args, clap::Error> {
-        Line::try_parse_from(line.split(' ')).map(|line| line.args)
+        read(line)
     }
 
     #[test]

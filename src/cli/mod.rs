@@ -85,3 +85,11 @@ fn asking(work: impl Future<Output = ExitCode>) -> ExitCode {
         ),
     }
 }
+
+/// Reads a line that begins with the name of its subcommand.
+#[cfg(test)]
+fn parse<A: clap::Args>(line: &str) -> Result<A, clap::Error> {
+    let command = A::augment_args(clap::Command::new("xbus"));
+    let mut found = command.try_get_matches_from(line.split(' '))?;
+    A::from_arg_matches_mut(&mut found)
+}

@@ -101,6 +101,20 @@ pub fn print_json(value: &Value) {
     print(&format!("{value:#}\n"));
 }
 
+/// Writes what was asked for: as JSON where that is wanted, else as `text` tells it.
+pub fn show(json: bool, value: &Value, text: impl FnOnce(&Value) -> String) {
+    if json {
+        print_json(value);
+    } else {
+        print(&text(value));
+    }
+}
+
+/// The elements of a list; none where it is no list.
+pub fn rows(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
 /// Writes a line to standard error.
 pub fn note(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{text}");

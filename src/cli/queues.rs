@@ -6,7 +6,9 @@ use serde_json::{Value, json};
 use xbus_core::Timestamp;
 
 use super::client::{Common, encode, with_query};
-use super::output::{self, Align, Failure, Table, age, cell, cell_lines, facts, first_line, when};
+use super::output::{
+    self, Align, Failure, Table, age, cell, cell_lines, facts, first_line, rows, when,
+};
 
 /// List queues; show, retry, park, release and drop their messages
 #[derive(clap::Args, Debug)]
@@ -112,16 +114,10 @@ async fn execute(args: Args) -> Result<(), Failure> {
 
 async fn list(common: &Common) -> Result<(), Failure> {
     let queues = common.client()?.get("/api/v1/queues").await?;
-    if common.json {
-        output::print_json(&queues);
-    } else {
-        output::print(&listing(&queues, common, Timestamp::now(), output::width()));
-    }
+    output::show(common.json, &queues, |queues| {
+        listing(queues, common, Timestamp::now(), output::width())
+    });
     Ok(())
-}
-
-fn rows(value: &Value) -> &[Value] {
-    value.as_array().map_or(&[], Vec::as_slice)
 }
 
 /// The queues as a table, and what to do next about the first one that is blocked.
@@ -173,11 +169,9 @@ async fn show(common: &Common, name: &str, limit: u32) -> Result<(), Failure> {
     let path = format!("/api/v1/queues/{}", encode(name));
     let path = with_query(&path, &[("limit", Some(limit.to_string()))]);
     let queue = common.client()?.get(&path).await?;
-    if common.json {
-        output::print_json(&queue);
-    } else {
-        output::print(&detail(&queue, common, Timestamp::now(), output::width()));
-    }
+    output::show(common.json, &queue, |queue| {
+        detail(queue, common, Timestamp::now(), output::width())
+    });
     Ok(())
 }
 
@@ -316,13 +310,11 @@ async fn carry(common: &Common, name: &str, to: &str) -> Result<(), Failure> {
         .client()?
         .post_and_wait(&path, &json!({ "to": to }))
         .await?;
-    if common.json {
-        output::print_json(&answer);
-    } else {
+    output::show(common.json, &answer, |answer| {
         let count = cell(&answer["messages"]);
         let line = format!("queue {name} now lives at {to}; {count} messages were carried over\n");
-        output::print(&output::printable(&line));
-    }
+        output::printable(&line)
+    });
     Ok(())
 }
 
@@ -377,17 +369,11 @@ fn done(action: &str, name: &str, one: &Value) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::parse as read;
     use super::*;
-    use clap::Parser;
-
-    #[derive(Parser, Debug)]
-    struct Line {
-        #[command(flatten)]
-        args: Args,
-    }
 
     fn parse(line: &str) -> Result<Args, clap::Error> {
-        Line::try_parse_from(line.split(' ')).map(|line| line.args)
+        read(line)
     }
 
     fn common() -> Common {

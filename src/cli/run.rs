@@ -13,6 +13,7 @@ use xbus_core::bus::Bus;
 use xbus_core::incident::Incidents;
 use xbus_core::problem::Severity;
 use xbus_core::store::Retention;
+use xbus_core::workers::{self, Workers};
 use xbus_core::{Stop, Store};
 
 use super::log;
@@ -60,20 +61,19 @@ fn start(args: &Args) -> Result<(), Failure> {
     for problem in &problems {
         tracing::warn!(place = %problem.place, code = problem.code, "{}", problem.message);
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .worker_threads(wired.bus.workers)
-        .thread_name("xbus")
-        .thread_stack_size(STACK)
-        .build()
-        .map_err(|error| Failure::failed(format!("no runtime: {error}")))?;
-    let result = runtime.block_on(serve(args, wired));
+    let no_runtime = |error| Failure::failed(format!("no runtime: {error}"));
+    let count = wired.bus.workers;
+    let runtime = workers::main(count, STACK).map_err(no_runtime)?;
+    let (workers, runtimes) = Workers::start(count, STACK).map_err(no_runtime)?;
+    let result = runtime.block_on(serve(args, wired, &workers));
     // What does not end by itself (a hanging file system) must not keep the process.
-    runtime.shutdown_timeout(Duration::from_millis(100));
+    for runtime in runtimes.into_iter().chain([runtime]) {
+        runtime.shutdown_timeout(Duration::from_millis(100));
+    }
     result
 }
 
-async fn serve(args: &Args, wired: Wired) -> Result<(), Failure> {
+async fn serve(args: &Args, wired: Wired, workers: &Workers) -> Result<(), Failure> {
     // Before anything else: a signal that comes early must not end the process.
     let mut signals = Signals::new(&args.dir)?;
     let settings = wired.bus.clone();
@@ -115,7 +115,7 @@ async fn serve(args: &Args, wired: Wired) -> Result<(), Failure> {
                 .join("; ")
         )));
     }
-    hub.start();
+    hub.start(workers);
     ready.store(true, SeqCst);
     announce(&settings, admin, &http);
     let mut in_time = signals.wait_for_end(args, &bus, &kept).await;

@@ -193,19 +193,13 @@ fn fault(common: &Common, body: &Value, status: StatusCode) -> Failure {
 
 #[cfg(test)]
 mod tests {
+    use super::super::parse as read;
     use super::*;
-    use clap::Parser;
-    use serde_json::json;
-
-    #[derive(Parser, Debug)]
-    struct Line {
-        #[command(flatten)]
-        args: Args,
-    }
 
     fn parse(line: &str) -> Result<Args, clap::Error> {
-        Line::try_parse_from(line.split(' ')).map(|line| line.args)
+        read(line)
     }
+    use serde_json::json;
 
     fn headers(line: &str) -> Vec<String> {
         let all = http_headers(&parse(line).unwrap()).unwrap();

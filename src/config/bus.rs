@@ -188,8 +188,8 @@ fn folder_name(root: &Path) -> String {
         .unwrap_or_else(|| String::from("xbus"))
 }
 
-/// Fewer workers than cores make light messages cheaper and leave cores idle when messages compute
-/// (docs/decisions/0002-runtime-shape.md). The number of cores counts affinity and a container's quota.
+/// What was measured with fewer stands in docs/decisions/0002-runtime-shape.md. The number of cores counts affinity
+/// and a container's quota.
 fn usual_workers() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }

@@ -395,8 +395,8 @@ pub static BUS: &[Field] = &[
     Field::new(
         "workers",
         Type::Count(1, MOST_WORKERS),
-        "Threads that messages run on. Left out: as many as there are cores. Work that takes long, the log's \
-         writer and files have threads of their own.",
+        "Threads that callers are served on; what has no caller shares as many others. Left out: as many as \
+         there are cores. Work that takes long, the log's writer and files have threads of their own.",
     ),
     Field::new(
         "admin",

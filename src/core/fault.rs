@@ -54,6 +54,22 @@ impl Code {
         }
     }
 
+    /// The status that a caller over HTTP gets for it (RFC 9110 section 15).
+    pub fn http_status(self) -> u16 {
+        match self {
+            Code::Client => 400,
+            Code::Denied => 403,
+            Code::NotFound => 404,
+            Code::TooLarge => 413,
+            Code::Unsupported => 415,
+            Code::Unroutable => 422,
+            Code::Transform | Code::Internal => 500,
+            Code::Destination => 502,
+            Code::Overloaded => 503,
+            Code::Timeout | Code::InDoubt => 504,
+        }
+    }
+
     /// The code of that name.
     pub fn from_name(name: &str) -> Option<Self> {
         [
@@ -116,6 +132,12 @@ pub struct Fault {
 }
 
 impl Fault {
+    /// The status that a caller over HTTP gets: its own if that tells of an error, else its code's.
+    pub fn status(&self) -> u16 {
+        let own = self.http_status.filter(|own| (400..=999).contains(own));
+        own.unwrap_or_else(|| self.code.http_status())
+    }
+
     /// A fault with a reason that callers may read.
     pub fn new(code: Code, reason: impl Into<String>) -> Self {
         Self {

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, RwLock, Weak};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -103,6 +104,9 @@ struct Queue {
     store: Arc<dyn Store>,
     consumer: Arc<dyn Consumer>,
     stop: Stop,
+    /// Where its lanes are worked on, whoever puts something into them: a worker that serves callers
+    /// would do so with one thread.
+    runtime: Handle,
     /// The other queues, for deliveries that put something into one of them.
     others: Weak<Queues>,
     state: Mutex<State>,
@@ -151,8 +155,8 @@ impl Lanes {
         }
     }
 
-    /// Has `consumer` work off `queue` until `stop`; what it gives resolves once the last delivery
-    /// has ended after that.
+    /// Has `consumer` work off `queue` until `stop`, on the runtime that this is called on; what it
+    /// gives resolves once the last delivery has ended after that.
     pub fn attach(
         &self,
         queue: &Arc<str>,
@@ -164,6 +168,7 @@ impl Lanes {
             store: self.store.clone(),
             consumer,
             stop: stop.clone(),
+            runtime: Handle::current(),
             others: Arc::downgrade(&self.queues),
             state: Mutex::default(),
             wake: Notify::new(),
@@ -501,7 +506,7 @@ impl Queue {
         } else {
             state.dispatching = true;
             self.running.send_replace(true);
-            tokio::spawn(self.clone().run());
+            self.runtime.spawn(self.clone().run());
         }
     }
 

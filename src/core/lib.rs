@@ -40,6 +40,7 @@ pub(crate) mod target;
 pub mod template;
 pub mod time;
 pub mod transform;
+pub mod workers;
 
 pub use adapter::{Call, Kind, Reach, Receiver, Request, SendError, Sender, Stage, Stop};
 pub use attachment::{Attachment, Attachments};

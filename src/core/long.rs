@@ -1,7 +1,7 @@
 //! Work that keeps a thread busy for long, done so that the other tasks of that thread go on.
 //!
-//! The bus has as many workers as cores or fewer (`workers` in xbus.yaml); whatever computes for long on one
-//! would hold up the messages that it has taken up, and with few workers everybody. Such work is done in the place where it
+//! Callers are served by workers ([`crate::workers`]), each of which has a thread; whatever computes for long on one
+//! would hold up everybody whom it serves. Such work is done in the place where it
 //! arises, on the same thread and stack, and the worker's other tasks move to another thread first
 //! ([`tokio::task::block_in_place`]). That costs about 10 µs, so it must be known, or be likely, that the
 //! work takes longer:

@@ -64,20 +64,15 @@ pub(crate) fn check(
     long::over(message.body.bytes().len(), long::PARSED, || {
         rules.check(message)
     })
-    .map_err(|why| match origin {
-        Origin::Received => Fault::new(
-            Code::Client,
-            format!("the message is not as its schema says: {why}"),
-        ),
-        Origin::Response => Fault::new(Code::Destination, "the response is not as its schema says")
-            .detail(format!("the response is not as its schema says: {why}")),
-        Origin::Made => Fault::new(
-            Code::Transform,
-            "what the route made is not as its schema says",
-        )
-        .detail(format!(
-            "what the route made is not as its schema says: {why}"
-        )),
+    .map_err(|why| {
+        let verdict = rules.verdict();
+        match origin {
+            Origin::Received => Fault::new(Code::Client, format!("the message {verdict}: {why}")),
+            Origin::Response => Fault::new(Code::Destination, format!("the response {verdict}"))
+                .detail(format!("the response {verdict}: {why}")),
+            Origin::Made => Fault::new(Code::Transform, format!("what the route made {verdict}"))
+                .detail(format!("what the route made {verdict}: {why}")),
+        }
     })
 }
 

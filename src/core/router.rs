@@ -19,7 +19,7 @@ use crate::request::{self, Origin, holds, transform};
 use crate::store::{
     Change, Commit, Durability, JournalEntry, JournalFault, Outcome, StoreError, TargetEntry,
 };
-use crate::transform::{Context, Value};
+use crate::transform::{Context, Rules, Value};
 use crate::{
     Arrival, Attachments, Fault, Format, Headers, Message, MessageId, Reply, Request, Status,
     Timestamp,
@@ -288,7 +288,7 @@ impl<'a> Journey<'a> {
             Some(plan) => Some(self.make_reply(plan, last).await?),
             None if self.route.steps.is_empty() => None,
             None => {
-                let rules = self.route.checks.response.as_ref();
+                let rules = self.rules_of_reply();
                 let origin = match Arc::ptr_eq(last, &self.context.received) {
                     true => Origin::Received,
                     false => Origin::Response,
@@ -323,6 +323,12 @@ impl<'a> Journey<'a> {
         self.reply(status, message)
     }
 
+    /// What a reply to the received message is held against.
+    fn rules_of_reply(&self) -> Option<&Arc<dyn Rules>> {
+        let rules = self.route.checks.response.as_ref()?;
+        rules.answers(&self.context.received).then_some(rules)
+    }
+
     async fn make_reply(
         &self,
         plan: &ReplyPlan,
@@ -346,7 +352,7 @@ impl<'a> Journey<'a> {
                 .headers
                 .set("content-type", content_type);
         }
-        request::check(self.route.checks.response.as_ref(), &message, Origin::Made)
+        request::check(self.rules_of_reply(), &message, Origin::Made)
             .map_err(|fault| fault.at(&step))?;
         Ok(message)
     }

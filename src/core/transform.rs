@@ -86,6 +86,17 @@ pub trait Expression: Send + Sync {
 pub trait Rules: Send + Sync {
     /// The error says where the message breaks which rule (line, element, rule), without its values.
     fn check(&self, message: &Message) -> Result<(), String>;
+
+    /// What is said of a message that breaks them, ahead of how: such as `the response` and this.
+    fn verdict(&self) -> &'static str {
+        "is not as its schema says"
+    }
+
+    /// Whether what goes back to `received` is held against them: not where nothing does.
+    fn answers(&self, received: &Message) -> bool {
+        let _ = received;
+        true
+    }
 }
 
 /// What is held against rules before it goes on.

@@ -73,7 +73,8 @@ impl Keeper {
         loop {
             let inner = self.inner.clone();
             let mut duties = lock(&inner.duties);
-            if duties.sealed.is_empty() && !duties.stop && !duties.checkpoint {
+            let idle = duties.sealed.is_empty() && !duties.checkpoint && !duties.ahead;
+            if idle && !duties.stop {
                 duties = inner
                     .duty
                     .wait_timeout(duties, inner.options.prune_every)
@@ -82,11 +83,16 @@ impl Keeper {
             }
             let sealed = std::mem::take(&mut duties.sealed);
             let asked = std::mem::take(&mut duties.checkpoint);
+            let ahead = std::mem::take(&mut duties.ahead);
             let stop = duties.stop;
             drop(duties);
+            if ahead && !stop {
+                inner.ahead.make(&*inner.disk, inner.options.segment_size);
+            }
             self.unwritten.extend(sealed);
             self.write_indexes();
             if stop {
+                inner.ahead.remove(&*inner.disk);
                 if !inner.has_failed()
                     && let Err(error) = self.checkpoint(true)
                 {

@@ -9,6 +9,7 @@
 //! Absent: transactions that read (a commit is checked against what is there when it is handed in,
 //! and then takes effect as it is), queries beyond [`xbus_core::store::Query`], more than one process.
 
+mod ahead;
 mod checkpoint;
 mod codec;
 mod disk;

@@ -18,6 +18,7 @@ use xbus_core::store::{Change, Commit, Durability, Outcome, StoreError};
 use xbus_core::{MessageId, Timestamp};
 
 use crate::Options;
+use crate::ahead::{AHEAD, Ahead, Ground};
 use crate::codec::Reader;
 use crate::disk::{Disk, DiskFile, OpenFiles, is_full};
 use crate::index::{IndexFile, Rows};
@@ -88,6 +89,8 @@ pub struct Journal {
 pub struct Duties {
     pub sealed: Vec<Arc<Rows>>,
     pub checkpoint: bool,
+    /// The next segment's file is to be made ahead.
+    pub ahead: bool,
     pub stop: bool,
 }
 
@@ -105,6 +108,7 @@ pub struct Inner {
     pub damaged: Mutex<Vec<u32>>,
     pub duties: Mutex<Duties>,
     pub duty: Condvar,
+    pub ahead: Ahead,
     /// Bytes of everything but segments and indexes.
     pub other_bytes: AtomicU64,
     pub is_full: AtomicBool,
@@ -159,6 +163,7 @@ impl Inner {
             damaged: Mutex::new(damaged),
             duties: Mutex::default(),
             duty: Condvar::new(),
+            ahead: Ahead::default(),
             other_bytes: AtomicU64::new(0),
             is_full: AtomicBool::new(false),
             roll_wanted: AtomicBool::new(false),
@@ -515,6 +520,7 @@ pub struct Tail {
     pub len: u64,
     pub capacity: u64,
     pub synced: u64,
+    pub ground: Ground,
 }
 
 /// The one thread that writes the log.
@@ -544,7 +550,8 @@ pub fn create_segment(disk: &dyn Disk, number: u32, capacity: u64) -> io::Result
     let made = (|| {
         let file = disk.open(NEW, true)?;
         file.allocate(capacity)?;
-        start_segment(disk, NEW, file, number, capacity)
+        let ground = Ground::reserved(SEGMENT_HEAD as u64);
+        start_segment(disk, NEW, file, number, capacity, ground)
     })();
     if made.is_err() {
         let _ = disk.remove(NEW);
@@ -558,6 +565,7 @@ fn start_segment(
     file: Arc<dyn DiskFile>,
     number: u32,
     capacity: u64,
+    ground: Ground,
 ) -> io::Result<Tail> {
     file.write_at(&segment_head(number), 0)?;
     file.sync()?;
@@ -569,6 +577,7 @@ fn start_segment(
         len: SEGMENT_HEAD as u64,
         capacity,
         synced: SEGMENT_HEAD as u64,
+        ground,
     })
 }
 
@@ -636,7 +645,8 @@ impl LogWriter {
     /// Writes, syncs where wanted, applies, answers. An error means that the store failed.
     fn write(&mut self, batch: &mut Batch) -> io::Result<()> {
         let mut placed: Vec<Option<(u32, u32)>> = vec![None; batch.frames.len()];
-        if self.inner.roll_wanted.swap(false, Ordering::Relaxed)
+        let gives_way = !self.tail.ground.is_written && self.inner.ahead.is_there();
+        if (self.inner.roll_wanted.swap(false, Ordering::Relaxed) || gives_way)
             && self.tail.len > SEGMENT_HEAD as u64
             && let Err(error) = self.roll(FRAME_HEAD as u64)
             && !is_full(&error)
@@ -699,6 +709,10 @@ impl LogWriter {
             self.tail.len += (end - start) as u64;
             self.unsynced_since.get_or_insert_with(Instant::now);
             at = next;
+        }
+        if self.tail.ground.asks(self.tail.len, self.tail.capacity) {
+            lock(&self.inner.duties).ahead = true;
+            self.inner.duty.notify_one();
         }
         let overdue = self
             .unsynced_since
@@ -780,6 +794,17 @@ impl LogWriter {
     fn roll(&mut self, len: u64) -> io::Result<()> {
         let wanted = len + SEGMENT_HEAD as u64;
         let mut capacity = self.inner.options.segment_size.max(wanted);
+        if capacity == self.inner.options.segment_size
+            && let Some(file) = self.inner.ahead.take()
+        {
+            let disk = self.inner.disk.clone();
+            let (number, ground) = (self.tail.number + 1, Ground::written());
+            match start_segment(&*disk, AHEAD, file, number, capacity, ground) {
+                Ok(tail) => return self.seal(tail),
+                Err(error) if is_full(&error) => drop(disk.remove(AHEAD)),
+                Err(error) => return Err(error),
+            }
+        }
         loop {
             match create_segment(&*self.inner.disk, self.tail.number + 1, capacity) {
                 Ok(tail) => return self.seal(tail),
@@ -817,7 +842,8 @@ impl LogWriter {
         self.has_reserve = false;
         let disk = self.inner.disk.clone();
         let file = disk.open(RESERVE, false)?;
-        let next = start_segment(&*disk, RESERVE, file, self.tail.number + 1, bytes)?;
+        let (number, ground) = (self.tail.number + 1, Ground::reserved(SEGMENT_HEAD as u64));
+        let next = start_segment(&*disk, RESERVE, file, number, bytes, ground)?;
         self.seal(next)?;
         Ok(true)
     }

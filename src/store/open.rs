@@ -11,6 +11,7 @@ use xbus_core::Timestamp;
 use xbus_core::store::StoreError;
 
 use crate::Options;
+use crate::ahead::Ground;
 use crate::checkpoint;
 use crate::disk::{Disk, OpenFiles, is_full};
 use crate::index::{IndexFile, Rows};
@@ -356,6 +357,7 @@ fn tail(
                     len: end,
                     capacity: options.segment_size,
                     synced: end,
+                    ground: Ground::reserved(end),
                 };
                 return Ok((tail, false));
             }
@@ -375,6 +377,7 @@ fn tail(
                 len: end,
                 capacity: end,
                 synced: end,
+                ground: Ground::reserved(end),
             },
             true,
         )),

@@ -571,7 +571,11 @@ impl Store for LogStore {
             .read()
             .unwrap_or_else(PoisonError::into_inner);
         let indexes: u64 = journal.sealed.values().map(|index| index.bytes).sum();
-        segments + indexes + self.inner.other_bytes.load(Ordering::Relaxed)
+        let ahead = match self.inner.ahead.is_there() {
+            true => self.inner.options.segment_size,
+            false => 0,
+        };
+        segments + ahead + indexes + self.inner.other_bytes.load(Ordering::Relaxed)
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

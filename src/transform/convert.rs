@@ -12,7 +12,6 @@ use xbus_core::{Body, Code, Context, Fault, Format, Message, Transform, long};
 
 use crate::json::{Json, Object, write_float};
 use crate::limits::Limits;
-use crate::script::reading::form_pairs;
 use crate::table::{CsvOptions, CsvWriter, Table};
 use crate::xml;
 use crate::xml::tree::{Id, Kind};
@@ -96,7 +95,8 @@ impl Convert {
         let out = if self.to == Format::Text {
             text.into_owned()
         } else {
-            let json = read(&text, from, &self.limits).map_err(unreadable)?;
+            let label = message.content_type().and_then(xbus_charset::label);
+            let json = read(&text, label, from, &self.limits).map_err(unreadable)?;
             write(&json, self.to, &self.limits).map_err(failed)?
         };
         let mut made = message.with_body(Body::from(out));
@@ -105,7 +105,7 @@ impl Convert {
     }
 }
 
-fn read(text: &str, from: Format, limits: &Limits) -> Result<Json, String> {
+fn read(text: &str, label: Option<&str>, from: Format, limits: &Limits) -> Result<Json, String> {
     match from {
         Format::Json => Json::parse(text),
         Format::Csv => {
@@ -127,7 +127,8 @@ fn read(text: &str, from: Format, limits: &Limits) -> Result<Json, String> {
         }
         Format::Form => {
             let mut members: Vec<(ImmutableString, Json)> = Vec::new();
-            for (name, value) in form_pairs(text) {
+            for pair in xbus_charset::form_pairs(text, label).map_err(String::from)? {
+                let (name, value) = pair.map_err(String::from)?;
                 if members.len() >= 1_000 {
                     return Err("more than 1,000 fields".into());
                 }
@@ -526,6 +527,33 @@ mod tests {
                 "{from} to {to}: {body}"
             );
         }
+    }
+
+    #[test]
+    fn forms_are_read_in_their_charset() {
+        let convert = |content_type: &str, body: &str| {
+            let mut message = Message::new(body.to_owned());
+            message.headers.set("content-type", content_type);
+            let message = Arc::new(message);
+            let context = Context::new("r".into(), message.clone());
+            let convert = Convert {
+                from: None,
+                to: Format::Json,
+                limits: Limits::default(),
+            };
+            let made = convert
+                .apply(&message, &context)
+                .map_err(|fault| fault.code)?;
+            Ok(String::from_utf8(made.body.bytes().to_vec()).unwrap())
+        };
+        let plain = "application/x-www-form-urlencoded";
+        let latin = "application/x-www-form-urlencoded; charset=iso-8859-1";
+        assert_eq!(convert(latin, "a=%E9"), Ok(r#"{"a":"é"}"#.to_owned()));
+        assert_eq!(
+            convert(plain, "_charset_=latin1&a=%E9"),
+            Ok(r#"{"_charset_":"UTF-8","a":"é"}"#.to_owned())
+        );
+        assert_eq!(convert(plain, "a=%E9"), Err(Code::Client));
     }
 
     #[test]

@@ -81,7 +81,7 @@ fn content_id(tag: &BytesStart<'_>) -> Result<Option<String>, String> {
 }
 
 /// RFC 3986 section 2.1; what is no triplet, or no UTF-8 then, stays.
-fn percent_decoded(text: &str) -> String {
+pub(crate) fn percent_decoded(text: &str) -> String {
     let bytes = text.as_bytes();
     let mut out = Vec::with_capacity(bytes.len());
     let mut at = 0;

@@ -206,9 +206,10 @@ fn a_reload_takes_up_new_routes_and_keeps_the_old_ones_on_an_error() {
         "receive: { http: { path: /b } }\nreply: { transform: a.rhai }\n",
     );
     signal(bus.pid(), "HUP");
-    wait_for("the new version", || {
-        (post(bus.http, "/a", "text/plain", b"").json()["version"] == 2).then_some(())
+    wait_for("the end of the reload", || {
+        installation.log().contains(" reloaded").then_some(())
     });
+    assert_eq!(post(bus.http, "/a", "text/plain", b"").json()["version"], 2);
     assert_eq!(post(bus.http, "/b", "text/plain", b"").status, 200);
     installation.script("a.rhai", "#{ version: ");
     signal(bus.pid(), "HUP");

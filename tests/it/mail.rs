@@ -1,8 +1,9 @@
 //! Failure mail and the mail sender, against a real SMTP server.
 
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 
+use crate::support::python::program;
 use crate::support::{Answer, Destination, Installation, free_port, post, wait_for};
 
 /// aiosmtpd as a child process; it keeps each mail as a file.
@@ -23,16 +24,8 @@ impl Sink {
 
     /// With further arguments, as smtp_sink.py explains them.
     pub fn with(port: u16, more: &[&str]) -> Self {
-        let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-        let python = root.join(".venv/bin/python");
-        assert!(
-            python.exists(),
-            "the tests need {}: run 'make tools' once",
-            python.display()
-        );
         let folder = tempfile::tempdir().expect("a folder");
-        let child = Command::new(python)
-            .arg(root.join("tests/it/smtp_sink.py"))
+        let child = program("smtp_sink.py")
             .arg(port.to_string())
             .arg(folder.path())
             .args(more)

@@ -411,6 +411,15 @@ fn a_mail_that_fails_goes_to_its_folder_with_the_reason_and_stops_no_other() {
             &[("a", "text/csv", "good-a"), ("b", "text/csv", "rejected")],
         ),
     );
+    let mut damaged = with_parts(
+        "damaged",
+        &[("c", "text/csv", "good-c"), ("d", "text/csv", "x")],
+    );
+    let at = damaged
+        .rfind("Content-Type: text/csv")
+        .expect("its last part");
+    damaged.insert_str(at, "Content-Transfer-Encoding: x-nobody\n");
+    server.put("bus", "INBOX", damaged);
     server.put("bus", "INBOX", "no headers at all".as_bytes());
     server.put("bus", "INBOX", plain("good-2", "good-2"));
     let installation = reading(&imap(&server));
@@ -433,7 +442,7 @@ fn a_mail_that_fails_goes_to_its_folder_with_the_reason_and_stops_no_other() {
     let failed = wait_for("the failed ones", || {
         let failed = server.mails("bus", "Trouble");
         // The one that is too large has its reason beside it.
-        (failed.len() == 7 && server.unseen("bus", "INBOX") == 0).then_some(failed)
+        (failed.len() == 8 && server.unseen("bus", "INBOX") == 0).then_some(failed)
     });
     let reason = |subject: &str| -> String {
         let (_, mail) = failed
@@ -452,6 +461,12 @@ fn a_mail_that_fails_goes_to_its_folder_with_the_reason_and_stops_no_other() {
         "{}",
         reason("half")
     );
+    let of_damaged = reason("damaged");
+    assert!(
+        of_damaged.starts_with("1 of 2 attachments failed: 'd'")
+            && of_damaged.contains("transfer encoding"),
+        "{of_damaged}"
+    );
     assert!(
         reason("[xbus] failed: large").contains("limit"),
         "{}",
@@ -465,8 +480,13 @@ fn a_mail_that_fails_goes_to_its_folder_with_the_reason_and_stops_no_other() {
     assert_eq!(server.mails("bus", "INBOX").len(), 3, "the good ones");
     let count = |text: &str| system.got().iter().filter(|got| got.text() == text).count();
     assert_eq!(
-        (count("doubtful"), count("good-a"), count("rejected")),
-        (1, 1, 2)
+        (
+            count("doubtful"),
+            count("good-a"),
+            count("good-c"),
+            count("rejected")
+        ),
+        (1, 1, 1, 2)
     );
     let outcomes = |outcome: &str| {
         let all = bus.json(&["messages", "--outcome", outcome]);
@@ -474,8 +494,8 @@ fn a_mail_that_fails_goes_to_its_folder_with_the_reason_and_stops_no_other() {
     };
     assert_eq!(
         outcomes("failed"),
-        5,
-        "reject, script, large, tnef and one half"
+        6,
+        "reject, script, large, tnef, one half and one that is damaged"
     );
     assert_eq!(outcomes("in-doubt"), 1);
 }

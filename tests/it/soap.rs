@@ -1,33 +1,21 @@
 //! SOAP as legacy systems speak it: WSDLs that are served, messages held against them and against
 //! schemas, with zeep and suds as callers and spyne as a service behind the bus.
 
-use std::io::BufRead;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 
+use crate::support::python::{Service, program};
 use crate::support::{Bus, Destination, Installation, Response, get, request};
 
 const SOAP_11: &str = "http://schemas.xmlsoap.org/soap/envelope/";
 const SOAP_12: &str = "http://www.w3.org/2003/05/soap-envelope";
 const TYPES: &str = "urn:test:depot:types";
 
-pub fn python() -> (Command, PathBuf) {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    let python = root.join(".venv/bin/python");
-    assert!(
-        python.exists(),
-        "the tests need {}: run 'make tools' once",
-        python.display()
-    );
-    (Command::new(python), root)
-}
-
 /// Calls the operations of the WSDL at `url`, and gives what the client made of the answers.
 #[track_caller]
 fn client(kind: &str, url: &str) -> serde_json::Value {
-    let (mut command, root) = python();
-    let output = command
-        .arg(root.join("tests/it/soap_clients.py"))
+    let output = program("soap_clients.py")
         .args([kind, url])
         .output()
         .expect("the client starts");
@@ -74,10 +62,12 @@ fn depot() -> Installation {
         .route(
             "note",
             &format!(
-                "{}distribute:\n  - name: out\n    file: {{ dir: out, name: \"{{{{ id }}}}.xml\" }}\n",
+                "{}distribute:\n  - name: out\n    file: {{ dir: out, name: \"{{{{ id }}}}.xml\" }}\nreply: {{ transform: note.rhai }}\n",
                 receive("Note")
             ),
         )
+        // The operation has no answer that this could be held against.
+        .script("note.rhai", "element(\"t:Noted\", \"yes\")")
         .script(
             "book.rhai",
             "element(\"t:BookResponse\", [element(\"t:booking\", \"7\"), element(\"t:on\", \"2026-11-22\")])",
@@ -194,6 +184,18 @@ fn addresses_are_those_that_the_caller_used() {
             assert_eq!(refused.status, 404, "{name}");
             assert!(refused.text().contains("Envelope"), "{}", refused.text());
         }
+    }
+    for head in ["GET /depot?wsdl", "POST /depot", "GET /depot?wsdl=nothing"] {
+        let mut stream = TcpStream::connect(bus.http).expect("a connection");
+        write!(
+            stream,
+            "{head} HTTP/1.1\r\nHost: a/b\r\nSOAPAction: x\r\nContent-Type: text/xml\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        )
+        .expect("it is sent");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+        assert!(answer.contains("soap:Client"), "{answer}");
     }
     let put = request(bus.http, "PUT", "/depot?wsdl", &[], b"").expect("an answer");
     assert_eq!(put.status, 405);
@@ -383,40 +385,9 @@ fn headers_for_others_need_not_be_understood() {
     );
 }
 
-/// spyne as a child process.
-struct Service {
-    child: Child,
-    port: u16,
-}
-
-impl Service {
-    fn start() -> Self {
-        let (mut command, root) = python();
-        let mut child = command
-            .arg(root.join("tests/it/soap_service.py"))
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the service starts");
-        let mut line = String::new();
-        std::io::BufReader::new(child.stdout.take().expect("its output"))
-            .read_line(&mut line)
-            .expect("a line");
-        let port = line.trim().parse().expect("a port");
-        Self { child, port }
-    }
-}
-
-impl Drop for Service {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 #[test]
 fn a_spyne_service_behind_the_bus_answers_and_faults() {
-    let service = Service::start();
+    let service = Service::start(program("soap_service.py"));
     let installation = Installation::new();
     installation.route(
         "stock",
@@ -516,6 +487,69 @@ fn a_fault_that_is_passed_on_is_answered_in_the_callers_version_or_handled() {
             answer.text()
         );
     }
+}
+
+#[test]
+fn an_answer_that_is_not_well_formed_is_a_fault_before_anything_is_delivered() {
+    let destination = Destination::with(|got| {
+        let inner = match got.path.as_str() {
+            "/whole" => "<a>1</a>",
+            "/broken" => "<a>1</b>",
+            _ => "<a>1",
+        };
+        let whole = envelope(SOAP_11, "", inner);
+        let end = match got.path.as_str() {
+            "/cut" => whole.find("</e:Body>").expect("its end"),
+            _ => whole.len(),
+        };
+        crate::support::Answer::Status(200, "text/xml", whole[..end].into())
+    });
+    let installation = Installation::new();
+    for (name, wellformed) in [("whole", true), ("broken", true), ("cut", false)] {
+        let route = format!(
+            "receive:\n  http: {{ path: /{name}, soap: \"1.1\", wellformed: {wellformed} }}\ninvoke:\n  - name: ask\n    http: {{ url: \"{}\", soap: \"1.1\" }}\n",
+            destination.url(&format!("/{name}"))
+        );
+        installation.route(name, &route);
+    }
+    installation
+        .route(
+            "made",
+            "receive:\n  http: { path: /made, soap: \"1.1\" }\nreply: { transform: made.rhai }\n",
+        )
+        .script("made.rhai", "\"<a><b></a>\"");
+    let bus = installation.start();
+    let ask = |name: &str| {
+        let headers = [("Content-Type", "text/xml")];
+        let body = envelope(SOAP_11, "", "<q/>");
+        request(
+            bus.http,
+            "POST",
+            &format!("/{name}"),
+            &headers,
+            body.as_bytes(),
+        )
+        .expect("an answer")
+    };
+    let whole = ask("whole");
+    assert_eq!(
+        (whole.status, whole.text()),
+        (200, envelope(SOAP_11, "", "<a>1</a>"))
+    );
+    for (name, code) in [
+        ("broken", "destination"),
+        ("cut", "in-doubt"),
+        ("made", "transform"),
+    ] {
+        let refused = ask(name);
+        assert_eq!(refused.status, 500, "{name}: {}", refused.text());
+        assert!(refused.text().contains("soap:Server"), "{}", refused.text());
+        let said = format!("code=\"{code}\"");
+        assert!(refused.text().contains(&said), "{name}: {}", refused.text());
+    }
+    // What a destination answered is a failure of its step, not of the bus.
+    let journal = get(bus.admin, "/api/v1/messages?route=broken").text();
+    assert!(journal.contains("\"outcome\":\"failed\""), "{journal}");
 }
 
 #[test]

@@ -1,10 +1,7 @@
 //! SOAP with attachments and MTOM, both ways, and forms with files.
 
-use std::io::BufRead;
-use std::process::{Child, Stdio};
-
-use crate::soap::python;
 use crate::support::http::find;
+use crate::support::python::{Service, program};
 use crate::support::rabbit::Rabbit;
 use crate::support::{Answer, Bus, Destination, Installation, Response, request};
 
@@ -830,48 +827,16 @@ fn check_explains_where_attach_does_not_fit() {
     assert_eq!(of("e"), "", "{found}");
 }
 
-/// A service of `soap_parts.py`; it ends when dropped.
-struct Peer {
-    child: Child,
-    port: u16,
-}
-
-impl Peer {
-    fn start(mode: &str) -> Self {
-        let (mut command, root) = python();
-        let mut child = command
-            .arg(root.join("tests/it/soap_parts.py"))
-            .arg(mode)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the service starts");
-        let mut line = String::new();
-        let output = child.stdout.take().expect("its output");
-        std::io::BufReader::new(output)
-            .read_line(&mut line)
-            .expect("a line");
-        let port = line.trim().parse().expect("a port");
-        Self { child, port }
-    }
-
-    fn url(&self) -> String {
-        format!("http://127.0.0.1:{}/", self.port)
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// A service of `soap_parts.py`.
+fn peer(mode: &str) -> Service {
+    let mut command = program("soap_parts.py");
+    command.arg(mode);
+    Service::start(command)
 }
 
 #[track_caller]
 fn peer_calls(mode: &str, url: &str) -> serde_json::Value {
-    let (mut command, root) = python();
-    let output = command
-        .arg(root.join("tests/it/soap_parts.py"))
+    let output = program("soap_parts.py")
         .args([mode, url])
         .output()
         .expect("the client starts");
@@ -889,7 +854,7 @@ const PAGE_BASE64_START: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYX";
 
 #[test]
 fn packages_of_another_library_are_read_and_ours_by_it() {
-    let service = Peer::start("service");
+    let service = peer("service");
     let installation = Installation::new();
     for (path, version) in [("/r11", "1.1"), ("/r12", "1.2")] {
         installation.route(
@@ -943,7 +908,7 @@ fn packages_of_another_library_are_read_and_ours_by_it() {
 
 #[test]
 fn zeep_reads_answers_with_attachments() {
-    let service = Peer::start("service");
+    let service = peer("service");
     let installation = Installation::new();
     installation
         .file(
@@ -979,7 +944,7 @@ fn zeep_reads_answers_with_attachments() {
 
 #[test]
 fn a_spyne_service_takes_mtom_from_the_bus() {
-    let service = Peer::start("spyne");
+    let service = peer("spyne");
     let installation = Installation::new();
     installation.route(
         "r",

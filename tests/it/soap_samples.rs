@@ -7,11 +7,11 @@
 use std::io::Write;
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::support::http::read_response;
+use crate::support::python::program;
 use crate::support::{Answer, Bus, Destination, Installation, Response, request};
 
 const SOAP_11: &str = "http://schemas.xmlsoap.org/soap/envelope/";
@@ -310,14 +310,11 @@ fn what_a_script_takes_apart_and_builds_again_says_the_same() {
 /// Documents in a form in which those that say the same are the same.
 #[track_caller]
 fn canonical<'a>(form: &str, files: impl Iterator<Item = &'a Path>) -> Vec<String> {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    let python = root.join(".venv/bin/python");
-    let output = Command::new(&python)
-        .arg(root.join("tests/it/canonical.py"))
+    let output = program("canonical.py")
         .arg(form)
         .args(files)
         .output()
-        .unwrap_or_else(|error| panic!("{}: {error}; run 'make tools' once", python.display()));
+        .expect("the program starts");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{said}");
     serde_json::from_slice(&output.stdout).expect("JSON")

@@ -1,10 +1,10 @@
 //! WS-Security and WS-Addressing: zeep as a caller, a service with checks of its own behind the bus,
 //! tokens that come twice, and what a reload and a crash change about that.
 
-use std::io::BufRead;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
+use crate::support::python::{Service, program};
 use crate::support::{
     Answer, Bus, Destination, Installation, Response, bus::signal, get, request, wait_for,
 };
@@ -16,16 +16,7 @@ const WSA_2004: &str = "http://schemas.xmlsoap.org/ws/2004/08/addressing";
 const PASSWORD: &str = "op3n & <sesame>";
 
 fn peers() -> Command {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    let python = root.join(".venv/bin/python");
-    assert!(
-        python.exists(),
-        "the tests need {}: run 'make tools' once",
-        python.display()
-    );
-    let mut command = Command::new(python);
-    command.arg(root.join("tests/it/soap_security_peers.py"));
-    command
+    program("soap_security_peers.py")
 }
 
 #[track_caller]
@@ -322,39 +313,13 @@ fn routes_of_one_path_ask_for_what_they_ask() {
     );
 }
 
-/// A service as a child process.
-struct Service {
-    child: Child,
-    port: u16,
-}
-
-impl Service {
-    fn start() -> Self {
-        let mut child = peers()
-            .args(["service", "xbus", PASSWORD])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the service starts");
-        let mut line = String::new();
-        std::io::BufReader::new(child.stdout.take().expect("its output"))
-            .read_line(&mut line)
-            .expect("a line");
-        let port = line.trim().parse().expect("a port");
-        Self { child, port }
-    }
-}
-
-impl Drop for Service {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 #[test]
 fn a_service_that_checks_digests_is_called_again_and_again() {
-    let service = Service::start();
+    let service = {
+        let mut command = peers();
+        command.args(["service", "xbus", PASSWORD]);
+        Service::start(command)
+    };
     let mut installation = Installation::new();
     installation.env("XBUS_PASSWORD", PASSWORD).route(
         "ask",

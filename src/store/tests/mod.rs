@@ -1,5 +1,6 @@
 //! Tests of the whole engine through its public trait, on a simulated disk where they must break it.
 
+mod ahead;
 mod basics;
 mod crashes;
 mod deep;

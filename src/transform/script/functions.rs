@@ -243,7 +243,9 @@ fn building_functions(engine: &mut rhai::Engine) {
         .register_fn("json", |value: FLOAT| write_json(value.into()))
         .register_fn("json", |value: bool| write_json(value.into()))
         .register_fn("json", |_: ()| write_json(Dynamic::UNIT))
-        .register_fn("form", |text: &str| reading::form(text))
+        .register_fn("form", |text: &str| -> R<Map> {
+            Ok(reading::form(text, None).map_err(ScriptError::text)?)
+        })
         .register_fn("form", |map: Map| -> R<ImmutableString> {
             let mut out = String::new();
             for (name, value) in &map {

@@ -61,16 +61,23 @@ pub(crate) fn body(call: &Call, message: &Message) -> Result<Dynamic, ScriptErro
             other => from_json(&other),
         },
         Format::Csv => Dynamic::from(List::rows(call.csv(message)?, true)),
-        Format::Form => form(&call.text(message)?).into(),
+        Format::Form => {
+            let label = message.content_type().and_then(xbus_charset::label);
+            form(&call.text(message)?, label)
+                .map_err(|error| call.unreadable(message, &error.to_string()))?
+                .into()
+        }
         Format::Text => call.text(message)?.into(),
         Format::Bytes => Dynamic::from(Octets::whole_body(message)),
     })
 }
 
-/// `application/x-www-form-urlencoded` as a map; a name that comes several times gives a list.
-pub(crate) fn form(text: &str) -> Map {
+/// `application/x-www-form-urlencoded` as a map; a name that comes several times gives a list. `label`
+/// is the charset of its content type.
+pub(crate) fn form(text: &str, label: Option<&str>) -> Result<Map, xbus_charset::Error> {
     let mut map = Map::new();
-    for (name, value) in form_pairs(text).take(10_000) {
+    for pair in xbus_charset::form_pairs(text, label)?.take(10_000) {
+        let (name, value) = pair?;
         let value: Dynamic = value.into();
         match map.get_mut(&*name) {
             None => {
@@ -84,41 +91,7 @@ pub(crate) fn form(text: &str) -> Map {
             Some(before) => *before = vec![before.clone(), value].into(),
         }
     }
-    map
-}
-
-/// Names and values of a form, decoded.
-pub(crate) fn form_pairs(text: &str) -> impl Iterator<Item = (String, String)> {
-    text.trim()
-        .split('&')
-        .filter(|pair| !pair.is_empty())
-        .map(|pair| {
-            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            (unescape(name), unescape(value))
-        })
-}
-
-fn unescape(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((first, after)) = rest.split_first() {
-        rest = after;
-        match first {
-            b'+' => bytes.push(b' '),
-            b'%' => {
-                let digit = |at: usize| after.get(at).and_then(|b| (*b as char).to_digit(16));
-                match (digit(0), digit(1)) {
-                    (Some(high), Some(low)) => {
-                        bytes.push((high * 16 + low) as u8);
-                        rest = &after[2..];
-                    }
-                    _ => bytes.push(b'%'),
-                }
-            }
-            other => bytes.push(*other),
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
+    Ok(map)
 }
 
 /// Where an XPath begins: the current message, another message, or a node.

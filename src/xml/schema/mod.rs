@@ -11,6 +11,7 @@
 //!
 //! Absent: XSD 1.1, the network, files outside of the folder, `xsi:schemaLocation` in messages.
 
+mod blocks;
 mod breach;
 mod pattern;
 mod sources;

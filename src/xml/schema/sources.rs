@@ -1,6 +1,6 @@
 //! The files that a schema or a WSDL consists of: read once, beneath one folder, and looked through
 //! for what the engine does not tell with its place (names that nothing defines, imports that lead
-//! nowhere, patterns that it cannot do).
+//! nowhere, patterns that cannot be read).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io::Read as _;
@@ -11,6 +11,7 @@ use quick_xml::name::{QName, ResolveResult};
 use quick_xml::reader::NsReader;
 
 use crate::reader::{namespaced, said};
+use crate::xop::percent_decoded;
 use xsd_schema::SchemaError;
 
 use super::pattern;
@@ -155,13 +156,14 @@ impl Sources {
     }
 }
 
-/// The path of `location` as seen from the folder of `from`, when it stays beneath the folder.
+/// The path of `location` (a relative reference, RFC 3986) as seen from the folder of `from`, when it
+/// stays beneath the folder.
 pub fn beneath(from: &Path, location: &str) -> Option<PathBuf> {
     let location = location.split('#').next().unwrap_or_default().trim();
     if location.is_empty() || location.contains(':') || location.starts_with(['/', '\\']) {
         return None;
     }
-    let location = location.replace("%20", " ").replace('\\', "/");
+    let location = percent_decoded(location).replace('\\', "/");
     let mut path = PathBuf::new();
     let base = from.parent().unwrap_or(Path::new(""));
     for part in base.components().chain(Path::new(&location).components()) {
@@ -465,13 +467,17 @@ impl Reading<'_> {
                     1 if local == "import" => {
                         let namespace = attribute(&start, "namespace").unwrap_or_default();
                         known.imported.insert(namespace);
+                        let mut tag = plainly_located(&text[at..end], &start);
                         if let Some(theirs) = self.import(&start, file, &spot) {
-                            let tag = with_value(&text[at..end], "namespace", &theirs);
-                            known.mended.push((at, end, tag));
+                            let before = tag.as_deref().unwrap_or(&text[at..end]);
+                            tag = Some(with_value(before, "namespace", &theirs));
                             known.imported.insert(theirs);
                         }
+                        known.mended.extend(tag.map(|tag| (at, end, tag)));
                     }
                     1 if local == "include" || local == "redefine" => {
+                        let tag = plainly_located(&text[at..end], &start);
+                        known.mended.extend(tag.map(|tag| (at, end, tag)));
                         self.include(&start, file, &spot, &mut known);
                     }
                     // What stands in a redefine is at the top of its schema too.
@@ -489,8 +495,8 @@ impl Reading<'_> {
                         Some(Err(what)) => self.say(
                             true,
                             &spot,
-                            format!("this build cannot check {what}"),
-                            "write the pattern without it: list the characters instead",
+                            format!("the pattern cannot be read: {what}"),
+                            "write it as XML Schema part 2, appendix F, says",
                         ),
                         _ => {}
                     }
@@ -872,6 +878,14 @@ fn with_value(tag: &str, name: &str, value: &str) -> String {
         }
         None => tag.to_owned(),
     }
+}
+
+/// A start tag whose `schemaLocation` is the name that the engine knows the file by, where that is
+/// percent-encoded.
+fn plainly_located(tag: &str, start: &BytesStart<'_>) -> Option<String> {
+    let location = attribute(start, "schemaLocation")?;
+    let plain = percent_decoded(&location);
+    (plain != location).then(|| with_value(tag, "schemaLocation", &plain))
 }
 
 /// Where in a well-formed start tag an attribute begins, its quoted value begins, and both end.

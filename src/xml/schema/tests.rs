@@ -112,6 +112,37 @@ fn what_lies_outside_or_nowhere_is_said_with_its_line() {
     assert!(found[0].0, "{found:?}");
 }
 
+#[test]
+fn locations_are_percent_decoded() {
+    let schema = good(&[
+        (
+            "main.xsd",
+            "<xs:schema XS xmlns:b=\"urn:b\"><xs:include schemaLocation=\"Gr%C3%B6%C3%9Fe%20%281%29.xsd\"/>\
+             <xs:import namespace=\"urn:b\" schemaLocation='./sub%2Db/b%26c.xsd'/>\
+             <xs:element name=\"a\"><xs:complexType><xs:sequence><xs:element name=\"s\" type=\"Size\"/>\
+             <xs:element name=\"t\" type=\"b:T\"/></xs:sequence></xs:complexType></xs:element></xs:schema>",
+        ),
+        (
+            "Größe (1).xsd",
+            "<xs:schema XS><xs:simpleType name=\"Size\"><xs:restriction base=\"xs:int\"/></xs:simpleType></xs:schema>",
+        ),
+        (
+            "sub-b/b&c.xsd",
+            "<xs:schema XS targetNamespace=\"urn:b\"><xs:simpleType name=\"T\"><xs:restriction base=\"xs:date\"/></xs:simpleType></xs:schema>",
+        ),
+    ]);
+    assert_eq!(check(&schema, "<a><s>1</s><t>2026-01-31</t></a>"), Ok(()));
+    assert!(check(&schema, "<a><s>x</s><t>2026-01-31</t></a>").is_err());
+    assert!(check(&schema, "<a><s>1</s><t>x</t></a>").is_err());
+    for outside in ["%2e%2e/x.xsd", "%2Fetc/passwd", "a%5C..%5C..%5Cx.xsd"] {
+        assert_eq!(beneath(Path::new("main.xsd"), outside), None, "{outside}");
+    }
+    assert_eq!(
+        beneath(Path::new("in/main.xsd"), "%2e%2e/x%zz.xsd"),
+        Some("x%zz.xsd".into())
+    );
+}
+
 #[cfg(unix)]
 #[test]
 fn links_out_of_the_folder_are_not_followed() {
@@ -208,11 +239,31 @@ fn breaches_name_line_element_and_rule_and_no_value() {
 }
 
 #[test]
-fn patterns_that_cannot_be_checked_are_refused_with_their_line() {
+fn patterns_have_subtractions_blocks_and_names() {
+    let schema = good(&[(
+        "main.xsd",
+        "<xs:schema XS><xs:element name=\"a\"><xs:simpleType><xs:restriction base=\"xs:string\">\n\
+         <xs:pattern value='[a-z-[aeiou]]+ [\\p{IsGreek}]\\P{IsBasicLatin} [\\i-[:]][\\c-[:]]*\\s[&quot;&lt;-[a]]'/>\
+         </xs:restriction></xs:simpleType></xs:element></xs:schema>",
+    )]);
+    assert_eq!(check(&schema, "<a>xyz ωß Ärger-1\t&lt;</a>"), Ok(()));
+    for (text, why) in [
+        ("<a>xez ωß Ärger-1 &lt;</a>", "a vowel"),
+        ("<a>xyz wß Ärger-1 &lt;</a>", "no Greek"),
+        ("<a>xyz ωs Ärger-1 &lt;</a>", "in the block"),
+        ("<a>xyz ωß Är:er-1 &lt;</a>", "a colon"),
+        ("<a>xyz ωß Ärger-1\u{a0}&lt;</a>", "no white space of XML"),
+    ] {
+        assert!(check(&schema, text).is_err(), "{why}");
+    }
+}
+
+#[test]
+fn patterns_that_cannot_be_read_are_refused_with_their_line() {
     let found = said(&[(
         "main.xsd",
         "<xs:schema XS><xs:element name=\"a\"><xs:simpleType><xs:restriction base=\"xs:string\">\n\
-         <xs:pattern value=\"[a-z-[aeiou]]\"/>\n<xs:pattern value=\"\\p{IsGreek}\"/>\
+         <xs:pattern value=\"[a-z-[aeiou]\"/>\n<xs:pattern value=\"\\p{IsKlingon}\"/>\
          </xs:restriction></xs:simpleType></xs:element></xs:schema>",
     )]);
     assert_eq!(

@@ -6,6 +6,7 @@
 use std::fs;
 use std::net::TcpStream;
 use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
@@ -104,6 +105,7 @@ impl Dovecot {
             .arg("-F")
             .arg("-c")
             .arg(self.folder.path().join("dovecot.conf"))
+            .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(told)
@@ -126,23 +128,13 @@ impl Dovecot {
         let Some(mut child) = self.child.take() else {
             return;
         };
-        let workers = self.workers();
         signal(child.id(), "TERM");
         let _ = child.wait();
-        for pid in workers {
-            let _ = Command::new("kill")
-                .args(["-9", &pid.to_string()])
-                .stderr(Stdio::null())
-                .status();
-        }
-    }
-
-    /// The processes that it started.
-    fn workers(&self) -> Vec<u32> {
-        let Some(parent) = self.child.as_ref().map(Child::id) else {
-            return Vec::new();
-        };
-        children(parent)
+        // Those that it started, also in its last moment, are of its group.
+        let _ = Command::new("kill")
+            .args(["-9", "--", &format!("-{}", child.id())])
+            .stderr(Stdio::null())
+            .status();
     }
 
     /// Its first process, for [`freeze`] from other threads.

@@ -7,6 +7,7 @@ pub mod destination;
 pub mod dovecot;
 pub mod http;
 mod ports;
+pub mod python;
 pub mod rabbit;
 
 use std::time::{Duration, Instant};
