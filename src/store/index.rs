@@ -300,37 +300,41 @@ impl Rows {
         files: &Arc<OpenFiles>,
         newest: Timestamp,
     ) -> io::Result<IndexFile> {
-        let mut ids = self.ids.clone();
-        ids.sort_unstable_by_key(|row| (row.hash, row.offset));
-        let mut keys = self.keys.clone();
-        keys.sort_unstable_by_key(|row| (row.hash, row.offset));
-        let mut out =
-            Vec::with_capacity((ids.len() + keys.len() + self.journal.len()) * ROW + 4096);
-        out.extend_from_slice(&MAGIC);
-        out.extend_from_slice(&[0; 8]);
-        for row in &ids {
-            out.extend_from_slice(&row.hash.to_le_bytes());
-            out.extend_from_slice(&row.offset.to_le_bytes());
-            out.extend_from_slice(&u32::from(row.tag).to_le_bytes());
+        let ids = sorted(&self.ids, |row| (row.hash, row.offset));
+        let ids = || ids.iter().map(|at| &self.ids[*at as usize]);
+        let keys = sorted(&self.keys, |row| (row.hash, row.offset));
+        let keys = || keys.iter().map(|at| &self.keys[*at as usize]);
+        let name = index_file(self.segment);
+        let temporary = format!("{name}.new");
+        let file = disk.open(&temporary, true)?;
+        // In pieces: all of it at once would be as much again as the rows.
+        let mut out = Pieces::new(&*file);
+        out.put(&MAGIC)?;
+        out.put(&[0; 8])?;
+        for row in ids() {
+            out.put(&row.hash.to_le_bytes())?;
+            out.put(&row.offset.to_le_bytes())?;
+            out.put(&u32::from(row.tag).to_le_bytes())?;
         }
-        for row in &keys {
-            out.extend_from_slice(&row.hash.to_le_bytes());
-            out.extend_from_slice(&u64::from(row.offset).to_le_bytes());
+        for row in keys() {
+            out.put(&row.hash.to_le_bytes())?;
+            out.put(&u64::from(row.offset).to_le_bytes())?;
         }
         for row in &self.journal {
-            out.extend_from_slice(&row.received.to_le_bytes());
-            out.extend_from_slice(&row.offset.to_le_bytes());
-            out.extend_from_slice(&row.route.to_le_bytes());
-            out.extend_from_slice(&[row.class, 0]);
+            out.put(&row.received.to_le_bytes())?;
+            out.put(&row.offset.to_le_bytes())?;
+            out.put(&row.route.to_le_bytes())?;
+            out.put(&[row.class, 0])?;
         }
         for (class, id) in &self.notable {
-            out.push(*class);
-            out.extend_from_slice(&id.to_le_bytes());
+            out.put(&[*class])?;
+            out.put(&id.to_le_bytes())?;
         }
-        let footer = out.len();
+        let at = out.write()?;
+        let mut out = Vec::with_capacity(4096);
         for count in [
-            ids.len(),
-            keys.len(),
+            self.ids.len(),
+            self.keys.len(),
             self.journal.len(),
             self.notable.len(),
         ] {
@@ -350,26 +354,67 @@ impl Rows {
         for edge in [summary.made.0, summary.made.1, summary.pins] {
             put_u64(&mut out, edge);
         }
-        for hash in ids.iter().step_by(FENCE).map(|row| row.hash) {
+        for hash in ids().step_by(FENCE).map(|row| row.hash) {
             out.extend_from_slice(&hash.to_le_bytes());
         }
-        for hash in keys.iter().step_by(FENCE).map(|row| row.hash) {
+        for hash in keys().step_by(FENCE).map(|row| row.hash) {
             out.extend_from_slice(&hash.to_le_bytes());
         }
-        let length = (out.len() - footer) as u32;
-        let crc = crc32c::crc32c(&out[footer..]);
+        let length = out.len() as u32;
+        let crc = crc32c::crc32c(&out);
         out.extend_from_slice(&length.to_le_bytes());
         out.extend_from_slice(&crc.to_le_bytes());
         out.extend_from_slice(&MAGIC);
-        let name = index_file(self.segment);
-        let temporary = format!("{name}.new");
-        let file = disk.open(&temporary, true)?;
-        file.write_at(&out, 0)?;
+        file.write_at(&out, at)?;
         file.sync()?;
         disk.rename(&temporary, &name)?;
         // A damaged one may be open under the name.
         files.forget(&name);
         IndexFile::open(files.clone(), self.segment)
+    }
+}
+
+/// Where each row stands when they are sorted: less than the rows themselves.
+fn sorted<R>(rows: &[R], key: impl Fn(&R) -> (u64, u32)) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..rows.len() as u32).collect();
+    order.sort_unstable_by_key(|at| key(&rows[*at as usize]));
+    order
+}
+
+/// A file that is written from its beginning, some bytes at a time.
+struct Pieces<'f> {
+    file: &'f dyn DiskFile,
+    at: u64,
+    piece: Vec<u8>,
+}
+
+impl<'f> Pieces<'f> {
+    const SIZE: usize = 256 * 1024;
+
+    fn new(file: &'f dyn DiskFile) -> Self {
+        let piece = Vec::with_capacity(Self::SIZE);
+        Self { file, at: 0, piece }
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.piece.len() + bytes.len() > Self::SIZE {
+            self.flush()?;
+        }
+        self.piece.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.write_at(&self.piece, self.at)?;
+        self.at += self.piece.len() as u64;
+        self.piece.clear();
+        Ok(())
+    }
+
+    /// Writes what is left, and says where it ended.
+    fn write(mut self) -> io::Result<u64> {
+        self.flush()?;
+        Ok(self.at)
     }
 }
 

@@ -71,7 +71,8 @@ impl Default for Options {
                 max_size: 10 << 30,
             },
             segment_size: 64 << 20,
-            segment_rows: 256 << 10,
+            // Just below a power of two for each half of them, so that a table of rows is not doubled at the end.
+            segment_rows: 240 << 10,
             write_buffer: 8 << 20,
             gather: Duration::from_millis(5),
             lazy_sync: Duration::from_secs(1),

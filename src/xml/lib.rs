@@ -138,6 +138,13 @@ const NAME_BYTES: [u8; 256] = {
     bytes
 };
 
+/// Whether two prefixes or namespaces are the same, which are often both empty. An empty text has no address
+/// to speak of, and on processors with AVX-512 glibc compares no bytes there in the time of a hundred.
+#[inline]
+pub fn same(one: &str, other: &str) -> bool {
+    one.len() == other.len() && (one.is_empty() || one == other)
+}
+
 /// White space (production 3).
 pub(crate) fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t' | b'\n' | b'\r')

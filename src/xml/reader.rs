@@ -14,7 +14,7 @@ use quick_xml::reader::NsReader;
 
 use super::scan::{Scanner, Token};
 use super::{
-    XML_NAMESPACE, XMLNS_NAMESPACE, XmlLimits, ascii_name, is_ncname, is_space, is_xml_char,
+    XML_NAMESPACE, XMLNS_NAMESPACE, XmlLimits, ascii_name, is_ncname, is_space, is_xml_char, same,
     split_name,
 };
 
@@ -466,7 +466,7 @@ impl<'a> Reader<'a> {
 
     fn lookup(&self, prefix: &str) -> Result<u32, String> {
         for (known, uri) in self.scope.iter().rev() {
-            if *known == prefix {
+            if same(known, prefix) {
                 return Ok(*uri);
             }
         }
@@ -579,7 +579,11 @@ impl<'a> Reader<'a> {
         if !prefix.is_empty() && uri.is_empty() {
             return Err(format!("the prefix '{prefix}' cannot be undeclared"));
         }
-        if self.declarations.iter().any(|(known, _)| *known == prefix) {
+        if self
+            .declarations
+            .iter()
+            .any(|(known, _)| same(known, prefix))
+        {
             return Err(format!("the prefix '{prefix}' is declared twice"));
         }
         // `xml` has not been declared.

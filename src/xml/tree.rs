@@ -9,7 +9,7 @@ use ahash::AHashMap;
 use xbus_core::long;
 
 use super::reader::{self, Sink, Start, XmlError};
-use super::{XML_NAMESPACE, XmlLimits};
+use super::{XML_NAMESPACE, XmlLimits, same};
 
 /// What a node is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -255,7 +255,7 @@ impl Document {
             .find(|n| {
                 (n.to - n.local) as usize == local.len()
                     && &self.buffer[n.local as usize..n.to as usize] == local
-                    && &*self.uris[n.uri as usize] == uri
+                    && same(&self.uris[n.uri as usize], uri)
             })
             .map(|n| n.expanded)
     }
@@ -293,7 +293,7 @@ impl Document {
     pub fn attribute(&self, node: u32, uri: &str, local: &str) -> Option<&str> {
         self.attributes(node)
             .map(|at| Id { node, attr: at + 1 })
-            .find(|id| self.local_name(*id) == local && self.namespace(*id) == uri)
+            .find(|id| self.local_name(*id) == local && same(self.namespace(*id), uri))
             .and_then(|id| self.characters(id))
     }
 
@@ -315,7 +315,7 @@ impl Document {
     pub fn resolve(&self, node: u32, prefix: &str) -> Option<&str> {
         let mut node = node;
         loop {
-            if let Some((_, uri)) = self.declarations(node).find(|(p, _)| *p == prefix) {
+            if let Some((_, uri)) = self.declarations(node).find(|(p, _)| same(p, prefix)) {
                 return Some(uri);
             }
             if node == 0 {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use super::element::{Content, Element};
 use super::tree::{Document, Id, Kind};
-use super::{NodeRef, XML_NAMESPACE, split_name};
+use super::{NodeRef, XML_NAMESPACE, same, split_name};
 
 /// Bytes that there is room for from the beginning.
 const USUAL: usize = 512;
@@ -57,7 +57,7 @@ impl<'n> Writer<'n> {
         self.scope
             .iter()
             .rev()
-            .find(|(known, _)| known == prefix)
+            .find(|(known, _)| same(known, prefix))
             .map(|(_, uri)| &**uri)
     }
 
@@ -238,8 +238,10 @@ impl<'n> Writer<'n> {
                 continue;
             }
             let uri = document.namespace(needed);
-            if self.lookup(prefix).unwrap_or_default() != uri
-                && !self.scope[mark..].iter().any(|(known, _)| known == prefix)
+            if !same(self.lookup(prefix).unwrap_or_default(), uri)
+                && !self.scope[mark..]
+                    .iter()
+                    .any(|(known, _)| same(known, prefix))
             {
                 self.declare(prefix, uri);
             }

@@ -11,8 +11,8 @@ use std::ops::ControlFlow;
 
 use super::XPath;
 use super::parse::{Axis, Expr, Op, Start as PathStart, Step, Test};
-use crate::xml::XmlLimits;
 use crate::xml::reader::{self, Attribute, End, Sink, Start, XmlError};
+use crate::xml::{XmlLimits, same};
 
 /// Steps that one path may have; states are kept in the bits of a word.
 const MAX_STEPS: usize = 30;
@@ -165,8 +165,8 @@ impl PlainStep {
         let uri = || &*tag.uris[tag.uri as usize];
         let named = match &self.name {
             NameTest::Any => true,
-            NameTest::Namespace(wanted) => uri() == wanted,
-            NameTest::Name { uri: wanted, local } => tag.local == local && uri() == wanted,
+            NameTest::Namespace(wanted) => same(uri(), wanted),
+            NameTest::Name { uri: wanted, local } => tag.local == local && same(uri(), wanted),
         };
         named
             && self.tests.iter().all(|test| {
@@ -210,7 +210,7 @@ impl AttributeTest {
 fn find<'r, 'a>(tag: &'r Start<'_, 'a>, uri: &str, local: &str) -> Option<&'r Attribute<'a>> {
     tag.attributes
         .iter()
-        .find(|a| a.local == local && *tag.uris[a.uri as usize] == *uri)
+        .find(|a| a.local == local && same(&tag.uris[a.uri as usize], uri))
 }
 
 struct Search<'p> {
