@@ -16,6 +16,7 @@ mod disk;
 mod find;
 #[doc(hidden)]
 pub mod fuzz;
+mod hope;
 mod index;
 mod keeper;
 mod kept;

@@ -21,6 +21,7 @@ use crate::Options;
 use crate::ahead::{AHEAD, Ahead, Ground};
 use crate::codec::Reader;
 use crate::disk::{Disk, DiskFile, OpenFiles, is_full};
+use crate::hope::Hope;
 use crate::index::{IndexFile, Rows};
 use crate::record::{
     CHANGE_HEAD, Changes, EntryOf, FRAME_HEAD, SEGMENT_HEAD, Tag, begin_frame, count_targets,
@@ -349,7 +350,12 @@ impl Inner {
     }
 
     /// Takes what gathered, waiting for it. `None`: the store is closing and there is nothing.
-    fn take(&self, spare: Batch, unsynced_since: Option<Instant>, hope: Hope) -> Option<Batch> {
+    fn take(
+        &self,
+        spare: Batch,
+        unsynced_since: Option<Instant>,
+        hope: &mut Hope,
+    ) -> Option<Batch> {
         let mut gate = lock(&self.gate);
         let lazy_sync = self.options.lazy_sync;
         let mut gathered_since = None;
@@ -392,21 +398,26 @@ impl Inner {
             };
             gate.writer = Writer::Busy;
         }
-        // One sync serves all who come back from the last one, instead of two that each serve half.
-        gate.expected = hope.waiters;
-        let until = Instant::now() + hope.patience;
-        while gate.batch.wants_sync && gate.batch.waiters.len() < hope.waiters && !gate.closing {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                break;
+        if gate.batch.wants_sync
+            && let Some((expected, patience)) = hope.waits(gate.batch.waiters.len())
+        {
+            gate.expected = expected;
+            let until = Instant::now() + patience;
+            while gate.batch.waiters.len() < expected && !gate.closing {
+                let left = until.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    break;
+                }
+                gate.writer = Writer::Filling;
+                gate = self
+                    .wake
+                    .wait_timeout(gate, left)
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .0;
             }
-            gate.writer = Writer::Filling;
-            gate = self
-                .wake
-                .wait_timeout(gate, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            hope.waited(gate.batch.waiters.len() >= expected);
         }
+        hope.took(gate.batch.waiters.len());
         gate.writer = Writer::Busy;
         Some(std::mem::replace(&mut gate.batch, spare))
     }
@@ -502,16 +513,6 @@ fn waits_in_lanes(changes: &[u8], id: MessageId, entry: Reader<'_>) -> bool {
     };
     queued > 0 && puts().count() >= queued
 }
-
-/// Who may come back soon after being answered, and how long it pays to wait for them.
-#[derive(Clone, Copy, Default)]
-struct Hope {
-    waiters: usize,
-    patience: Duration,
-}
-
-/// Longest time that the writer waits for those who come back.
-const LONGEST_PATIENCE: Duration = Duration::from_millis(1);
 
 /// The segment that is being written.
 pub struct Tail {
@@ -611,8 +612,7 @@ impl LogWriter {
 
     fn work(&mut self) {
         let mut spare = Batch::default();
-        while let Some(mut batch) = self.inner.take(spare, self.unsynced_since, self.hope) {
-            self.hope.waiters = batch.waiters.len();
+        while let Some(mut batch) = self.inner.take(spare, self.unsynced_since, &mut self.hope) {
             if let Err(error) = self.write(&mut batch) {
                 let error = StoreError::Failed(error.to_string());
                 // Nothing more is accepted by the time that the first is told.
@@ -782,7 +782,7 @@ impl LogWriter {
         if self.tail.synced < self.tail.len {
             let start = Instant::now();
             self.tail.file.sync()?;
-            self.hope.patience = (start.elapsed() / 4).min(LONGEST_PATIENCE);
+            self.hope.synced(start.elapsed());
             self.inner.syncs.fetch_add(1, Ordering::Relaxed);
             self.tail.synced = self.tail.len;
         }
