@@ -8,10 +8,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body, Incoming};
 use tokio::time::{Instant, Sleep};
-
-use crate::quiet::hold;
 
 /// Compressed bodies above this size are decoded away from the threads that serve connections.
 const DECODE_ASIDE: usize = 64 * 1024;
@@ -45,7 +43,7 @@ pub(crate) enum BodyError {
 /// A body that came in one piece is not copied, unless it is so small that it would hold much more
 /// than itself.
 pub(crate) async fn collect(
-    mut body: impl Body<Data = Bytes, Error = hyper::Error> + Unpin,
+    mut body: Incoming,
     limit: u64,
     pause: Option<Duration>,
 ) -> Result<Bytes, BodyError> {
@@ -85,34 +83,6 @@ pub(crate) async fn collect(
     })
 }
 
-/// The body of a request, which is read in a turn of the connection that it comes over.
-pub(crate) struct InTurn(pub(crate) Incoming);
-
-impl Body for InTurn {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
-        let (polled, woken) = hold(|| Pin::new(&mut self.0).poll_frame(cx));
-        // Of a body that has ended here the connection has nothing more to read.
-        if woken && !self.0.is_end_stream() {
-            cx.waker().wake_by_ref();
-        }
-        polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.0.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.0.size_hint()
-    }
-}
-
 /// How large to make the buffer of a body of which `len` bytes have come: as large as was announced,
 /// so that it need not move; but what has come bounds what is believed.
 fn room(len: usize, announced: Option<u64>) -> usize {
@@ -127,10 +97,7 @@ fn room(len: usize, announced: Option<u64>) -> usize {
 }
 
 /// The next piece of data; trailers are passed over.
-async fn data(
-    body: &mut (impl Body<Data = Bytes, Error = hyper::Error> + Unpin),
-    patience: &mut Patience,
-) -> Result<Option<Bytes>, BodyError> {
+async fn data(body: &mut Incoming, patience: &mut Patience) -> Result<Option<Bytes>, BodyError> {
     loop {
         let frame = poll_fn(|cx| match Pin::new(&mut *body).poll_frame(cx) {
             Poll::Ready(frame) => Poll::Ready(Ok(frame)),

@@ -20,7 +20,6 @@ use xbus_core::{Attachments, Call, Fault, Message, SendError, Timestamp};
 use xbus_xml::XmlLimits;
 
 use crate::body::{self, BodyError};
-use crate::link::Link;
 use crate::package;
 use crate::pool::SessionRefused;
 use crate::security::Outgoing;
@@ -116,7 +115,7 @@ impl HttpCall {
                 Some(moved) => (&moved.method, &moved.target),
                 None => (&self.config.method, &self.target),
             };
-            let (answer, mut link) = self.send(method, target, sent).await?;
+            let (answer, handle) = self.send(method, target, sent).await?;
             let (head, incoming) = answer.into_parts();
             let good = self.config.success.holds(head.status);
             let limit = if good || self.config.passes_fault(head.status) {
@@ -125,9 +124,9 @@ impl HttpCall {
                 FAILURE_BODY
             };
             // The deadline bounds the body, not its pauses.
-            let body = body::collect(link.body(incoming), limit, None).await;
+            let body = body::collect(incoming, limit, None).await;
             if body.is_ok() {
-                self.config.destination.put(link);
+                self.config.destination.put(handle);
             }
             if !good && self.config.follow && head.status.is_redirection() {
                 match self.redirect(method, head.status, &head.headers) {
@@ -188,24 +187,30 @@ impl HttpCall {
         method: &Method,
         target: &Uri,
         sent: &AtomicBool,
-    ) -> Result<(Response<Incoming>, Link), SendError> {
+    ) -> Result<
+        (
+            Response<Incoming>,
+            hyper::client::conn::http1::SendRequest<Full<Bytes>>,
+        ),
+        SendError,
+    > {
         let destination = &self.config.destination;
         let body = self.body()?;
         let mut request = self.request(method, target, body.clone());
         loop {
-            let (mut link, kept) = match destination.take() {
-                Some(link) => (link, true),
+            let (mut handle, kept) = match destination.take().await {
+                Some(handle) => (handle, true),
                 None => {
                     // Boxed, for it is large and seldom needed.
-                    let link = Box::pin(destination.connect()).await.map_err(|error| {
+                    let handle = Box::pin(destination.connect()).await.map_err(|error| {
                         SendError::outage(format!("{}: no connection: {error}", self.shown()))
                     })?;
-                    (link, false)
+                    (handle, false)
                 }
             };
             let before = sent.swap(true, Relaxed);
-            let mut failure = match link.exchange(request).await {
-                Ok(answer) => return Ok((answer, link)),
+            let mut failure = match handle.try_send_request(request).await {
+                Ok(answer) => return Ok((answer, handle)),
                 Err(failure) => failure,
             };
             match failure.take_message() {

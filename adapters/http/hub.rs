@@ -11,7 +11,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Context;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -32,7 +31,6 @@ use xbus_core::workers::{Place, Workers};
 use crate::contract::Descriptions;
 use crate::door::Door;
 use crate::guard::{Guard, Watch, Watched};
-use crate::quiet::Quiet;
 use crate::security::Nonces;
 use crate::serve;
 use crate::settings::{Limits, ListenerSettings, Settings};
@@ -458,7 +456,6 @@ impl Connections {
         };
         let mut http = pin!(builder.serve_connection(TokioIo::new(guard), service));
         let mut told = false;
-        let mut quiet = Quiet::default();
         let ended = poll_fn(|cx| {
             if !told {
                 connection.waker.register(cx.waker());
@@ -467,8 +464,7 @@ impl Connections {
                     http.as_mut().graceful_shutdown();
                 }
             }
-            http.as_mut()
-                .poll(&mut Context::from_waker(quiet.waker(cx)))
+            http.as_mut().poll(cx)
         })
         .await;
         if let Err(error) = ended {

@@ -14,7 +14,12 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures_util::FutureExt;
 use http::header::HeaderValue;
+use http_body_util::Full;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use rustls::{AlertDescription, ClientConfig};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -24,8 +29,6 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use xbus_core::workers;
 
-use crate::link::Link;
-
 /// How long a connection is kept without use: below the five seconds after which common servers
 /// close theirs, so that a request seldom meets a connection that is just being closed.
 const KEEP_IDLE: Duration = Duration::from_secs(4);
@@ -33,8 +36,10 @@ const KEEP_IDLE: Duration = Duration::from_secs(4);
 const KEEP_MOST: usize = 256;
 /// Workers that have idle connections of their own; where there are more, some share.
 const SHELVES: usize = 16;
-/// How long an exchange whose answer was read already may take to end, and a connection too.
-const ENDING: Duration = Duration::from_secs(4);
+/// Largest head of an answer.
+const MAX_HEAD: usize = 64 * 1024;
+
+type Handle = SendRequest<Full<Bytes>>;
 
 /// The TLS side of a sender: the files decide which senders share connections.
 #[derive(Clone, Debug, Default)]
@@ -56,7 +61,7 @@ pub(crate) struct Destination {
 }
 
 /// Idle connections of one worker, and since when; the one used last is the last.
-type Shelf = Mutex<Vec<(Link, Instant)>>;
+type Shelf = Mutex<Vec<(Handle, Instant)>>;
 
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Key {
@@ -118,35 +123,33 @@ impl Destination {
     }
 
     /// A connection that waits for a request, the latest used first; nothing when there is none.
-    pub(crate) fn take(&self) -> Option<Link> {
+    pub(crate) async fn take(&self) -> Option<Handle> {
         loop {
-            let (mut link, since) = lock(self.shelf()).pop()?;
-            if since.elapsed() <= KEEP_IDLE && link.is_ready() {
-                return Some(link);
+            let (mut handle, since) = lock(self.shelf()).pop()?;
+            if since.elapsed() > KEEP_IDLE || handle.is_closed() {
+                continue;
+            }
+            if handle.is_ready() {
+                return Some(handle);
+            }
+            // It is still finishing the exchange before; that takes a moment at most.
+            if let Ok(Ok(())) =
+                tokio::time::timeout(Duration::from_millis(50), handle.ready()).await
+            {
+                return Some(handle);
             }
         }
     }
 
     /// Keeps a connection for the next request.
-    pub(crate) fn put(self: &Arc<Self>, mut link: Link) {
-        if link.is_idle() {
-            self.keep(link);
-        } else if !link.is_closed() {
-            // The answer came before all of the request was written, which must go on.
-            let destination = self.clone();
-            tokio::spawn(async move {
-                if let Ok(true) = tokio::time::timeout(ENDING, link.ready()).await {
-                    destination.keep(link);
-                }
-            });
+    pub(crate) fn put(self: &Arc<Self>, handle: Handle) {
+        if handle.is_closed() {
+            return;
         }
-    }
-
-    fn keep(self: &Arc<Self>, link: Link) {
         {
             let mut idle = lock(self.shelf());
             if idle.len() < KEEP_MOST {
-                idle.push((link, Instant::now()));
+                idle.push((handle, Instant::now()));
             }
         }
         if !self.reaping.swap(true, SeqCst) {
@@ -158,23 +161,19 @@ impl Destination {
     fn close_unused(&self) -> usize {
         let left = self.idle.iter().map(|shelf| {
             let mut idle = lock(shelf);
-            let old = idle.extract_if(.., |(_, since)| since.elapsed() > KEEP_IDLE);
-            for (link, _) in old {
-                tokio::spawn(tokio::time::timeout(ENDING, link.end()));
-            }
-            idle.retain_mut(|(link, _)| link.is_ready());
+            idle.retain(|(handle, since)| since.elapsed() <= KEEP_IDLE && !handle.is_closed());
             idle.len()
         });
         left.sum()
     }
 
     /// Makes a connection.
-    pub(crate) async fn connect(&self) -> io::Result<Link> {
+    pub(crate) async fn connect(&self) -> io::Result<Handle> {
         let host = self.key.host.trim_start_matches('[').trim_end_matches(']');
         let stream = TcpStream::connect((host, self.key.port)).await?;
         stream.set_nodelay(true)?;
         match &self.tls {
-            None => Link::over(stream).await,
+            None => handshake(stream).await,
             Some(tls) => {
                 let config = match &tls.config {
                     Some(config) => config.clone(),
@@ -183,7 +182,7 @@ impl Destination {
                 let name = ServerName::try_from(host.to_owned())
                     .map_err(|error| io::Error::other(error.to_string()))?;
                 let stream = TlsConnector::from(config).connect(name, stream).await?;
-                Link::over(Secured {
+                handshake(Secured {
                     inner: stream,
                     heard: false,
                 })
@@ -335,6 +334,24 @@ fn usual_config() -> io::Result<Arc<ClientConfig>> {
     let config =
         crate::tls::client_config(None, None).map_err(|error| io::Error::other(error.message))?;
     Ok(USUAL.get_or_init(|| config).clone())
+}
+
+async fn handshake<T>(stream: T) -> io::Result<Handle>
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (handle, connection) = http1::Builder::new()
+        .max_header_size(MAX_HEAD)
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(io::Error::other)?;
+    // An async block would hold the connection twice.
+    tokio::spawn(connection.map(|ended| {
+        if let Err(error) = ended {
+            tracing::debug!(%error, "a connection to a destination ended");
+        }
+    }));
+    Ok(handle)
 }
 
 /// Closes connections that nobody used, until there are none left to watch.

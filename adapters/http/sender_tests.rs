@@ -15,7 +15,6 @@ use xbus_core::spec::Args;
 use xbus_core::workers::Workers;
 use xbus_core::{Context, Fault, Message, Request, SendError, Sender};
 
-use crate::pool::{Destination, TlsIdentity};
 use crate::sender::{FIELDS, HttpSender, build};
 use crate::soap::{NS_11, NS_12};
 use crate::testing::{node, with_build};
@@ -243,49 +242,6 @@ async fn a_connection_that_was_closed_meanwhile_is_replaced() {
         // closing at this moment has an unknown outcome.
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-}
-
-#[tokio::test]
-async fn a_connection_whose_answer_came_early_is_used_again_when_the_request_was_written() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let sender = sender(json!({"url": format!("http://{address}/x")}));
-    let long = 30_000_000;
-    let body: &'static str = "x".repeat(long).leak();
-    let sent = tokio::spawn(async move {
-        send(&sender, message(body)).await.unwrap();
-        sender
-    });
-    let (mut stream, _) = listener.accept().await.unwrap();
-    // More than fits between the two is left to be written.
-    let mut head = vec![0; 1000];
-    let first = stream.read(&mut head).await.unwrap();
-    stream.write_all(ok("", "early").as_bytes()).await.unwrap();
-    let sender = sent.await.unwrap();
-    let end = head[..first]
-        .windows(4)
-        .position(|four| four == b"\r\n\r\n");
-    let mut left = long + end.unwrap() + 4 - first;
-    let mut room = vec![0; 100_000];
-    while left > 0 {
-        left -= stream.read(&mut room).await.unwrap();
-    }
-    let host = address.ip().to_string();
-    let pool = Destination::of(false, &host, address.port(), TlsIdentity::default()).unwrap();
-    let link = loop {
-        match pool.take() {
-            Some(link) => break link,
-            None => tokio::task::yield_now().await,
-        }
-    };
-    pool.put(link);
-    let answer = ok("", "again");
-    let serve = async {
-        read_request(&mut stream).await.unwrap();
-        stream.write_all(answer.as_bytes()).await.unwrap();
-    };
-    let (again, ()) = tokio::join!(send(&sender, message("a")), serve);
-    assert_eq!(again.unwrap().body.bytes(), "again");
 }
 
 #[tokio::test]

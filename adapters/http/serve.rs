@@ -525,7 +525,7 @@ async fn read(
 ) -> Result<Bytes, Refusal> {
     let limits = &connection.limits;
     let coding = head.headers.get(header::CONTENT_ENCODING);
-    let received = body::collect(body::InTurn(body), limit, Some(limits.body_pause))
+    let received = body::collect(body, limit, Some(limits.body_pause))
         .await
         .map_err(|error| refuse_body(error).close())?;
     match coding {
