@@ -128,6 +128,9 @@ impl HttpCall {
             if body.is_ok() {
                 self.config.destination.put(handle);
             }
+            // Whatever else has come goes on first as far as here: the answers then leave one after the other,
+            // and who gets them is woken once for many.
+            tokio::task::yield_now().await;
             if !good && self.config.follow && head.status.is_redirection() {
                 match self.redirect(method, head.status, &head.headers) {
                     Ok(next) => {

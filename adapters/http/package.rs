@@ -60,7 +60,12 @@ pub(crate) fn is_multipart(content_type: &str) -> bool {
 /// The version of SOAP in a `multipart/related`, as far as its content type says: the type of the
 /// root, or with MTOM of what it stands for.
 pub(crate) fn version_said(content_type: &str) -> Option<Version> {
-    if !xml::essence(content_type).eq_ignore_ascii_case("multipart/related") {
+    // Few are, and those that are not can be told by their first letter.
+    let multipart = matches!(
+        content_type.trim_ascii_start().as_bytes(),
+        [b'm' | b'M', ..]
+    );
+    if !multipart || !xml::essence(content_type).eq_ignore_ascii_case("multipart/related") {
         return None;
     }
     let outer = Typed::read(content_type.as_bytes());

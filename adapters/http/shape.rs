@@ -322,7 +322,10 @@ pub(crate) fn answer(
 ) -> Answer {
     let mut answer = Response::new(Full::new(body));
     *answer.status_mut() = status;
-    answer.headers_mut().insert(CONTENT_TYPE, content_type);
+    // With room for what others add.
+    let mut headers = HeaderMap::with_capacity(6);
+    headers.append(CONTENT_TYPE, content_type);
+    *answer.headers_mut() = headers;
     set_id(&mut answer, id);
     answer
 }

@@ -10,9 +10,14 @@ tokio::task_local! {
     static CURRENT: (MessageId, Arc<str>);
 }
 
-/// Runs `future` as work on a message of a route.
-pub(crate) async fn about<F: Future>(id: MessageId, route: Arc<str>, future: F) -> F::Output {
-    CURRENT.scope((id, route), future).await
+/// Runs `future` as work on a message of a route. No async function: that would hold the work twice,
+/// as it came and as it runs.
+pub(crate) fn about<F: Future>(
+    id: MessageId,
+    route: Arc<str>,
+    future: F,
+) -> impl Future<Output = F::Output> {
+    CURRENT.scope((id, route), future)
 }
 
 /// The message that the running task is about, and its route; nothing elsewhere.

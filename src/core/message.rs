@@ -238,7 +238,7 @@ impl Headers {
             .iter()
             .enumerate()
             .filter(|(_, entry)| entry.value - entry.name == length)
-            .find_map(|(at, _)| self.name_at(at).eq_ignore_ascii_case(name).then_some(at))
+            .find_map(|(at, _)| same(self.name_at(at), name).then_some(at))
     }
 
     fn name_at(&self, at: usize) -> &str {
@@ -336,6 +336,11 @@ impl fmt::Debug for Body {
     }
 }
 
+/// Whether two names are the same, case aside. Nearly all are written alike.
+fn same(one: &str, other: &str) -> bool {
+    one == other || one.eq_ignore_ascii_case(other)
+}
+
 /// A media type without its parameters (RFC 9110 section 8.3.1).
 pub fn essence(content_type: &str) -> &str {
     // A dozen bytes are sooner looked at than a search is begun.
@@ -390,7 +395,7 @@ impl Format {
     /// aside; nothing for types that say little, such as `application/octet-stream`.
     pub fn from_media_type(content_type: &str) -> Option<Self> {
         let essence = essence(content_type);
-        let is = |name: &str| essence.eq_ignore_ascii_case(name);
+        let is = |name: &str| same(essence, name);
         let ends = |suffix: &str| {
             essence.len() > suffix.len()
                 && essence

@@ -3,7 +3,8 @@
 //! Room that is only reserved has to be marked as written in the file system's own journal when
 //! something is put there, and each sync of the log waits for that: it takes about twice as long as
 //! one of a file that was written before. So the keeper writes a file of zeros when a segment is
-//! half full, and the writer goes on in it when the segment is full.
+//! half full, by bytes or by rows of the journal, and the writer goes on in it when the segment is full.
+//! It is as long as the next segment will be if messages stay as they are.
 //!
 //! Absent: any promise. Where there is no such file, not in time or for want of room, the writer
 //! makes a segment of reserved room. What is left of one is swept at the next opening.
@@ -12,6 +13,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
+use crate::Options;
 use crate::disk::{Disk, DiskFile, is_full};
 use crate::log::lock;
 
@@ -22,11 +24,13 @@ const PIECE: usize = 1 << 20;
 /// So much is written to a segment of reserved room before it gives way to one of zeros. An idle
 /// bus makes none.
 const GIVES_WAY: u64 = 1 << 20;
+/// The shortest file that is made, unless segments are shorter.
+const LEAST: u64 = 4 << 20;
 
 /// Where the keeper leaves the file for the writer.
 #[derive(Default)]
 pub struct Ahead {
-    file: Mutex<Option<Arc<dyn DiskFile>>>,
+    file: Mutex<Option<(Arc<dyn DiskFile>, u64)>>,
     is_there: AtomicBool,
 }
 
@@ -44,7 +48,7 @@ impl Ahead {
         }
         match zeros(disk, len) {
             Ok(file) => {
-                *lock(&self.file) = Some(file);
+                *lock(&self.file) = Some((file, len));
                 self.is_there.store(true, Ordering::Release);
             }
             Err(error) => {
@@ -56,15 +60,23 @@ impl Ahead {
         }
     }
 
-    /// Takes the file.
-    pub fn take(&self) -> Option<Arc<dyn DiskFile>> {
-        self.is_there.store(false, Ordering::Relaxed);
-        lock(&self.file).take()
+    /// Its length, 0 where there is none.
+    pub fn len(&self) -> u64 {
+        lock(&self.file).as_ref().map_or(0, |(_, len)| *len)
+    }
+
+    /// Takes the file, if something of `least` bytes goes into it; its length beside it.
+    pub fn take(&self, least: u64) -> Option<(Arc<dyn DiskFile>, u64)> {
+        let taken = lock(&self.file).take_if(|(_, len)| *len >= least);
+        if taken.is_some() {
+            self.is_there.store(false, Ordering::Relaxed);
+        }
+        taken
     }
 
     /// Removes the file, if there is one.
     pub fn remove(&self, disk: &dyn Disk) {
-        if self.take().is_some() {
+        if self.take(0).is_some() {
             let _ = disk.remove(AHEAD);
         }
     }
@@ -115,9 +127,18 @@ impl Ground {
         }
     }
 
-    /// Whether it is time to ask for the next; true once.
-    pub fn asks(&mut self, len: u64, capacity: u64) -> bool {
-        let due = len >= capacity / 2 || (!self.is_written && len - self.from >= GIVES_WAY);
-        due && !std::mem::replace(&mut self.asked, true)
+    /// Whether it is time to ask for the next, in a segment that has `len` bytes of `capacity`, and `rows` rows of
+    /// the journal; once. Gives how long it should be, in bytes.
+    pub fn asks(&mut self, len: u64, capacity: u64, rows: usize, options: &Options) -> Option<u64> {
+        let half = len >= capacity / 2 || rows >= options.segment_rows / 2;
+        let due = half || (!self.is_written && len - self.from >= GIVES_WAY);
+        if !due || std::mem::replace(&mut self.asked, true) {
+            return None;
+        }
+        // What so many rows will take, and a quarter more.
+        let share = rows.max(1) as u64;
+        let expected = len.saturating_mul(options.segment_rows as u64) / share;
+        let wanted = expected.saturating_add(expected / 4).max(LEAST);
+        Some(wanted.min(options.segment_size))
     }
 }

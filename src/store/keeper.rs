@@ -73,7 +73,7 @@ impl Keeper {
         loop {
             let inner = self.inner.clone();
             let mut duties = lock(&inner.duties);
-            let idle = duties.sealed.is_empty() && !duties.checkpoint && !duties.ahead;
+            let idle = duties.sealed.is_empty() && !duties.checkpoint && duties.ahead.is_none();
             if idle && !duties.stop {
                 duties = inner
                     .duty
@@ -86,8 +86,8 @@ impl Keeper {
             let ahead = std::mem::take(&mut duties.ahead);
             let stop = duties.stop;
             drop(duties);
-            if ahead && !stop {
-                inner.ahead.make(&*inner.disk, inner.options.segment_size);
+            if let Some(len) = ahead.filter(|_| !stop) {
+                inner.ahead.make(&*inner.disk, len);
             }
             self.unwritten.extend(sealed);
             self.write_indexes();

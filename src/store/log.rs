@@ -90,8 +90,8 @@ pub struct Journal {
 pub struct Duties {
     pub sealed: Vec<Arc<Rows>>,
     pub checkpoint: bool,
-    /// The next segment's file is to be made ahead.
-    pub ahead: bool,
+    /// The next segment's file is to be made ahead, with so many bytes.
+    pub ahead: Option<u64>,
     pub stop: bool,
 }
 
@@ -710,10 +710,6 @@ impl LogWriter {
             self.unsynced_since.get_or_insert_with(Instant::now);
             at = next;
         }
-        if self.tail.ground.asks(self.tail.len, self.tail.capacity) {
-            lock(&self.inner.duties).ahead = true;
-            self.inner.duty.notify_one();
-        }
         let overdue = self
             .unsynced_since
             .is_some_and(|since| since.elapsed() >= self.inner.options.lazy_sync);
@@ -764,8 +760,14 @@ impl LogWriter {
             state.applied = position(segment, offset + frame.len as u32);
         }
         state.next = lock(&inner.gate).next.max(state.next);
-        if journal.active.len() > inner.options.segment_rows {
+        let rows = journal.active.len();
+        if rows > inner.options.segment_rows {
             inner.roll_wanted.store(true, Ordering::Relaxed);
+        }
+        let tail = &mut self.tail;
+        if let Some(len) = (tail.ground).asks(tail.len, tail.capacity, rows, &inner.options) {
+            lock(&inner.duties).ahead = Some(len);
+            inner.duty.notify_one();
         }
         if lost > 0 {
             let waited = batch
@@ -794,9 +796,7 @@ impl LogWriter {
     fn roll(&mut self, len: u64) -> io::Result<()> {
         let wanted = len + SEGMENT_HEAD as u64;
         let mut capacity = self.inner.options.segment_size.max(wanted);
-        if capacity == self.inner.options.segment_size
-            && let Some(file) = self.inner.ahead.take()
-        {
+        if let Some((file, capacity)) = self.inner.ahead.take(wanted) {
             let disk = self.inner.disk.clone();
             let (number, ground) = (self.tail.number + 1, Ground::written());
             match start_segment(&*disk, AHEAD, file, number, capacity, ground) {

@@ -571,10 +571,7 @@ impl Store for LogStore {
             .read()
             .unwrap_or_else(PoisonError::into_inner);
         let indexes: u64 = journal.sealed.values().map(|index| index.bytes).sum();
-        let ahead = match self.inner.ahead.is_there() {
-            true => self.inner.options.segment_size,
-            false => 0,
-        };
+        let ahead = self.inner.ahead.len();
         segments + ahead + indexes + self.inner.other_bytes.load(Ordering::Relaxed)
     }
 

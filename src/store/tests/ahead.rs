@@ -1,6 +1,7 @@
 //! The segment that is made ahead: when, that nothing depends on it, and that none is left behind.
 
-use xbus_core::store::{Store, StoreError};
+use xbus_core::MessageId;
+use xbus_core::store::{Change, Outcome, Store, StoreError};
 
 use super::sim::{Random, SimDisk};
 use super::*;
@@ -113,4 +114,38 @@ fn without_room_for_it_the_last_segment_is_filled_all_the_same() {
         }
     };
     assert!(matches!(error, StoreError::Full(_)), "{error:?}");
+}
+
+#[test]
+fn segments_that_end_by_rows_are_made_ahead_as_long_as_they_become() {
+    const ROWS: usize = 200_000;
+    let options = Options {
+        segment_size: 64 << 20,
+        segment_rows: ROWS,
+        ..small()
+    };
+    let disk = SimDisk::default();
+    let store = open(&disk, options);
+    let journal_rows = |count: usize| {
+        let change = |_| Change::Journal(journal(MessageId::new(), "r", Outcome::Delivered));
+        for _ in 0..count / 1000 {
+            commit(&store, (0..1000).map(change).collect()).unwrap();
+        }
+    };
+    // The first one is of reserved room, and gives way long before it is full.
+    until("the second segment", || {
+        journal_rows(1000);
+        has(&disk, "00000002.log")
+    });
+    journal_rows(ROWS / 2);
+    until("a file made ahead", || has(&disk, AHEAD));
+    let len = disk.bytes(AHEAD).len();
+    assert!((4 << 20..48 << 20).contains(&len), "{len}");
+    assert!(!has(&disk, "00000003.log"));
+    until("the third segment", || {
+        journal_rows(1000);
+        has(&disk, "00000003.log")
+    });
+    let used = disk.bytes("00000002.log").len();
+    assert!(used < len && len < 2 * used, "{used} of {len}");
 }

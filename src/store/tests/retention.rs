@@ -55,7 +55,8 @@ fn old_journal_goes_and_what_waits_stays() {
         data: "begin".into(),
     };
     write_journal(&store, 200);
-    until("the log is small again", || segments(&disk) < 9);
+    // Of some 28: those with what waits, what the limit leaves, and one that a segment made ahead cut short.
+    until("the log is small again", || segments(&disk) < 10);
     let check = |store: &LogStore| {
         let waiting = store.entries("q", false, 10).unwrap();
         let ids: Vec<_> = waiting.iter().map(|e| e.message.id).collect();
