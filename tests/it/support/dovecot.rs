@@ -159,11 +159,14 @@ impl Dovecot {
     }
 
     fn make_dir(&self, dir: &Path) {
-        if !dir.exists() {
-            fs::create_dir(dir).expect("a folder");
-            if let Some((uid, gid)) = self.owner {
-                chown(dir, Some(uid), Some(gid)).expect("root");
+        match fs::create_dir(dir) {
+            Ok(()) => {
+                if let Some((uid, gid)) = self.owner {
+                    chown(dir, Some(uid), Some(gid)).expect("root");
+                }
             }
+            // Dovecot may make it at the same moment.
+            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::AlreadyExists, "{error}"),
         }
     }
 
