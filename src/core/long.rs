@@ -108,7 +108,7 @@ fn workers() -> Option<Handle> {
 /// later. Nothing depends on it but the other tasks' time.
 ///
 /// tokio gives the worker back to whoever blocks for so short a time that nobody has taken it yet. So
-/// this blocks until a task that was handed to the same threads after the worker has come to its turn.
+/// this blocks until a task has run that only a worker runs. Where there is but this one, it is taken then.
 pub fn leave(most: Duration) -> bool {
     if AWAY.get() {
         return true;
@@ -122,7 +122,7 @@ pub fn leave(most: Duration) -> bool {
     tokio::task::block_in_place(|| {
         let taken = Arc::new(Taken::default());
         let teller = taken.clone();
-        runtime.spawn_blocking(move || teller.tell());
+        runtime.spawn(async move { teller.tell() });
         taken.wait(most)
     })
 }
@@ -212,6 +212,21 @@ mod tests {
     }
 
     const BOUND: Duration = Duration::from_secs(20);
+
+    /// Who has left must not find itself with the worker again: everybody would wait for its end.
+    #[test]
+    fn whoever_has_left_is_without_the_worker_for_certain() {
+        let runtime = one_worker();
+        for _ in 0..500 {
+            let (said, heard) = mpsc::channel();
+            let long = runtime.spawn(async move {
+                while !leave(Duration::from_millis(10)) {}
+                tokio::spawn(async move { said.send(()) });
+                heard.recv_timeout(Duration::from_secs(20)).is_ok()
+            });
+            assert!(runtime.block_on(long).unwrap());
+        }
+    }
 
     #[test]
     fn other_tasks_of_the_only_worker_go_on_meanwhile() {
