@@ -9,6 +9,7 @@ pub mod broker;
 pub(crate) mod brokered;
 pub mod bus;
 pub mod codec;
+mod cores;
 pub mod current;
 pub mod delivery;
 pub(crate) mod distribute;

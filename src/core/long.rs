@@ -22,6 +22,8 @@ use std::time::Duration;
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
+use crate::cores;
+
 /// Bytes above which reading a text into something (XML, JSON, CSV), or writing it, takes long: at about
 /// 100 to 200 MB/s half a millisecond.
 pub const PARSED: usize = 64 * 1024;
@@ -62,7 +64,10 @@ pub async fn place() -> Option<SemaphorePermit<'static>> {
 /// Runs work that takes long; the other tasks of this worker go on meanwhile.
 pub fn run<T>(work: impl FnOnce() -> T) -> T {
     match Thread::take() {
-        Some(_thread) => tokio::task::block_in_place(work),
+        Some(_thread) => {
+            cores::free();
+            tokio::task::block_in_place(work)
+        }
         None => work(),
     }
 }
@@ -119,6 +124,7 @@ pub fn leave(most: Duration) -> bool {
     if RUNNING.load(Ordering::Relaxed) >= THREADS {
         return false;
     }
+    cores::free();
     tokio::task::block_in_place(|| {
         let taken = Arc::new(Taken::default());
         let teller = taken.clone();

@@ -17,6 +17,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use tokio::runtime::{Builder, Handle, Runtime};
 
+use crate::cores;
+
 thread_local! {
     static NUMBER: Cell<usize> = const { Cell::new(0) };
 }
@@ -56,16 +58,25 @@ impl Workers {
     /// # Errors
     /// As [`main`].
     pub fn start(count: usize, stack: usize) -> io::Result<(Self, Vec<Runtime>)> {
+        let mut cores = cores::one_each(count).into_iter();
         let runtimes = (1..=count)
             .map(|number| {
                 // Not of the kind for one thread: that could not move a worker's tasks away.
-                Builder::new_multi_thread()
+                let mut runtime = Builder::new_multi_thread();
+                runtime
                     .enable_all()
                     .worker_threads(1)
                     .thread_name(format!("xbus-{number}"))
                     .thread_stack_size(stack)
-                    .on_thread_start(move || NUMBER.set(number))
-                    .build()
+                    .on_thread_start(move || {
+                        NUMBER.set(number);
+                        cores::begun();
+                    });
+                if let Some(core) = cores.next() {
+                    // Only the thread that is the worker at that time ever waits for something to do.
+                    runtime.on_thread_unpark(move || cores::bind(core));
+                }
+                runtime.build()
             })
             .collect::<io::Result<Vec<_>>>()?;
         let workers = runtimes.iter().map(|runtime| Worker {

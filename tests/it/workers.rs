@@ -1,7 +1,9 @@
-//! With one worker: what computes for long holds up nobody else. Each test counts what is answered while
-//! the long work has not ended.
+//! The threads that callers are served on. With one of them: what computes for long holds up nobody else; those tests
+//! count what is answered while the long work has not ended. With one for each core: each stays where it is.
 
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,6 +20,93 @@ fn with_one_worker(more: &str) -> Installation {
         .script("light.rhai", "header(\"content-type\")\n")
         .route("light", LIGHT);
     installation
+}
+
+/// A thread of the workers.
+struct Thread {
+    /// Of its worker, from 1 on.
+    number: usize,
+    /// The list of cores that it may run on.
+    cores: String,
+    /// CPU time so far.
+    busy: Duration,
+}
+
+fn threads(pid: u32) -> Vec<Thread> {
+    let read = |thread: &Path| {
+        let file = |name: &str| std::fs::read_to_string(thread.join(name)).ok();
+        let number = file("comm")?.trim().strip_prefix("xbus-")?.parse().ok()?;
+        let status = file("status")?;
+        let cores = |line: &str| Some(line.strip_prefix("Cpus_allowed_list:")?.trim().to_owned());
+        let busy = file("schedstat")?.split(' ').next()?.parse().ok()?;
+        Some(Thread {
+            number,
+            cores: status.lines().find_map(cores)?,
+            busy: Duration::from_nanos(busy),
+        })
+    };
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("threads");
+    let threads = threads.flatten();
+    threads.filter_map(|thread| read(&thread.path())).collect()
+}
+
+/// How many cores a list such as `0-3,7` names.
+fn count(list: &str) -> usize {
+    let range = |range: &str| match range.split_once('-') {
+        Some((first, last)) => Some(last.parse::<usize>().ok()? + 1 - first.parse::<usize>().ok()?),
+        None => Some(1),
+    };
+    list.split(',').filter_map(range).sum()
+}
+
+#[test]
+fn a_worker_for_each_core_stays_on_it_and_what_computes_for_long_does_not() {
+    let installation = Installation::new();
+    let settings =
+        installation.read("xbus.yaml") + "scripts: { deadline: 5s, operations: 10000000000 }\n";
+    installation
+        .file("xbus.yaml", settings)
+        .script("spin.rhai", "let n = 0; loop { n += 1; }\n")
+        .route(
+            "spin",
+            "receive: { http: { path: /spin } }\nreply: { transform: spin.rhai }\n",
+        );
+    let bus = installation.start();
+    let workers = thread::available_parallelism().map_or(1, usize::from);
+    let called = || -> Vec<_> {
+        let connect = |_| TcpStream::connect(bus.http).expect("a connection");
+        (0..workers).map(connect).collect()
+    };
+    let _callers = called();
+    let all = std::fs::read_to_string("/proc/self/status").expect("a status");
+    let all = all
+        .lines()
+        .find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+    let all = all.expect("a list").trim();
+    if workers < 2 || count(all) != workers {
+        // One core, or a share of several: nobody stays on any.
+        assert!(threads(bus.pid()).iter().all(|thread| thread.cores == all));
+        return;
+    }
+    let bound = || {
+        let threads = threads(bus.pid()).into_iter();
+        let alone = threads.filter(|thread| count(&thread.cores) == 1);
+        let alone: BTreeMap<_, _> = alone.map(|thread| (thread.number, thread.cores)).collect();
+        let cores: BTreeSet<_> = alone.values().collect();
+        (cores.len() == workers).then_some(alone)
+    };
+    let before = wait_for("a core of its own for each worker", bound);
+    let address = bus.http;
+    let spinning = thread::spawn(move || post(address, "/spin", "text/plain", b"x").status);
+    let busiest = wait_for("a script that computes for long", || {
+        let mut threads = threads(bus.pid()).into_iter();
+        threads.find(|thread| thread.busy > Duration::from_millis(500))
+    });
+    assert_eq!(busiest.cores, all);
+    // Its worker goes on in another thread, on the same core.
+    let _more = called();
+    assert_eq!(wait_for("a core for each worker again", bound), before);
+    assert_eq!(spinning.join().expect("an answer"), 500);
 }
 
 /// How many of them are answered while `long` runs: light messages, one after the other, and questions
