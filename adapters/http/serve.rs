@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::request::Parts;
-use http::{HeaderMap, Method, Request, StatusCode};
+use http::{Method, Request, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use xbus_core::{Arrival, Attachments, Code, Format, Message, MessageId, Reply, Timestamp};
@@ -710,8 +710,9 @@ async fn hand_in(
     let mut arrival = Arrival::from(message);
     arrival.caller = caller;
     arrival.passing = passing;
-    // What came in need not be held while the route runs.
-    head.headers = HeaderMap::new();
+    // What came in need not be held while the route runs: headers and target are slices of the
+    // buffer that hyper has read into.
+    (*head, ()) = Request::new(()).into_parts();
     *seen = None;
     let result = door.deliver(arrival).await;
     match result {

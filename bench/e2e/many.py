@@ -1,7 +1,7 @@
 """Benchmark 7: many connections, slow destinations, many routes."""
 from lib.machine import Meter
 from lib.documents import order
-from lib.programs import tool
+from lib.programs import limit, tool
 from lib.rounds import Case, at_least, at_most
 
 from .setup import answered, loaded, must
@@ -11,35 +11,46 @@ ROUTES = 1000
 
 
 def connections(setup):
-    """7: so many callers wait for destinations that take their time; the limit is connections ÷ delay."""
+    """7: so many callers wait for destinations that take their time. The aim is of connections ÷ delay; the bare proxy
+    beside it shows how much of that load, destination and machine leave."""
     callers, routes, each = (50, 50, 2) if setup.smoke else (CONNECTIONS, ROUTES, 8)
 
-    def slow():
+    def bus():
+        return setup.bus("7-connections", copies=routes)
+
+    def proxy():
+        return limit("proxy", "streaming", setup.under_test, setup.to)
+
+    def side(program, of_bus, delay, measure):
+        """What `measure` finds with this program before a destination that takes so many milliseconds."""
+        def run():
+            with setup.destination() as destination:
+                destination.reset(delay)
+                with program() as running:
+                    found, count, unsure = measure(running, destination)
+                    answered(setup, destination, "7", count, unsure, bus=running if of_bus else None)
+                    found |= {"of limit": found["rate"] / (callers * 1e3 / delay), "memory": running.most_memory()}
+                    return found | ({"start": running.started * 1e3} if of_bus else {})
+        return run
+
+    def slow(program, destination):
         """Each caller sends a known number of requests, so that the rate has no ragged edge."""
-        delay = 500
-        with setup.destination() as destination:
-            destination.reset(delay)
-            with setup.bus("7-connections", copies=routes) as program:
-                meter = Meter(program.pids(), destination.pids())
-                found = tool("load", setup.under_test, "/in/r{lane}", callers, 120, callers * each, 1024, meter=meter)
-                spent = meter.read()
-                must(not found["errors"] and found["requests"] == callers * each, f"7: {found}")
-                answered(setup, destination, "7", found["requests"], 0, bus=program)
-                return found | {"of limit": found["rate"] / (callers * 1e3 / delay), "cpu": spent["own"] / found["requests"] * 1e6,
-                                "memory": program.most_memory(), "start": program.started * 1e3, "foreign": spent["foreign"]}
+        meter = Meter(program.pids(), destination.pids())
+        found = tool("load", setup.under_test, "/in/r{lane}", callers, 120, callers * each, 1024, meter=meter)
+        spent = meter.read()
+        must(not found["errors"] and found["requests"] == callers * each, f"7: {found}")
+        return found | {"cpu": spent["own"] / found["requests"] * 1e6, "foreign": spent["foreign"]}, found["requests"], 0
 
-    def quick():
-        with setup.destination() as destination:
-            destination.reset(30)
-            with setup.bus("7-connections", copies=routes) as program:
-                found, count = loaded(setup, program, callers, order(1024), path="/in/r%d", paths=routes, also=[destination])
-                answered(setup, destination, "7", count, callers, bus=program)
-                return found | {"of limit": found["rate"] / (callers * 1e3 / 30), "memory": program.most_memory(),
-                                "start": program.started * 1e3}
+    def quick(program, destination):
+        found, count = loaded(setup, program, callers, order(1024), path="/in/r%d", paths=routes, also=[destination])
+        return found, count, callers
 
-    yield Case(f"7 {callers} connections, {routes} routes, 500 ms", {"xbus": slow},
+    def sides(delay, measure):
+        return {"limit": side(proxy, False, delay, measure), "xbus": side(bus, True, delay, measure)}
+
+    yield Case(f"7 {callers} connections, {routes} routes, 500 ms", sides(500, slow),
                [at_least("rate, of connections ÷ delay", 0.98, lambda case: case.of("xbus", "of limit")),
                 at_most("resident MiB at the most", 64, lambda case: case.of("xbus", "memory")),
                 at_most("ms to start", 200, lambda case: case.of("xbus", "start"))])
-    yield Case(f"7 {callers} connections, {routes} routes, 30 ms", {"xbus": quick},
+    yield Case(f"7 {callers} connections, {routes} routes, 30 ms", sides(30, quick),
                [at_most("resident MiB at the most", 64, lambda case: case.of("xbus", "memory"))])
