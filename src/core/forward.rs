@@ -76,7 +76,6 @@ impl Handover {
     /// Waits until the broker has confirmed the message, until it is known that it cannot now, or
     /// until `deadline`: the message is durable in the store and will be handed over in any case.
     pub(crate) async fn wait(mut self, deadline: Instant) {
-        self.forwarder.wake.notify_one();
         while self.forwarder.takes() && Instant::now() < deadline {
             let look = deadline.min(Instant::now() + LOOK);
             if tokio::time::timeout_at(look, &mut self.confirmed)
