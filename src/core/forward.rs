@@ -27,7 +27,7 @@ const WINDOW: usize = 1024;
 const WINDOW_BYTES: usize = 32 << 20;
 /// Confirmed ones gather for so long before the store lets go of them, so that one sync serves them
 /// and the messages that come next.
-const GATHER: Duration = Duration::from_millis(3);
+const GATHER: Duration = Duration::from_millis(10);
 /// So many confirmed ones may be waiting for the store to let go of them.
 const UNSETTLED: usize = 4096;
 /// How often it is looked whether a broker is back, or has gone.
@@ -56,7 +56,8 @@ pub(crate) struct Forwarder {
     pub(crate) incidents: Arc<Incidents>,
     /// Route and step of its incidents.
     pub(crate) place: (Arc<str>, String),
-    pub(crate) wake: Notify,
+    /// Notified when something comes into either queue, and when the store has let go of something.
+    pub(crate) wake: Arc<Notify>,
     /// The broker has refused what was handed over last.
     pub(crate) refused: AtomicBool,
     /// Who waits for which message; nothing once the forwarder has ended.
@@ -116,6 +117,9 @@ impl Forwarder {
 
     /// Hands over until `stop`, and then what is left as far as that is quick.
     pub(crate) async fn run(self: Arc<Self>, stop: Stop) {
+        for queue in [&self.front, &self.lane.queue] {
+            self.store.watch(queue, &self.wake);
+        }
         let (settle, confirmed) = mpsc::unbounded_channel();
         let (let_go, settled) = mpsc::unbounded_channel();
         let settling = tokio::spawn(self.clone().settle(confirmed, let_go));

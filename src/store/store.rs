@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use tokio::sync::Notify;
 use xbus_core::store::{
     Change, Commit, Durability, EntryRef, JournalEntry, LaneStatus, Query, QueueStatus, Queued,
     Store, StoreError,
@@ -500,6 +501,11 @@ impl Store for LogStore {
             with_records(&state, found)
         };
         self.read_all(found)
+    }
+
+    fn watch(&self, queue: &str, wake: &Arc<Notify>) {
+        let mut state = lock(&self.inner.state);
+        state.watchers.insert(queue.into(), Arc::downgrade(wake));
     }
 
     fn entry(&self, queue: &str, id: MessageId) -> Result<Option<Queued>, StoreError> {
