@@ -5,12 +5,13 @@
 //! given up by the broker when it was silent for two heartbeats; what answered less than half of one
 //! ago is believed.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use lapin::Channel;
 use lapin::options::QueueDeclareOptions;
 use lapin::types::{FieldTable, ShortString};
-use tokio::sync::Mutex;
+use tokio::sync::Mutex as Turn;
 use tokio::time::Instant;
 
 /// What was proven so long ago is proven again; or half a heartbeat ago, when that is less.
@@ -24,6 +25,8 @@ pub(crate) struct Grip {
     /// When it was asked for what proved it, by both clocks: one of them stands still while the
     /// machine sleeps.
     proven: Mutex<(Instant, SystemTime)>,
+    /// Held by who asks, so that only one does.
+    asking: Turn<()>,
 }
 
 impl Grip {
@@ -34,7 +37,20 @@ impl Grip {
             queue,
             fresh: FRESH.min(heartbeat / 2),
             proven: Mutex::new(now()),
+            asking: Turn::new(()),
         }
+    }
+
+    /// The channel that holds them.
+    pub(crate) fn channel(&self) -> &Channel {
+        &self.channel
+    }
+
+    /// Whether the broker's word is still good.
+    pub(crate) fn is_fresh(&self) -> bool {
+        let proven = *self.proven();
+        let walked = proven.1.elapsed().unwrap_or(Duration::MAX);
+        proven.0.elapsed().max(walked) < self.fresh
     }
 
     /// Waits for the broker's word that it still knows the channel.
@@ -42,9 +58,8 @@ impl Grip {
     /// # Errors
     /// It does not.
     pub(crate) async fn prove(&self) -> lapin::Result<()> {
-        let mut proven = self.proven.lock().await;
-        let walked = proven.1.elapsed().unwrap_or(Duration::MAX);
-        if proven.0.elapsed().max(walked) < self.fresh {
+        let _asking = self.asking.lock().await;
+        if self.is_fresh() {
             return Ok(());
         }
         let asked = now();
@@ -55,8 +70,12 @@ impl Grip {
         self.channel
             .queue_declare(self.queue.clone(), options, FieldTable::default())
             .await?;
-        *proven = asked;
+        *self.proven() = asked;
         Ok(())
+    }
+
+    fn proven(&self) -> MutexGuard<'_, (Instant, SystemTime)> {
+        self.proven.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

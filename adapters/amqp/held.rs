@@ -3,15 +3,15 @@
 //! Absent on purpose: negative acknowledgement. What is given back stays unacknowledged until its
 //! channel is closed, which leaves it where it was in the queue.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use lapin::BasicProperties;
 use lapin::message::Delivery;
 use lapin::options::BasicAckOptions;
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
+use lapin::{BasicProperties, Channel};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep};
 use xbus_core::adapter::Class;
@@ -20,6 +20,7 @@ use xbus_core::{
     Arrival, Code, Fault, Inbox, Message, MessageId, Reply, SendError, Stop, Timestamp,
 };
 
+use crate::ack::ack;
 use crate::answer::{Answer, Ask};
 use crate::grip::Grip;
 use crate::ledger::{Ledger, Order, Ticket, Wanted};
@@ -185,6 +186,8 @@ pub(crate) struct Held {
     pub(crate) number: u64,
     /// It was set aside before, and is acknowledged there.
     pub(crate) released: bool,
+    /// The channel that holds a released one.
+    pub(crate) shelf: Option<Channel>,
     /// It was tried in this window, so that only what came before it may go before it.
     pub(crate) begun: bool,
     /// Says, while it is tried, that an earlier one was released and goes first.
@@ -193,7 +196,8 @@ pub(crate) struct Held {
     /// The delivery without its body.
     pub(crate) delivery: Delivery,
     pub(crate) body: Bytes,
-    pub(crate) identity: Identity,
+    /// Made when it is asked for: it hashes the body, and few messages come twice.
+    pub(crate) identity: OnceLock<Identity>,
     /// The message, or why there is none; and what it comes from.
     pub(crate) message: Result<(Arc<Message>, Option<MessageId>), Fault>,
     pub(crate) carried: Carried,
@@ -210,9 +214,8 @@ impl Held {
             } = self.carried;
             desk.ledger.release_again(received_at, id);
         }
-        let memory = &desk.memory;
         if self.carried.attempts > 0 || self.carried.aside.is_some() {
-            memory.carry(self.identity, self.carried);
+            desk.memory.carry(self.identity(), self.carried);
         }
     }
 
@@ -223,6 +226,12 @@ impl Held {
             received_at, id, ..
         } = &self.carried;
         (received_at.as_micros().div_euclid(1000), *id)
+    }
+
+    /// What tells it from others when it comes again.
+    pub(crate) fn identity(&self) -> Identity {
+        let known = || Identity::with_body(&self.delivery, &self.body);
+        *self.identity.get_or_init(known)
     }
 
     /// Whether the publisher gave it an id: without one a repeat may be another message.
@@ -318,7 +327,7 @@ impl Desk {
             Ok((message, cause)) => (message, *cause),
             Err(fault) => return Err(fault.clone()),
         };
-        let seen_as = (held.has_id() && self.door.commits()).then(|| held.identity.key());
+        let seen_as = (held.has_id() && self.door.commits()).then(|| held.identity().key());
         let arrival = Arrival {
             message: Message::clone(message),
             caller: None,
@@ -402,7 +411,7 @@ impl Desk {
             && !self.send(answer).await
         {
             // It will come again, and then only this is made up for.
-            return self.memory.done(held.identity, Some(answer.clone()));
+            return self.memory.done(held.identity(), Some(answer.clone()));
         }
         self.acknowledge(held).await;
     }
@@ -431,18 +440,26 @@ impl Desk {
         }
     }
 
+    /// Tells the broker that the message is done; `false`: it was lost before.
+    async fn ack(&self, held: &Held) -> lapin::Result<bool> {
+        let (shelf, own) = (held.shelf.as_ref(), self.grip.as_ref().map(Grip::channel));
+        match shelf.or(own) {
+            Some(channel) => ack(channel, held.delivery.delivery_tag).await,
+            None => held.delivery.acker.ack(BasicAckOptions::default()).await,
+        }
+    }
+
     /// Acknowledges; where that is impossible, remembers that the message is done.
     async fn acknowledge(&self, held: &Held) {
         let has_id = held.has_id();
-        let acker = &held.delivery.acker;
         let acked = tokio::select! {
             biased;
-            acked = acker.ack(BasicAckOptions::default()) => acked,
+            acked = self.ack(held) => acked,
             // lapin may leave one unanswered that meets the loss of its connection.
             () = async { self.give_back.cancelled().await; sleep(LAST_WORD).await } => {
                 tracing::debug!(queue = %self.queue, "an acknowledgement was not answered");
                 if has_id {
-                    self.memory.done(held.identity, None);
+                    self.memory.done(held.identity(), None);
                 }
                 return;
             }
@@ -450,18 +467,18 @@ impl Desk {
         match acked {
             Ok(true) if has_id => {
                 // The connection may be lost before the broker has read it.
-                self.memory.done(held.identity, None);
+                self.memory.done(held.identity(), None);
                 if self.door.commits() {
-                    self.memory.forget_later(held.identity.key());
+                    self.memory.forget_later(held.identity().key());
                 }
             }
             Ok(true) => {}
             // The channel was gone: it was certainly not acknowledged.
-            Ok(false) => self.memory.done(held.identity, None),
+            Ok(false) => self.memory.done(held.identity(), None),
             Err(error) => {
                 tracing::debug!(queue = %self.queue, %error, "an acknowledgement failed");
                 if has_id {
-                    self.memory.done(held.identity, None);
+                    self.memory.done(held.identity(), None);
                 }
             }
         }
@@ -511,6 +528,10 @@ impl Desk {
 
     /// Whether what is held is still ours; when it is not, what is not under way was given back.
     async fn is_ours(&self) -> bool {
+        let fresh = self.grip.as_ref().is_none_or(Grip::is_fresh);
+        if fresh || self.give_back.is_cancelled() {
+            return !self.give_back.is_cancelled();
+        }
         let proven = async {
             match &self.grip {
                 Some(grip) => grip.prove().await,
@@ -534,6 +555,16 @@ impl Desk {
     /// Waits until the message may be tried, or something else is to be done with it.
     async fn turn(&self, held: &mut Held) -> Turn<'_> {
         let (next_try, aside) = (held.carried.next_try, held.carried.aside.is_some());
+        // As below, for one that nothing keeps: most of all messages.
+        let kept = self.give_back.is_cancelled() || held.step_aside.is_cancelled();
+        if next_try.is_none()
+            && !aside
+            && !kept
+            && !held.ticket.is_asked()
+            && let Ok(place) = self.places.try_acquire()
+        {
+            return Turn::Due(Some(place));
+        }
         let due = async {
             if let Some(at) = next_try {
                 tokio::time::sleep_until(at).await;

@@ -273,6 +273,11 @@ impl Ticket {
         });
     }
 
+    /// Whether there is a wish.
+    pub(crate) fn is_asked(&self) -> bool {
+        !self.orders.is_empty()
+    }
+
     /// The next wish that somebody still waits for, or that nobody needs to wait for.
     pub(crate) async fn order(&mut self) -> Order {
         loop {

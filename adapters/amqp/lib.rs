@@ -6,6 +6,7 @@
 //! dealt with is held, set aside in a queue of its own, or given back by closing its channel, which
 //! keeps its place.
 
+mod ack;
 mod answer;
 mod attended;
 mod backoff;

@@ -31,6 +31,11 @@ pub(crate) struct Identity(Uuid);
 impl Identity {
     /// Of a delivery.
     pub(crate) fn of(delivery: &Delivery) -> Self {
+        Self::with_body(delivery, &delivery.data)
+    }
+
+    /// Of a delivery whose body was taken out of it.
+    pub(crate) fn with_body(delivery: &Delivery, body: &[u8]) -> Self {
         let properties = &delivery.properties;
         let mut said = Vec::with_capacity(256);
         for text in [
@@ -46,7 +51,7 @@ impl Identity {
         }
         said.extend_from_slice(&properties.timestamp().unwrap_or(0).to_le_bytes());
         let said = Uuid::new_v5(&Uuid::NAMESPACE_OID, &said);
-        Self(Uuid::new_v5(&said, &delivery.data))
+        Self(Uuid::new_v5(&said, body))
     }
 
     /// As the id of a message that the bus has never seen.

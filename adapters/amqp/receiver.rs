@@ -32,7 +32,7 @@ use crate::ledger::{Ledger, Released};
 use crate::link::{Link, Publish};
 use crate::memory::Memory;
 use crate::properties::{line, short};
-use crate::window::{Order, Window};
+use crate::window::{Defect, Order, Window};
 
 /// What can stand under `receive: { amqp: … }`, beside how a queue is worked off.
 pub(crate) const FIELDS: &[Field] = &[
@@ -442,8 +442,8 @@ impl AmqpReceiver {
                 () = stop.cancelled() => return Ended::Stopped,
                 () = renew => return Ended::Renewed,
                 ended = window.ended(), if !idle => {
-                    if let Some(Err(error)) = ended {
-                        return Ended::Lost(format!("a message's work ended by a defect of the bus: {error}"));
+                    if let Some(Err(Defect)) = ended {
+                        return Ended::Lost(String::from("a message's work ended by a defect of the bus"));
                     }
                     forget(&**door, memory, false).await;
                 }

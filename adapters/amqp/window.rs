@@ -1,15 +1,21 @@
 //! What a receiver has taken from its queue on one channel, and in which order it is worked on.
 //!
-//! Messages of one key are worked on one after the other, keys side by side. A key that fails holds
+//! Messages of one key are worked on one after the other, keys side by side, each in a task of its own. Where all
+//! keep one order only one is under way: it runs in the receiver's own task, since handing it to another one and
+//! its end back would wake two threads between any two messages. A key that fails holds
 //! up its own messages, and the others once the window (the prefetch) is full of those.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::Arc;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt, TryFutureExt};
 use lapin::Channel;
 use lapin::message::Delivery;
-use tokio::task::{JoinError, JoinSet};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use xbus_core::Stop;
 
@@ -51,6 +57,14 @@ struct Line {
     waiting: VecDeque<Held>,
 }
 
+/// What came to its end, and a message that has stepped aside.
+type Ended = (Lane, u64, Option<Box<Held>>);
+type Here = BoxFuture<'static, Result<Ended, Defect>>;
+
+/// A message's work ended by a defect of the bus: what is held can only be given back.
+#[derive(Debug)]
+pub(crate) struct Defect;
+
 /// The messages that are held on one channel.
 pub(crate) struct Window {
     desk: Arc<Desk>,
@@ -59,8 +73,10 @@ pub(crate) struct Window {
     app_id: Arc<str>,
     /// Lanes with a message under way.
     lanes: HashMap<Lane, Line>,
-    /// What is under way; a message that comes out of it has stepped aside.
-    tasks: JoinSet<(Lane, u64, Option<Box<Held>>)>,
+    /// What is under way in tasks.
+    tasks: JoinSet<Ended>,
+    /// What is under way here.
+    here: FuturesUnordered<Here>,
     /// When each message that is held came, by delivery tag; tags ascend.
     since: BTreeMap<u64, Instant>,
     /// The same of released messages, each with the channel that holds it.
@@ -77,6 +93,7 @@ impl Window {
             app_id,
             lanes: HashMap::new(),
             tasks: JoinSet::new(),
+            here: FuturesUnordered::new(),
             since: BTreeMap::new(),
             shelves: BTreeMap::new(),
             released: RELEASED,
@@ -93,16 +110,19 @@ impl Window {
 
     /// Whether nothing is held.
     pub(crate) fn is_empty(&self) -> bool {
-        self.tasks.is_empty()
+        self.tasks.is_empty() && self.here.is_empty()
     }
 
     /// Takes a delivery in.
     pub(crate) fn take(&mut self, delivery: Delivery) {
         let tag = delivery.delivery_tag;
         self.since.insert(tag, Instant::now());
-        let identity = Identity::of(&delivery);
+        let identity = OnceLock::new();
         let carried = match delivery.redelivered {
-            true => self.desk.memory.carried(identity),
+            true => {
+                let identity = *identity.get_or_init(|| Identity::of(&delivery));
+                self.desk.memory.carried(identity)
+            }
             false => None,
         };
         let carried = carried.unwrap_or_else(Carried::new);
@@ -116,22 +136,29 @@ impl Window {
     /// with the head and with what else was released: a head that came after it steps aside when no
     /// attempt at it is under way.
     pub(crate) fn release(&mut self, released: Released) {
-        let shelf = (Instant::now(), released.channel);
-        let number = self.put_back(released.delivery, released.carried);
-        self.shelves.insert(number, shelf);
+        let shelf = Some(released.channel.clone());
+        let number = self.put_back(released.delivery, released.carried, shelf);
+        self.shelves
+            .insert(number, (Instant::now(), released.channel));
         let _ = released.done.send(());
     }
 
-    /// Puts a released message in its place. Gives its number.
-    pub(crate) fn put_back(&mut self, delivery: Delivery, known: Carried) -> u64 {
+    /// Puts a released message, which `shelf` holds, in its place. Gives its number.
+    pub(crate) fn put_back(
+        &mut self,
+        delivery: Delivery,
+        known: Carried,
+        shelf: Option<Channel>,
+    ) -> u64 {
         self.released += 1;
         let number = self.released;
         let identity = Identity::of(&delivery);
         // It may have been given back since: then more is known of it.
         let carried = self.desk.memory.carried(identity);
         let carried = carried.filter(|carried| carried.id == known.id);
-        let (lane, mut held) = self.open(delivery, identity, number, carried.unwrap_or(known));
-        held.released = true;
+        let carried = carried.unwrap_or(known);
+        let (lane, mut held) = self.open(delivery, identity.into(), number, carried);
+        (held.released, held.shelf) = (true, shelf);
         if held.has_id() && self.desk.door.seen(&identity.key()) {
             self.finish_only(held, None);
         } else {
@@ -154,11 +181,17 @@ impl Window {
     }
 
     /// Waits until a message has ended, and goes on with the next of its lane. Nothing when none is
-    /// under way. The error is a defect of the bus: what is held can only be given back.
-    pub(crate) async fn ended(&mut self) -> Option<Result<(), JoinError>> {
-        let (lane, tag, aside) = match self.tasks.join_next().await? {
+    /// under way. May be dropped.
+    pub(crate) async fn ended(&mut self) -> Option<Result<(), Defect>> {
+        let ended = tokio::select! {
+            biased;
+            Some(ended) = self.here.next(), if !self.here.is_empty() => ended,
+            Some(ended) = self.tasks.join_next() => ended.map_err(|_| Defect),
+            else => return None,
+        };
+        let (lane, tag, aside) = match ended {
             Ok(ended) => ended,
-            Err(error) => return Some(Err(error)),
+            Err(defect) => return Some(Err(defect)),
         };
         if let Some(held) = aside {
             // It is held still, and stands behind what it made room for.
@@ -190,8 +223,8 @@ impl Window {
     pub(crate) async fn give_back(&mut self) {
         self.desk.give_back.cancel();
         while let Some(ended) = self.ended().await {
-            if let Err(error) = ended {
-                tracing::error!(queue = %self.desk.queue, %error, "a message's work ended by a defect of the bus");
+            if let Err(Defect) = ended {
+                tracing::error!(queue = %self.desk.queue, "a message's work ended by a defect of the bus");
             }
         }
         for (_, channel) in std::mem::take(&mut self.shelves).into_values() {
@@ -209,7 +242,7 @@ impl Window {
     fn open(
         &self,
         mut delivery: Delivery,
-        identity: Identity,
+        identity: OnceLock<Identity>,
         number: u64,
         carried: Carried,
     ) -> (Lane, Held) {
@@ -235,6 +268,7 @@ impl Window {
         let held = Held {
             number,
             released: false,
+            shelf: None,
             begun: false,
             step_aside: Stop::new(),
             ticket,
@@ -254,9 +288,9 @@ impl Window {
         if !held.delivery.redelivered {
             return Some(held);
         }
-        let answer = match self.desk.memory.was_done(held.identity) {
+        let answer = match self.desk.memory.was_done(held.identity()) {
             Some(answer) => answer,
-            None if held.has_id() && self.desk.door.seen(&held.identity.key()) => None,
+            None if held.has_id() && self.desk.door.seen(&held.identity().key()) => None,
             None => return Some(held),
         };
         tracing::info!(route = %self.desk.door.route(), queue = %self.desk.queue, "a message that was done before came again and is acknowledged");
@@ -288,10 +322,17 @@ impl Window {
             }
         }
         let (desk, number) = (self.desk.clone(), held.number);
-        self.tasks.spawn(async move {
+        let work = async move {
             let aside = desk.hold(held).await;
             (lane, number, aside.map(Box::new))
-        });
+        };
+        match self.order {
+            Order::All => {
+                let work = AssertUnwindSafe(work).catch_unwind();
+                self.here.push(Box::pin(work.map_err(|_| Defect)));
+            }
+            Order::Keys | Order::None => drop(self.tasks.spawn(work)),
+        }
     }
 }
 

@@ -274,7 +274,7 @@ async fn what_is_given_back_keeps_its_id_and_its_attempts() {
     let (mut window, _) = world.window(Order::All);
     window.take(world.delivery("a", false));
     window.take(world.delivery("b", false));
-    tokio::time::sleep(Duration::from_millis(3500)).await;
+    work_for(&mut window, Duration::from_millis(3500)).await;
     window.give_back().await;
     assert_eq!(world.seen(), ["a0", "a1", "a2"]);
     let (mut window, _) = world.window(Order::All);
@@ -298,7 +298,7 @@ async fn an_attempt_that_is_under_way_ends_before_the_channel_does() {
     let (mut window, _) = world.window(Order::All);
     window.take(world.delivery("a", false));
     window.take(world.delivery("b", false));
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    work_for(&mut window, Duration::from_secs(1)).await;
     window.give_back().await;
     assert_eq!(world.seen(), ["a0"]);
     assert!(window.is_empty());
@@ -401,7 +401,7 @@ async fn an_answer_that_was_not_sent_is_made_up_for_without_another_run() {
     };
     let (mut window, _) = world.window(Order::All);
     window.take(ask(world.delivery("a", false)));
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    work_for(&mut window, Duration::from_millis(500)).await;
     window.give_back().await;
     assert!(world.broker.published.lock().unwrap().is_empty());
     let (mut window, _) = world.window(Order::All);
@@ -477,6 +477,10 @@ async fn while_working<T>(window: &mut Window, ask: impl Future<Output = T>) -> 
     }
 }
 
+async fn work_for(window: &mut Window, time: Duration) {
+    while_working(window, tokio::time::sleep(time)).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_is_held_is_shown_and_a_blocked_head_is_tried_when_asked_for() {
     let mut world = World::new(World::failing(&[("a", 2, Code::Destination)]));
@@ -485,7 +489,8 @@ async fn what_is_held_is_shown_and_a_blocked_head_is_tried_when_asked_for() {
         window.take(world.delivery(body, false));
     }
     let ledger = world.ledger.clone();
-    let head = until(|| ledger.heads().pop().filter(|head| head.attempts == 1)).await;
+    let head = until(|| ledger.heads().pop().filter(|head| head.attempts == 1));
+    let head = while_working(&mut window, head).await;
     assert_eq!(head.last_error.as_deref(), Some("step: destination: no"));
     assert!(head.next_try.is_some());
     let held = ledger.held();
@@ -499,7 +504,8 @@ async fn what_is_held_is_shown_and_a_blocked_head_is_tried_when_asked_for() {
     );
     let start = Instant::now();
     assert_eq!(ledger.retry(None), 1);
-    until(|| (ledger.heads()[0].attempts == 2).then_some(())).await;
+    let tried = until(|| (ledger.heads()[0].attempts == 2).then_some(()));
+    while_working(&mut window, tried).await;
     assert!(start.elapsed() < Duration::from_millis(100));
     finish(&mut window).await;
     assert_eq!(world.seen(), ["a0", "a1", "a2", "b0"]);
@@ -518,7 +524,7 @@ async fn a_head_is_set_aside_or_dropped_when_asked_for_and_the_next_goes_on() {
     }
     let ledger = world.ledger.clone();
     let failed = || ledger.heads().pop().filter(|head| head.attempts > 0);
-    let first = until(failed).await.message.id;
+    let first = while_working(&mut window, until(failed)).await.message.id;
     // As long as it cannot be set aside it stays where it is.
     *world.broker.fails.lock().unwrap() = 1;
     let park = || Wanted::Park(String::from("wrong number"));
@@ -574,11 +580,11 @@ async fn what_was_released_goes_before_a_head_that_came_after_it() {
         let head = ledger.heads().into_iter().next()?;
         (head.attempts > 0).then(|| head.message.id)
     };
-    let last = until(failed).await;
+    let last = while_working(&mut window, until(failed)).await;
     let start = Instant::now();
     // The later one first, then one that came before it, and one that goes between them.
     for (body, at) in [("c", 3), ("a2", 1), ("b", 2)] {
-        window.put_back(world.delivery(body, true), came[at].clone());
+        window.put_back(world.delivery(body, true), came[at].clone(), None);
     }
     let first = until(|| failed().filter(|id| *id != last));
     let first = while_working(&mut window, first).await;
@@ -586,7 +592,7 @@ async fn what_was_released_goes_before_a_head_that_came_after_it() {
     assert_eq!(ledger.heads().len(), 1, "the other head waits");
     assert_eq!(ledger.ask(last, Wanted::Drop).err(), Some(Not::Head));
     // Behind what came before it, before what has not been begun.
-    window.put_back(world.delivery("z", true), Carried::new());
+    window.put_back(world.delivery("z", true), Carried::new(), None);
     world.route.faults.lock().unwrap().remove("d");
     finish(&mut window).await;
     assert_eq!(
@@ -607,8 +613,9 @@ async fn an_attempt_that_is_under_way_ends_before_the_head_steps_aside() {
     let came = Carried::new();
     let (mut window, give_back) = world.window(Order::All);
     window.take(world.delivery("b", false));
-    until(|| (world.seen() == ["b0"]).then_some(())).await;
-    window.put_back(world.delivery("a", true), came);
+    let begun = until(|| (world.seen() == ["b0"]).then_some(()));
+    while_working(&mut window, begun).await;
+    window.put_back(world.delivery("a", true), came, None);
     while_working(
         &mut window,
         until(|| (world.seen().len() == 2).then_some(())),

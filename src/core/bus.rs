@@ -95,9 +95,9 @@ impl Bus {
         &self.homes
     }
 
-    /// Says that a durable commit put something into the lane.
+    /// Says that a durable commit put something into the lane. Who hands it over to a broker is told by the store.
     pub(crate) fn wake(&self, queue: &str, key: &Arc<str>) {
-        if !self.homes.wake(queue) {
+        if !self.homes.is_at_broker(queue) {
             self.lanes.wake(queue, key);
         }
     }

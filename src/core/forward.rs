@@ -27,9 +27,11 @@ const WINDOW: usize = 1024;
 const WINDOW_BYTES: usize = 32 << 20;
 /// Confirmed ones gather for so long before the store lets go of them, so that one sync serves them
 /// and the messages that come next.
-const GATHER: Duration = Duration::from_millis(3);
+const GATHER: Duration = Duration::from_millis(10);
 /// So many confirmed ones may be waiting for the store to let go of them.
 const UNSETTLED: usize = 4096;
+/// How long a store without room is left alone.
+const FULL: Duration = Duration::from_secs(1);
 /// How often it is looked whether a broker is back, or has gone.
 const LOOK: Duration = Duration::from_millis(100);
 /// How long a bus that stops goes on handing over.
@@ -56,7 +58,8 @@ pub(crate) struct Forwarder {
     pub(crate) incidents: Arc<Incidents>,
     /// Route and step of its incidents.
     pub(crate) place: (Arc<str>, String),
-    pub(crate) wake: Notify,
+    /// Notified when something comes into either queue, and when the store has let go of something.
+    pub(crate) wake: Arc<Notify>,
     /// The broker has refused what was handed over last.
     pub(crate) refused: AtomicBool,
     /// Who waits for which message; nothing once the forwarder has ended.
@@ -76,7 +79,6 @@ impl Handover {
     /// Waits until the broker has confirmed the message, until it is known that it cannot now, or
     /// until `deadline`: the message is durable in the store and will be handed over in any case.
     pub(crate) async fn wait(mut self, deadline: Instant) {
-        self.forwarder.wake.notify_one();
         while self.forwarder.takes() && Instant::now() < deadline {
             let look = deadline.min(Instant::now() + LOOK);
             if tokio::time::timeout_at(look, &mut self.confirmed)
@@ -117,6 +119,9 @@ impl Forwarder {
 
     /// Hands over until `stop`, and then what is left as far as that is quick.
     pub(crate) async fn run(self: Arc<Self>, stop: Stop) {
+        for queue in [&self.front, &self.lane.queue] {
+            self.store.watch(queue, &self.wake);
+        }
         let (settle, confirmed) = mpsc::unbounded_channel();
         let (let_go, settled) = mpsc::unbounded_channel();
         let settling = tokio::spawn(self.clone().settle(confirmed, let_go));
@@ -357,26 +362,40 @@ impl Forwarder {
             while let Ok(more) = confirmed.try_recv() {
                 places.extend(more);
             }
-            let changes: Vec<Change> = places
-                .iter()
-                .map(|at| Change::Settle {
-                    at: at.clone(),
-                    how: Settlement::Forwarded,
-                    attempts: 0,
-                    error: None,
-                })
-                .collect();
-            let commit = self.store.commit(Commit::from(changes), Durability::Synced);
-            match commit.await {
+            match take_out(&*self.store, &places, &let_go).await {
                 Ok(()) => {
                     // Whoever hands over may have ended.
                     let _ = let_go.send(places);
                     self.wake.notify_one();
                 }
                 Err(error) => {
-                    tracing::warn!(queue = %self.lane.queue, %error, "what the broker has could not be taken out of the store yet");
+                    tracing::warn!(queue = %self.lane.queue, %error, "what the broker has could not be taken out of the store");
                 }
             }
+        }
+    }
+}
+
+/// Takes `places` out of the store; waits for room on its disk as long as somebody forwards.
+async fn take_out(
+    store: &dyn Store,
+    places: &[EntryRef],
+    let_go: &Sender,
+) -> Result<(), StoreError> {
+    let settle = |at: &EntryRef| Change::Settle {
+        at: at.clone(),
+        how: Settlement::Forwarded,
+        attempts: 0,
+        error: None,
+    };
+    loop {
+        let changes: Vec<Change> = places.iter().map(settle).collect();
+        let taken = store
+            .commit(Commit::from(changes), Durability::Synced)
+            .await;
+        match taken {
+            Err(StoreError::Full(_)) if !let_go.is_closed() => tokio::time::sleep(FULL).await,
+            other => return other,
         }
     }
 }
@@ -510,6 +529,7 @@ mod tests {
     use futures_util::future::BoxFuture;
 
     use super::*;
+    use crate::incident::tests::Values;
     use crate::{Message, Timestamp};
 
     struct Nowhere;
@@ -573,6 +593,23 @@ mod tests {
         let_go.send(vec![popped[0].at.clone()]).unwrap();
         work.forget_settled();
         assert_eq!(known(&work), [0; 0]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_has_arrived_leaves_the_store_as_soon_as_that_has_room() {
+        let store = Values::default();
+        store.full.store(true, Relaxed);
+        let (let_go, settled) = mpsc::unbounded_channel();
+        let places = [entry("q", 1, 1).at];
+        let mut taking = Box::pin(take_out(&store, &places, &let_go));
+        let waits = tokio::time::timeout(FULL * 5, &mut taking).await;
+        assert!(waits.is_err());
+        store.full.store(false, Relaxed);
+        assert_eq!(taking.await, Ok(()));
+        // Nobody hands over any more: the next start finds it.
+        store.full.store(true, Relaxed);
+        drop(settled);
+        assert!(take_out(&store, &places, &let_go).await.is_err());
     }
 
     #[test]

@@ -121,13 +121,9 @@ impl Homes {
         Some(at.forwarder.expect(id))
     }
 
-    /// Says that something entered the lane; whether it lives at a broker.
-    pub(crate) fn wake(&self, queue: &str) -> bool {
-        let at = self.at_broker(queue);
-        if let Some(at) = &at {
-            at.forwarder.wake.notify_one();
-        }
-        at.is_some()
+    /// Whether the lane lives at a broker.
+    pub(crate) fn is_at_broker(&self, queue: &str) -> bool {
+        self.lanes().contains_key(queue)
     }
 }
 
@@ -341,7 +337,7 @@ impl Bus {
             store: self.store().clone(),
             incidents: self.incidents().clone(),
             place: (route.clone(), format!("{step}@{}", broker.name())),
-            wake: tokio::sync::Notify::new(),
+            wake: Arc::default(),
             refused: AtomicBool::new(false),
             waiting: Mutex::new(Some(HashMap::new())),
         });

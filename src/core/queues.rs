@@ -121,7 +121,7 @@ impl Bus {
 
     /// Whether a route takes the queue's messages now.
     pub fn is_worked(&self, queue: &str) -> bool {
-        self.lanes().is_worked(queue) || self.homes().at_broker(queue).is_some()
+        self.lanes().is_worked(queue) || self.homes().is_at_broker(queue)
     }
 
     /// The queue that an administrator means: what came back from a broker waits under a name of its

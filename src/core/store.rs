@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use tokio::sync::Notify;
 
 use crate::{Message, MessageId, Timestamp};
 
@@ -435,6 +436,11 @@ pub trait Store: Send + Sync {
         let later = all.into_iter().filter(|entry| entry.at.seq >= from);
         Ok(later.take(limit).collect())
     }
+
+    /// Has `wake` notified when something has come to wait in the queue and can be read, once for all that comes
+    /// together and before whoever put it there is answered, for as long as `wake` is held elsewhere. The last one
+    /// that was given for a queue counts. A store that is never put into need not do it.
+    fn watch(&self, _queue: &str, _wake: &Arc<Notify>) {}
 
     /// The entry of a queue that holds this message, waiting or parked.
     fn entry(&self, queue: &str, id: MessageId) -> Result<Option<Queued>, StoreError>;

@@ -760,6 +760,11 @@ impl LogWriter {
             state.applied = position(segment, offset + frame.len as u32);
         }
         state.next = lock(&inner.gate).next.max(state.next);
+        let stirred = state.take_stirred();
+        drop(state);
+        for watcher in stirred {
+            watcher.notify_one();
+        }
         let rows = journal.active.len();
         if rows > inner.options.segment_rows {
             inner.roll_wanted.store(true, Ordering::Relaxed);

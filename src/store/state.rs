@@ -4,10 +4,11 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use ahash::AHashMap as HashMap;
 use bytes::Bytes;
+use tokio::sync::Notify;
 use xbus_core::store::EntryRef;
 use xbus_core::{MessageId, Timestamp};
 
@@ -82,6 +83,10 @@ pub struct State {
     pub pages: Pages,
     /// Records of entries that wait in lanes.
     pub kept: Kept,
+    /// Who is notified of what comes into a queue.
+    pub watchers: HashMap<Arc<str>, Weak<Notify>>,
+    /// Of those, who is to be notified of what has been applied.
+    stirred: Vec<Arc<Notify>>,
 }
 
 impl State {
@@ -96,6 +101,28 @@ impl State {
             next: 1,
             pages,
             kept: Kept::default(),
+            watchers: HashMap::new(),
+            stirred: Vec::new(),
+        }
+    }
+
+    /// Whom to notify of what was applied since this was called last; not while the state is locked.
+    pub fn take_stirred(&mut self) -> Vec<Arc<Notify>> {
+        std::mem::take(&mut self.stirred)
+    }
+
+    fn stir(&mut self, queue: &str) {
+        let Some(watcher) = self.watchers.get(queue) else {
+            return;
+        };
+        match watcher.upgrade() {
+            Some(watcher)
+                if self
+                    .stirred
+                    .iter()
+                    .any(|other| Arc::ptr_eq(other, &watcher)) => {}
+            Some(watcher) => self.stirred.push(watcher),
+            None => drop(self.watchers.remove(queue)),
         }
     }
 
@@ -111,6 +138,7 @@ impl State {
                 lane.insert((put.seq, position), &mut self.pages)?;
                 self.kept.offer(put.seq, body, &mut lane.kept);
                 self.pin(position);
+                self.stir(put.queue);
             }
             View::Moved(put) => {
                 let Some(queue) = self.queues.get_mut(put.queue) else {
@@ -188,6 +216,7 @@ impl State {
                         .entry(parked.key)
                         .or_default()
                         .insert((at.seq, parked.position), &mut self.pages)?;
+                    self.stir(at.queue);
                 }
             }
             View::Protocol { id, .. } => {

@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use tokio::sync::Notify;
 use xbus_core::store::{
     Change, Commit, Durability, EntryRef, JournalEntry, LaneStatus, Query, QueueStatus, Queued,
     Store, StoreError,
@@ -20,6 +21,7 @@ use crate::Options;
 use crate::codec::Reader;
 use crate::disk::{Disk, RealDisk};
 use crate::keeper::Keeper;
+use crate::kept::Record;
 use crate::lock::DirLock;
 use crate::log::{Inner, LogWriter, lock};
 use crate::open::open;
@@ -181,6 +183,15 @@ impl LogStore {
         Ok(found)
     }
 
+    /// Reads entries, each from memory where that keeps it.
+    fn read_all(&self, found: Vec<Found>) -> Result<Vec<Queued>, StoreError> {
+        let read = |(found, kept): Found| match kept {
+            Some(kept) => decode(found, Some(&kept.body)).map(|(queued, _)| queued),
+            None => self.read(found),
+        };
+        found.into_iter().map(read).collect()
+    }
+
     fn read(&self, found: Located) -> Result<Queued, StoreError> {
         let (tag, body) = read_change(&self.inner.files, found.place)?;
         let is_put = matches!(tag, Tag::Put | Tag::Moved);
@@ -259,6 +270,18 @@ struct Located {
     parked: Option<String>,
 }
 
+/// An entry with its record, where memory has all of it.
+type Found = (Located, Option<Record>);
+
+/// Entries with what memory keeps of them.
+fn with_records(state: &State, found: Vec<Located>) -> Vec<Found> {
+    let with = |found: Located| {
+        let kept = state.record(found.at.seq).filter(|kept| kept.is_whole);
+        (found, kept)
+    };
+    found.into_iter().map(with).collect()
+}
+
 fn waiting(name: &Arc<str>, queue: &Queue, key: &Arc<str>, place: Place) -> Located {
     Located {
         at: EntryRef {
@@ -286,8 +309,7 @@ fn parked(name: &Arc<str>, queue: &Queue, seq: u64) -> Option<Located> {
     })
 }
 
-/// The oldest entries of a queue's lanes, at most `limit`.
-/// The oldest entries of a queue whose numbers are not below `from`.
+/// The oldest entries of a queue whose numbers are not below `from`, at most `limit`.
 fn oldest(
     state: &State,
     name: &Arc<str>,
@@ -451,16 +473,17 @@ impl Store for LogStore {
             let Some((name, queue)) = state.queues.get_key_value(queue) else {
                 return Ok(Vec::new());
             };
-            if wants_parked {
+            let found = if wants_parked {
                 let numbers = queue.parked.keys().take(limit);
                 numbers
                     .filter_map(|seq| parked(name, queue, *seq))
                     .collect()
             } else {
                 oldest(&state, name, queue, 0, limit).map_err(damaged)?
-            }
+            };
+            with_records(&state, found)
         };
-        found.into_iter().map(|found| self.read(found)).collect()
+        self.read_all(found)
     }
 
     fn entries_from(
@@ -474,9 +497,15 @@ impl Store for LogStore {
             let Some((name, queue)) = state.queues.get_key_value(queue) else {
                 return Ok(Vec::new());
             };
-            oldest(&state, name, queue, from, limit).map_err(damaged)?
+            let found = oldest(&state, name, queue, from, limit).map_err(damaged)?;
+            with_records(&state, found)
         };
-        found.into_iter().map(|found| self.read(found)).collect()
+        self.read_all(found)
+    }
+
+    fn watch(&self, queue: &str, wake: &Arc<Notify>) {
+        let mut state = lock(&self.inner.state);
+        state.watchers.insert(queue.into(), Arc::downgrade(wake));
     }
 
     fn entry(&self, queue: &str, id: MessageId) -> Result<Option<Queued>, StoreError> {

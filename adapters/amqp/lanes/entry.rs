@@ -28,6 +28,8 @@ const WITH_ATTACHMENTS: u32 = 2;
 /// So long may the JSON be in a header: a frame of 4096 bytes, which AMQP 0.9.1 (section 4.2.3)
 /// guarantees, holds it together with the properties.
 const META_MAX: usize = 3000;
+/// What it is about without the message's headers.
+const META_ROOM: usize = 512;
 
 /// One message of a lane.
 #[derive(Clone, Debug)]
@@ -59,36 +61,36 @@ pub(super) enum Content {
 #[derive(Serialize, Deserialize)]
 struct Meta<'a> {
     v: u32,
-    id: String,
+    id: Cow<'a, str>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    correlation: Option<String>,
+    correlation: Option<Cow<'a, str>>,
     /// Microseconds since 1970, as the others.
     received: i64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    format: Option<String>,
+    format: Option<Cow<'a, str>>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     attachments: Vec<Part>,
     /// In order; a name may stand twice.
     headers: Vec<(Cow<'a, str>, Cow<'a, str>)>,
     #[serde(default, skip_serializing_if = "str::is_empty")]
-    key: String,
+    key: Cow<'a, str>,
     #[serde(default, skip_serializing_if = "str::is_empty")]
-    target: String,
+    target: Cow<'a, str>,
     since: i64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     cause: Option<String>,
     #[serde(default, skip_serializing_if = "str::is_empty")]
-    node: String,
+    node: Cow<'a, str>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    origin: Option<(String, u64)>,
+    origin: Option<(Cow<'a, str>, u64)>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     after: Option<u64>,
     #[serde(default, skip_serializing_if = "is_zero")]
     attempts: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    last_error: Option<String>,
+    last_error: Option<Cow<'a, str>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    parked: Option<String>,
+    parked: Option<Cow<'a, str>>,
 }
 
 /// An attachment, whose octets stand behind the body.
@@ -150,36 +152,45 @@ impl Entry {
         let message = &self.message;
         let attachments: Vec<Part> = message.attachments.iter().map(Part::of).collect();
         let alone = attachments.is_empty();
+        let id = message.id.to_string();
         let meta = Meta {
             v: if alone { 1 } else { WITH_ATTACHMENTS },
             attachments,
-            id: message.id.to_string(),
-            correlation: message.correlation_id.as_deref().map(str::to_owned),
+            id: id.as_str().into(),
+            correlation: message.correlation_id.as_deref().map(Cow::from),
             received: message.received_at.as_micros(),
-            format: message.format.map(|format| format.name().to_owned()),
+            format: message.format.map(|format| format.name().into()),
             headers: message
                 .headers
                 .iter()
                 .map(|(name, value)| (name.into(), value.into()))
                 .collect(),
-            key: self.key.to_string(),
-            target: self.target.to_string(),
+            key: (&*self.key).into(),
+            target: (&*self.target).into(),
             since: self.since.as_micros(),
             cause: self.cause.map(|id| id.to_string()),
-            node: self.node.to_string(),
+            node: (&*self.node).into(),
             origin: self
                 .origin
                 .as_ref()
-                .map(|(store, number)| (store.to_string(), *number)),
+                .map(|(store, number)| ((&**store).into(), *number)),
             after: self.after,
             attempts: self.attempts,
-            last_error: self.last_error.clone(),
-            parked: self.parked.clone(),
+            last_error: self.last_error.as_deref().map(Cow::from),
+            parked: self.parked.as_deref().map(Cow::from),
         };
         // Strings, numbers and lists of them: nothing that could not be written.
-        let json = serde_json::to_vec(&meta).unwrap_or_default();
+        let headers = &message.headers;
+        let length = headers
+            .iter()
+            .map(|(n, v)| n.len() + v.len() + 8)
+            .sum::<usize>();
+        let mut json = Vec::with_capacity(length + META_ROOM);
+        if serde_json::to_writer(&mut json, &meta).is_err() {
+            json.clear();
+        }
         let mut properties = BasicProperties::default()
-            .with_message_id(ShortString::from(message.id.to_string()))
+            .with_message_id(ShortString::from(id.as_str()))
             .with_timestamp(seconds(self.since))
             .with_type("xbus.lane".into())
             .with_app_id("xbus".into());
@@ -279,8 +290,8 @@ impl Entry {
                 .map(|(store, number)| (Arc::from(store), number)),
             after: meta.after,
             attempts: meta.attempts,
-            last_error: meta.last_error,
-            parked: meta.parked,
+            last_error: meta.last_error.map(Cow::into_owned),
+            parked: meta.parked.map(Cow::into_owned),
         })
     }
 

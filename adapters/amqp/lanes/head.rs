@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{FutureExt, StreamExt};
-use lapin::Acker;
+use lapin::types::DeliveryTag;
 use tokio::time::Instant;
 use xbus_core::broker::{Report, Verdict};
 use xbus_core::store::{Outcome, Queued, StoreError};
@@ -28,7 +28,8 @@ const AFTER_DEFECT: Duration = Duration::from_secs(5);
 pub(super) struct Held {
     entry: Entry,
     queued: Queued,
-    acker: Acker,
+    /// What the session's channel calls it.
+    tag: DeliveryTag,
     /// It was released: it stands before the lane's head.
     front: bool,
     /// When it is to be tried.
@@ -80,7 +81,7 @@ impl Partition {
     pub(super) async fn hold(
         &mut self,
         entry: Entry,
-        acker: Acker,
+        tag: DeliveryTag,
         redelivered: bool,
         front: bool,
     ) -> Result<Held, End> {
@@ -99,7 +100,7 @@ impl Partition {
         Ok(Held {
             entry,
             queued,
-            acker,
+            tag,
             front,
             due,
         })
@@ -380,7 +381,7 @@ impl Partition {
                 }
             }
         }
-        session.acknowledge(&held.acker).await?;
+        session.acknowledge(held.tag).await?;
         self.states.forget(done.id);
         self.seat.hide(done.id);
         Ok(Next::Settled)

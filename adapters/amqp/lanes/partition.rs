@@ -8,11 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures_util::StreamExt;
-use lapin::Acker;
-use lapin::options::{
-    BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicQosOptions, QueueDeclareOptions,
-};
-use lapin::types::FieldTable;
+use lapin::options::{BasicConsumeOptions, BasicGetOptions, BasicQosOptions, QueueDeclareOptions};
+use lapin::types::{DeliveryTag, FieldTable};
 use lapin::{Channel, Consumer};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -27,6 +24,7 @@ use super::seat::{Command, Health, Seat};
 use super::state::{States, count};
 use super::wire::{Answer, Ended};
 use super::{names, put};
+use crate::ack::ack;
 
 /// Messages that the broker sends ahead of their acknowledgement. With more than one, a connection
 /// that is lost could give all of them a second time.
@@ -245,13 +243,10 @@ impl Partition {
             if let Err(end) = self.take_over(session).await {
                 return end;
             }
-            let redelivered = delivery.redelivered;
+            let (tag, redelivered) = (delivery.delivery_tag, delivery.redelivered);
             let result = match Entry::read(&delivery.properties, delivery.data) {
-                Content::Nudge => self.nudged(session, &delivery.acker).await,
-                Content::Entry(entry) => {
-                    self.head(session, *entry, delivery.acker, redelivered)
-                        .await
-                }
+                Content::Nudge => self.nudged(session, tag).await,
+                Content::Entry(entry) => self.head(session, *entry, tag, redelivered).await,
             };
             session.held_since = None;
             session.head = None;
@@ -325,9 +320,9 @@ impl Partition {
         }
     }
 
-    async fn nudged(&mut self, session: &mut Session, acker: &Acker) -> Result<(), End> {
+    async fn nudged(&mut self, session: &mut Session, tag: DeliveryTag) -> Result<(), End> {
         self.front(session).await?;
-        session.acknowledge(acker).await
+        session.acknowledge(tag).await
     }
 
     /// Deals with the lane's head, and before it with what is in front.
@@ -335,7 +330,7 @@ impl Partition {
         &mut self,
         session: &mut Session,
         entry: Entry,
-        acker: Acker,
+        tag: DeliveryTag,
         redelivered: bool,
     ) -> Result<(), End> {
         let id = entry.message.id;
@@ -343,7 +338,7 @@ impl Partition {
             self.done = None;
         }
         session.head = Some(id);
-        let mut held = self.hold(entry, acker, redelivered, false).await?;
+        let mut held = self.hold(entry, tag, redelivered, false).await?;
         loop {
             if self.seat.is_dirty() {
                 self.front(session).await?;
@@ -382,7 +377,7 @@ impl Partition {
             };
             let message = message.delivery;
             match Entry::read(&message.properties, message.data) {
-                Content::Nudge => session.acknowledge(&message.acker).await?,
+                Content::Nudge => session.acknowledge(message.delivery_tag).await?,
                 Content::Entry(mut entry) => {
                     let id = entry.message.id;
                     if self.done_front.as_ref().is_some_and(|done| done.id != id) {
@@ -390,7 +385,7 @@ impl Partition {
                     }
                     entry.parked = None;
                     let mut held = self
-                        .hold(*entry, message.acker, message.redelivered, true)
+                        .hold(*entry, message.delivery_tag, message.redelivered, true)
                         .await?;
                     while let Next::Front = self.work_on(session, &mut held).await? {}
                 }
@@ -450,9 +445,9 @@ impl Session {
     }
 
     /// Takes a message off its queue. The next one that comes proves that the broker has done it.
-    pub(super) async fn acknowledge(&mut self, acker: &Acker) -> Result<(), End> {
+    pub(super) async fn acknowledge(&mut self, tag: DeliveryTag) -> Result<(), End> {
         let asked = now();
-        match call("acknowledging", acker.ack(BasicAckOptions::default())).await? {
+        match call("acknowledging", ack(&self.channel, tag)).await? {
             true => {
                 self.proven = asked;
                 Ok(())

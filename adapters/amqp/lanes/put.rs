@@ -10,7 +10,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -134,7 +134,7 @@ impl Putter {
                 let before = self.sent_last.insert(place, *number);
                 entry.after = before.filter(|before| before < number);
             }
-            let mut published = Sent::new(channel, queue, &entry, until).await;
+            let mut published = Sent::new(channel, queue, &entry, until);
             if self.careful > 0 {
                 self.careful -= 1;
                 published.alone = true;
@@ -162,7 +162,7 @@ impl Putter {
     /// what the broker gives back comes before its confirm, and the client library hands it to any
     /// one of the confirms that come together.
     async fn look(&mut self) -> usize {
-        self.take_answers().await;
+        self.take_answers();
         let answered = self.sent.iter().take_while(|sent| sent.is_answered());
         let answered = answered.count();
         if let Some(channel) = &self.channel {
@@ -173,18 +173,14 @@ impl Putter {
                 self.returned.extend(returned);
             }
         }
-        self.take_answers().await;
+        self.take_answers();
         answered
     }
 
-    async fn take_answers(&mut self) {
+    /// Nobody is woken by those that have not come: the oldest one's is waited for.
+    fn take_answers(&mut self) {
         for sent in &mut self.sent {
-            if let Some(confirming) = &mut sent.confirming
-                && let Poll::Ready(answer) = futures_util::poll!(confirming.as_mut())
-            {
-                sent.answer = Some(answer);
-                sent.confirming = None;
-            }
+            sent.poll();
             if let Some(Ok(Confirmation::Ack(back) | Confirmation::Nack(back))) = &mut sent.answer
                 && let Some(back) = back.take()
             {
@@ -289,7 +285,7 @@ impl Putter {
 
 impl Sent {
     /// Hands an entry over to the connection; what is handed over later comes after it.
-    async fn new(channel: Channel, queue: Arc<str>, entry: &Entry, until: Instant) -> Self {
+    fn new(channel: Channel, queue: Arc<str>, entry: &Entry, until: Instant) -> Self {
         let (properties, body) = entry.write();
         let properties = properties.with_delivery_mode(2);
         let options = BasicPublishOptions {
@@ -298,7 +294,7 @@ impl Sent {
         };
         // The queue was declared, so that its name is short enough.
         let name = ShortString::try_new(&*queue).unwrap_or_default();
-        let mut confirming: Confirming = Box::pin(async move {
+        let confirming: Confirming = Box::pin(async move {
             channel
                 .basic_publish("".into(), name, options, &body, properties)
                 .await?
@@ -308,16 +304,26 @@ impl Sent {
             queue,
             id: entry.message.id.to_string(),
             origin: entry.origin.clone(),
-            confirming: None,
+            confirming: Some(confirming),
             answer: None,
             until,
             alone: false,
         };
-        match futures_util::poll!(confirming.as_mut()) {
-            Poll::Ready(answer) => sent.answer = Some(answer),
-            Poll::Pending => sent.confirming = Some(confirming),
-        }
+        sent.poll();
         sent
+    }
+
+    /// Takes the answer, if it is there. Nobody is woken when it comes: each message would wake whoever hands over
+    /// twice, once written and once confirmed.
+    fn poll(&mut self) {
+        if let Some(confirming) = &mut self.confirming
+            && let Poll::Ready(answer) = confirming
+                .as_mut()
+                .poll(&mut Context::from_waker(Waker::noop()))
+        {
+            self.answer = Some(answer);
+            self.confirming = None;
+        }
     }
 
     /// Waits for the answer, or until it is given up. May be dropped.

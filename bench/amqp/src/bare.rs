@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 
@@ -23,6 +24,7 @@ use tokio::sync::Semaphore;
 
 use crate::Fallible;
 use crate::broker::{confirmed, mandatory, name, open, properties};
+use crate::log::Log;
 
 type Poster = Client<HttpConnector, Full<Bytes>>;
 
@@ -111,8 +113,15 @@ impl Publisher {
     }
 }
 
-/// HTTP in, AMQP out.
-pub async fn r#in(port: u16, amqp: String, queue: String, status: u16) -> Fallible<()> {
+/// HTTP in, AMQP out; with `log` each message is kept there first.
+pub async fn r#in(
+    port: u16,
+    amqp: String,
+    queue: String,
+    status: u16,
+    log: Option<PathBuf>,
+) -> Fallible<()> {
+    let log = log.map(|path| Log::open(&path)).transpose()?;
     let (_connection, channel) = open(&amqp).await?;
     channel
         .confirm_select(ConfirmSelectOptions::default())
@@ -128,12 +137,15 @@ pub async fn r#in(port: u16, amqp: String, queue: String, status: u16) -> Fallib
     loop {
         let (stream, _) = listener.accept().await?;
         stream.set_nodelay(true)?;
-        let publisher = publisher.clone();
+        let (publisher, log) = (publisher.clone(), log.clone());
         let answer = service_fn(move |request: Request<Incoming>| {
-            let publisher = publisher.clone();
+            let (publisher, log) = (publisher.clone(), log.clone());
             async move {
                 let outcome = async {
                     let body = request.into_body().collect().await?.to_bytes();
+                    if let Some(log) = log {
+                        log.keep(body.clone()).await?;
+                    }
                     publisher.publish(body).await
                 };
                 let mut response = Response::new(Full::new(Bytes::new()));

@@ -4,7 +4,7 @@
 //! | command | does |
 //! |---|---|
 //! | `out <amqp> <queue> <prefetch> <at once> <http>` | takes from a queue, posts, acknowledges after 2xx |
-//! | `in <port> <amqp> <queue> <status>` | answers a request with `status` when the broker has confirmed its body: persistent, mandatory |
+//! | `in <port> <amqp> <queue> <status> [file]` | answers a request with `status` when the broker has confirmed its body: persistent, mandatory; with a file it is kept in a log there before |
 //! | `sink <port>` | the destination, see `sink.rs` |
 //! | `load <http> <connections> <seconds> <count> <size>` | a closed loop of callers; ends after the seconds or the requests, whichever is first |
 //! | `declare <amqp> <queue> <kind>`, `delete`, `depth` | a queue; kinds: classic, quorum, lane |
@@ -18,9 +18,10 @@
 mod bare;
 mod broker;
 mod load;
+mod log;
 mod sink;
 
-use std::{env, error::Error};
+use std::{env, error::Error, path::PathBuf};
 
 use tokio::runtime;
 
@@ -41,11 +42,12 @@ fn main() -> Fallible<()> {
             at_once.parse()?,
             to.parse()?,
         )),
-        ["in", port, amqp, queue, status] => many(bare::r#in(
+        ["in", port, amqp, queue, status, ref log @ ..] => many(bare::r#in(
             port.parse()?,
             amqp.to_owned(),
             queue.to_owned(),
             status.parse()?,
+            log.first().map(PathBuf::from),
         )),
         ["sink", port] => one(sink::serve(port.parse()?)),
         ["load", to, connections, seconds, count, size] => one(load::run(

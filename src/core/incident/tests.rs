@@ -13,10 +13,10 @@ use crate::{Message, outbox};
 
 /// A store of named values, with queues and health as the test says.
 #[derive(Default)]
-struct Values {
+pub(crate) struct Values {
     values: Mutex<BTreeMap<Arc<str>, Bytes>>,
     queues: Mutex<Vec<QueueStatus>>,
-    full: AtomicBool,
+    pub(crate) full: AtomicBool,
 }
 
 impl Store for Values {

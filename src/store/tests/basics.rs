@@ -1,6 +1,7 @@
 //! What every method of the store promises, and that it outlives a restart.
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use xbus_core::store::{Change, Outcome, Query, Settlement, Store, StoreError};
 use xbus_core::{Attachment, MessageId, Timestamp};
 
@@ -295,4 +296,43 @@ fn attachments_come_back_after_a_restart() {
     let head = store.head("q", "").unwrap().unwrap();
     assert_eq!(head.message.attachments, sent.attachments);
     assert_eq!(body(&head), "<a/>");
+}
+
+#[test]
+fn who_watches_a_queue_is_told_once_of_all_that_comes_together_and_before_it_is_answered() {
+    let disk = SimDisk::default();
+    let store = open(&disk, small());
+    let wake = Arc::new(tokio::sync::Notify::new());
+    let told = || wake.notified().now_or_never().is_some();
+    store.watch("q", &wake);
+    let (one, two) = (message("one"), message("two"));
+    commit(
+        &store,
+        vec![put("q", "", &one, "t"), put("q", "", &two, "t")],
+    )
+    .unwrap();
+    assert!(told() && !told());
+    commit(&store, vec![put("other", "", &one, "t")]).unwrap();
+    assert!(!told(), "another queue");
+    let at = store.head("q", "").unwrap().unwrap().at;
+    let reason = "no".to_owned();
+    commit(
+        &store,
+        vec![Change::Park {
+            at: at.clone(),
+            reason,
+        }],
+    )
+    .unwrap();
+    assert!(!told(), "nothing came");
+    commit(&store, vec![Change::Release { at }]).unwrap();
+    assert!(told());
+    // Another one takes its place, and who is gone is forgotten.
+    let next = Arc::new(tokio::sync::Notify::new());
+    store.watch("q", &next);
+    commit(&store, vec![put("q", "", &one, "t")]).unwrap();
+    assert!(!told() && next.notified().now_or_never().is_some());
+    drop(next);
+    commit(&store, vec![put("q", "", &two, "t")]).unwrap();
+    assert_eq!(store.entries("q", false, 9).unwrap().len(), 4);
 }

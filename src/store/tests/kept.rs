@@ -62,6 +62,32 @@ fn outcome(store: &LogStore, id: MessageId) -> Outcome {
 }
 
 #[test]
+fn what_memory_keeps_is_listed_without_reading_it_back() {
+    let disk = SimDisk::default();
+    let store = open(&disk, roomy());
+    for text in ["first", "second"] {
+        accept(&store, "k", text);
+    }
+    let bodies = |entries: Vec<Queued>| -> Vec<String> {
+        let text =
+            |entry: &Queued| String::from_utf8_lossy(entry.message.body.bytes()).into_owned();
+        entries.iter().map(text).collect()
+    };
+    let all = store.entries("q", false, 9).unwrap();
+    let from = all[1].at.seq;
+    assert_eq!(bodies(all), ["first", "second"]);
+    assert!(ruin(&disk, "first") && ruin(&disk, "second"));
+    assert_eq!(
+        bodies(store.entries("q", false, 9).unwrap()),
+        ["first", "second"]
+    );
+    assert_eq!(
+        bodies(store.entries_from("q", from, 9).unwrap()),
+        ["second"]
+    );
+}
+
+#[test]
 fn what_comes_in_is_delivered_and_settled_without_reading_it_back() {
     let disk = SimDisk::default();
     let store = open(&disk, roomy());
