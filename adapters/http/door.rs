@@ -6,7 +6,7 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use http::Method;
 use tokio_util::task::TaskTracker;
-use xbus_core::{Arrival, Checks, Fault, Format, Inbox, Reply};
+use xbus_core::{Arrival, Checks, Fault, Format, Inbox, Message, MessageId, Reply};
 
 use crate::auth::Auth;
 use crate::pack::Attach;
@@ -137,6 +137,31 @@ impl Door {
                 .methods
                 .iter()
                 .any(|method| other.config.methods.contains(method))
+    }
+
+    /// Has a message that cannot be handed in journalled as failed. Goes on when the caller is gone.
+    pub(crate) async fn turn_away(&self, message: Message, fault: Fault) {
+        match &self.entry {
+            Entry::Inbox(inbox) => {
+                let inbox = inbox.clone();
+                let told = tokio::spawn(async move { inbox.turn_away(message, &fault).await });
+                let _ = told.await;
+            }
+            #[cfg(test)]
+            Entry::Stub(_) => {}
+        }
+    }
+
+    /// Notes whether the answer to a message that was taken could be made.
+    pub(crate) async fn answered(&self, id: MessageId, failed: Option<&Fault>) {
+        match &self.entry {
+            Entry::Inbox(inbox) => match failed {
+                None => inbox.answered(),
+                Some(fault) => Box::pin(inbox.unanswered(id, fault)).await,
+            },
+            #[cfg(test)]
+            Entry::Stub(_) => {}
+        }
     }
 
     /// Hands a message in.

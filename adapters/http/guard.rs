@@ -17,8 +17,10 @@ use http_body_util::Full;
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
+use xbus_core::MessageId;
 
-use crate::shape;
+use crate::hub::Connection;
+use crate::{refused, shape};
 
 /// As much of a line as matters: a header name and a number.
 const LINE_KEPT: usize = 96;
@@ -111,6 +113,7 @@ impl Body for Watched {
 /// A socket whose requests are watched.
 pub(crate) struct Guard<T> {
     inner: T,
+    connection: Arc<Connection>,
     watch: Arc<Watch>,
     framing: Framing,
     head_timeout: Duration,
@@ -130,14 +133,15 @@ pub(crate) struct Guard<T> {
 }
 
 impl<T> Guard<T> {
-    pub(crate) fn new(inner: T, watch: Arc<Watch>, head_timeout: Duration, idle: Duration) -> Self {
+    pub(crate) fn new(inner: T, connection: Arc<Connection>) -> Self {
         let now = Instant::now();
         Self {
             inner,
-            watch,
+            watch: connection.watch.clone(),
             framing: Framing::default(),
-            head_timeout,
-            idle,
+            head_timeout: connection.limits.head_timeout,
+            idle: connection.listener.settings.idle,
+            connection,
             head_since: now,
             last_activity: now,
             timer: None,
@@ -200,11 +204,18 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Guard<T> {
         let begun = self.watch.begun.load(Relaxed);
         let own = self.settled == Some(begun) && self.watch.unwritten.load(Relaxed) == 0;
         self.settled = None;
-        if own && let Some(answer) = with_body(bytes) {
-            self.refusal = Some((answer, 0));
+        if own && let Some(status) = refusal_of_hyper(bytes) {
+            self.refusal = Some((self.refuse(status), 0));
             return true;
         }
         false
+    }
+
+    /// Tells of a refusal, and gives it as bytes.
+    fn refuse(&self, status: StatusCode) -> Vec<u8> {
+        let (id, fault) = (MessageId::new(), shape::fault_of_head(status));
+        refused::tell_of_head(&self.connection, id, status.as_u16(), &fault);
+        shape::refusal(status, id, &fault)
     }
 
     /// Writes the refusal, when there is one.
@@ -221,11 +232,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Guard<T> {
     }
 }
 
-/// The refusal that stands for one of hyper's, which have no body.
-fn with_body(bytes: &[u8]) -> Option<Vec<u8>> {
+/// The status of a refusal of hyper's, which have no body.
+fn refusal_of_hyper(bytes: &[u8]) -> Option<StatusCode> {
     let status = std::str::from_utf8(bytes.strip_prefix(b"HTTP/1.1 ")?.get(..3)?).ok()?;
     let status = StatusCode::from_bytes(status.as_bytes()).ok()?;
-    status.is_client_error().then(|| shape::refusal(status))
+    status.is_client_error().then_some(status)
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guard<T> {
@@ -241,7 +252,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guard<T> {
                     return Poll::Pending;
                 }
                 if self.framing.in_head() {
-                    let answer = shape::refusal(StatusCode::REQUEST_TIMEOUT);
+                    let answer = self.refuse(StatusCode::REQUEST_TIMEOUT);
                     // The caller is not reading what it should: once is enough.
                     let _ = Pin::new(&mut self.inner).poll_write(cx, &answer);
                     return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));

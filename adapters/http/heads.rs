@@ -107,6 +107,12 @@ pub(crate) fn answer_passes(name: &HeaderName) -> bool {
     passes(name) && *name != header::SET_COOKIE
 }
 
+/// What the caller calls the work that the message belongs to.
+pub(crate) fn correlation(head: &Parts) -> Option<&str> {
+    let given = head.headers.get("x-correlation-id")?.to_str().ok();
+    given.filter(|value| !value.is_empty())
+}
+
 fn hop_by_hop(headers: &HeaderMap) -> Option<&str> {
     let list = headers.get(header::CONNECTION)?.to_str().ok()?;
     let usual = list.eq_ignore_ascii_case("keep-alive") || list.eq_ignore_ascii_case("close");
@@ -130,7 +136,7 @@ fn is_reserved(name: &str) -> bool {
 }
 
 /// The caller's address; behind a trusted proxy the last one in X-Forwarded-For that is none.
-fn client<'a>(connection: &'a Connection, headers: &HeaderMap) -> Cow<'a, str> {
+pub(crate) fn client<'a>(connection: &'a Connection, headers: &HeaderMap) -> Cow<'a, str> {
     if !connection.trusted {
         return connection.client.as_str().into();
     }

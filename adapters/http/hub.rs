@@ -26,11 +26,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use xbus_core::Timestamp;
 use xbus_core::adapter::OpenError;
+use xbus_core::stats::Refused;
 use xbus_core::workers::{Place, Workers};
 
 use crate::contract::Descriptions;
 use crate::door::Door;
 use crate::guard::{Guard, Watch, Watched};
+use crate::refused::{self, Refusals};
 use crate::security::Nonces;
 use crate::serve;
 use crate::settings::{Limits, ListenerSettings, Settings};
@@ -52,6 +54,7 @@ pub struct Hub {
     pub(crate) descriptions: Descriptions,
     /// What WS-Security has let in, for all routes and beyond reloads.
     pub(crate) nonces: Arc<Nonces>,
+    refusals: Arc<Refusals>,
     accepting: CancellationToken,
     tasks: TaskTracker,
 }
@@ -60,7 +63,9 @@ pub struct Hub {
 type Bound = (Arc<Listener>, TcpListener, Option<TlsAcceptor>);
 
 pub(crate) struct Listener {
+    pub(crate) name: Arc<str>,
     pub(crate) settings: ListenerSettings,
+    pub(crate) refusals: Arc<Refusals>,
     pub(crate) table: ArcSwap<Table>,
     /// Held while the table is changed.
     changing: Mutex<()>,
@@ -103,12 +108,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Hub {
     /// A hub with these listeners; nothing is bound yet.
     pub fn new(settings: Settings) -> Arc<Self> {
+        let refusals: Arc<Refusals> = Arc::default();
         let listeners = settings
             .listeners
             .into_iter()
             .map(|(name, settings)| {
                 let listener = Listener {
+                    name: Arc::from(&*name),
                     settings,
+                    refusals: refusals.clone(),
                     table: ArcSwap::default(),
                     changing: Mutex::new(()),
                 };
@@ -122,9 +130,15 @@ impl Hub {
             connections: Arc::default(),
             descriptions: Descriptions::default(),
             nonces: Arc::default(),
+            refusals,
             accepting: CancellationToken::new(),
             tasks: TaskTracker::new(),
         })
+    }
+
+    /// What was refused before a route had it.
+    pub fn refused(&self) -> Arc<Refused> {
+        self.refusals.counts().clone()
     }
 
     /// The names of the listeners.
@@ -377,9 +391,22 @@ async fn secured(
     connections: &Arc<Connections>,
 ) {
     let handshake = tokio::time::timeout(limits.head_timeout, acceptor.accept(stream)).await;
-    let Ok(Ok(stream)) = handshake else {
-        tracing::debug!(%peer, "no TLS session came about");
-        return;
+    let stream = match handshake {
+        Ok(Ok(stream)) => stream,
+        // Somebody looked whether the port is open, and left.
+        Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            tracing::debug!(%peer, "no TLS session came about");
+            return;
+        }
+        failed => {
+            let why = match failed {
+                Ok(Err(error)) => error.to_string(),
+                _ => String::from("the caller did not end its handshake in time"),
+            };
+            let client = peer.ip().to_canonical().to_string();
+            refused::tell_of_tls(&listener.refusals, &listener.name, &client, &why);
+            return;
+        }
     };
     let (_, session) = stream.get_ref();
     let subject = session
@@ -429,12 +456,7 @@ impl Connections {
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let limits = connection.limits;
-        let guard = Guard::new(
-            stream,
-            connection.watch.clone(),
-            limits.head_timeout,
-            connection.listener.settings.idle,
-        );
+        let guard = Guard::new(stream, connection.clone());
         let mut builder = http1::Builder::new();
         // No `pipeline_flush`: with it, an answer before the request was read is never flushed.
         builder.max_header_size(limits.header_bytes);

@@ -24,6 +24,7 @@ mod pack;
 mod package;
 mod pool;
 mod receiver;
+mod refused;
 mod reply;
 pub mod security;
 mod sender;

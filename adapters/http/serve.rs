@@ -21,7 +21,7 @@ use crate::shape::{self, Answer, Refusal, Shape, SoapCode};
 use crate::soap::{self, Envelope, NotSoap, Version};
 use crate::table::{Doors, is_encoded};
 use crate::wsdl::{Operation, Wsdl};
-use crate::{describe, heads, reply, security, splice, wellformed, xml};
+use crate::{describe, heads, refused, reply, security, splice, wellformed, xml};
 
 /// Documents above this size are checked away from the threads that serve connections.
 const CHECK_ASIDE: usize = 256 * 1024;
@@ -64,7 +64,13 @@ pub(crate) async fn answer(connection: &Arc<Connection>, request: Request<Incomi
         .status(StatusCode::BAD_REQUEST)
         .close())
     } else if let Some(described) = describe::answer(connection, &head, id, &mut asker.shape) {
-        return described.unwrap_or_else(|refusal| shape::fault(asker.shape, id, &refusal));
+        return match described {
+            Ok(answer) => answer,
+            Err(refusal) => {
+                Box::pin(refused::tell(connection, &head, id, &refusal)).await;
+                shape::fault(asker.shape, id, &refusal)
+            }
+        };
     } else {
         take(connection, &mut head, body, id, &mut asker).await
     };
@@ -79,16 +85,31 @@ pub(crate) async fn answer(connection: &Arc<Connection>, request: Request<Incomi
             door, reply, form, ..
         }) => match reply::answer(shape, &door.config, &reply) {
             Ok((answer, own)) => (answer, own, Some((door, reply, form))),
-            Err(refusal) => (shape::fault(shape, reply.id, &refusal), true, None),
+            Err(refusal) => {
+                door.answered(reply.id, Some(&refusal.fault)).await;
+                (shape::fault(shape, reply.id, &refusal), true, None)
+            }
         },
-        Err(refusal) => (shape::fault(shape, id, &refusal), true, None),
+        Err(refusal) => {
+            if !refusal.delivered {
+                Box::pin(refused::tell(connection, &head, id, &refusal)).await;
+            }
+            (shape::fault(shape, id, &refusal), true, None)
+        }
     };
     let mut answer = asker.related(answer, own);
-    if let Some((door, reply, form)) = taken
-        && reply::carries(&answer, &door.config, &reply, form)
-    {
-        answer = reply::with_attachments(answer, shape, &door.config, &reply, form)
-            .unwrap_or_else(|refusal| shape::fault(shape, reply.id, &refusal));
+    if let Some((door, reply, form)) = taken {
+        let mut failed = None;
+        if reply::carries(&answer, &door.config, &reply, form) {
+            answer = reply::with_attachments(answer, shape, &door.config, &reply, form)
+                .unwrap_or_else(|refusal| {
+                    let answer = shape::fault(shape, reply.id, &refusal);
+                    failed = Some(refusal);
+                    answer
+                });
+        }
+        let failed = failed.as_ref().map(|refusal| &refusal.fault);
+        door.answered(reply.id, failed).await;
     }
     if answer.headers().contains_key(header::CONNECTION) {
         connection.watch.leave_unread();
@@ -119,7 +140,8 @@ async fn take(
     let first = &doors[0];
     let alone = doors.len() == 1;
     if alone {
-        let caller = caller(connection, head, &first.config)?;
+        let caller =
+            caller(connection, head, &first.config).map_err(|refusal| refusal.at(first))?;
         return enter(connection, first.clone(), caller, head, body, id, asker).await;
     }
     // Several routes: whoever is let in by one of them may send a body; the element then chooses.
@@ -128,7 +150,7 @@ async fn take(
     for door in doors.iter() {
         match caller(connection, head, &door.config) {
             Ok(caller) => open.push((door.clone(), caller)),
-            Err(refusal) => denied.push((door.clone(), refusal)),
+            Err(refusal) => denied.push((door.clone(), refusal.at(door))),
         }
     }
     if open.is_empty() && !denied.is_empty() {
@@ -299,21 +321,35 @@ async fn enter(
     id: MessageId,
     asker: &mut Asker,
 ) -> Result<Taken, Refusal> {
-    check_type(&door.config, head)?;
-    let body = read(connection, head, body, door.config.max_body).await?;
-    let (body, carried) = open(&door.config, head, body).await?;
-    settle_charset(&door.config, head, &body);
-    let seen = match &door.config.soap {
+    let mut content = content(connection, &door.config, head, body, asker)
+        .await
+        .map_err(|refusal| refusal.at(&door))?;
+    hand_in(connection, door, caller, head, &mut content, id, asker).await
+}
+
+/// Reads the body and looks at it as far as the route asks for.
+async fn content(
+    connection: &Arc<Connection>,
+    config: &Config,
+    head: &mut Parts,
+    body: Incoming,
+    asker: &mut Asker,
+) -> Result<Content, Refusal> {
+    check_type(config, head)?;
+    let body = read(connection, head, body, config.max_body).await?;
+    let (body, carried) = open(config, head, body).await?;
+    settle_charset(config, head, &body);
+    let seen = match &config.soap {
         Some(_) => Some(envelope(
-            &door.config,
+            config,
             head,
             &body,
             asker,
-            door.config.element.is_some() || door.config.wsdl.is_some(),
+            config.element.is_some() || config.wsdl.is_some(),
         )?),
         None => None,
     };
-    if let Some(wanted) = &door.config.element {
+    if let Some(wanted) = &config.element {
         let found = match &seen {
             Some(seen) => seen.element.clone(),
             None => wellformed::first_element(&body, charset_of(head)),
@@ -322,12 +358,11 @@ async fn enter(
             return Err(no_element());
         }
     }
-    let mut content = Content {
+    Ok(Content {
         body,
         carried,
         seen,
-    };
-    hand_in(connection, door, caller, head, &mut content, id, asker).await
+    })
 }
 
 /// What a message is made of, beside its head.
@@ -371,6 +406,7 @@ fn no_element() -> Refusal {
         Code::Client,
         "no route at this path takes the body's first element",
     )
+    .nowhere()
 }
 
 /// Makes the content type say the charset that the route says, where nothing else says one.
@@ -459,7 +495,7 @@ async fn choose(
     };
     let (door, caller) = fitting.swap_remove(at);
     if size > door.config.max_body {
-        return Err(too_large());
+        return Err(too_large().at(&door));
     }
     let content = Content {
         body,
@@ -664,6 +700,35 @@ async fn hand_in(
     id: MessageId,
     asker: &Asker,
 ) -> Result<Taken, Refusal> {
+    let _working = door.requests.token();
+    let (arrival, one_way) = arrival(connection, &door, caller, head, content, id, asker)
+        .await
+        .map_err(|refusal| refusal.at(&door))?;
+    // What came in need not be held while the route runs: headers and target are slices of the
+    // buffer that hyper has read into.
+    (*head, ()) = Request::new(()).into_parts();
+    content.seen = None;
+    match door.deliver(arrival).await {
+        Ok(reply) => Ok(Taken {
+            door,
+            reply,
+            one_way,
+            form: content.carried.form.take(),
+        }),
+        Err(fault) => Err(Refusal::from(fault).delivered()),
+    }
+}
+
+/// Makes what the route is given; says whether there is nothing to answer.
+async fn arrival(
+    connection: &Connection,
+    door: &Door,
+    caller: Option<Arc<str>>,
+    head: &mut Parts,
+    content: &mut Content,
+    id: MessageId,
+    asker: &Asker,
+) -> Result<(Arrival, bool), Refusal> {
     let Content {
         body,
         carried,
@@ -686,16 +751,11 @@ async fn hand_in(
         (Some(wsdl), Some(seen)) => operation(wsdl, head, seen)?,
         _ => false,
     };
-    let _working = door.requests.token();
     if door.config.wellformed {
         let soap = door.config.soap.is_some();
         Box::pin(check_wellformed(connection, head, body, soap)).await?;
     }
-    let correlation_id = head
-        .headers
-        .get("x-correlation-id")
-        .and_then(|value| value.to_str().ok())
-        .filter(|value| !value.is_empty())
+    let correlation_id = heads::correlation(head)
         .map(Arc::from)
         .or_else(|| addressed?.message_id.as_deref().map(Arc::from));
     let message = Message {
@@ -710,20 +770,7 @@ async fn hand_in(
     let mut arrival = Arrival::from(message);
     arrival.caller = caller;
     arrival.passing = passing;
-    // What came in need not be held while the route runs: headers and target are slices of the
-    // buffer that hyper has read into.
-    (*head, ()) = Request::new(()).into_parts();
-    *seen = None;
-    let result = door.deliver(arrival).await;
-    match result {
-        Ok(reply) => Ok(Taken {
-            door,
-            reply,
-            one_way,
-            form: carried.form.take(),
-        }),
-        Err(fault) => Err(fault.into()),
-    }
+    Ok((arrival, one_way))
 }
 
 /// Finds the operation by the Body's first element, and gives whether it is one-way. A SOAP action

@@ -3,6 +3,7 @@
 
 use std::fmt::Write as _;
 use std::ops::Deref;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -13,6 +14,7 @@ use http::{Response, StatusCode};
 use http_body_util::{BodyExt, Collected, Full};
 use xbus_core::{Code, Fault, Format, MessageId, Status};
 
+use crate::door::Door;
 use crate::heads::MESSAGE_ID;
 use crate::soap::{NS_11, NS_12, Name, Version};
 use crate::wrap::envelope;
@@ -127,6 +129,12 @@ pub(crate) struct Refused {
     /// Whether the connection cannot be used further.
     pub(crate) close: bool,
     pub(crate) soap: SoapCode,
+    /// The route that it was for, where that is known.
+    pub(crate) door: Option<Arc<Door>>,
+    /// No route takes it, whichever was asked.
+    pub(crate) nowhere: bool,
+    /// Its route has run, and told what there is to tell.
+    pub(crate) delivered: bool,
 }
 
 impl From<Fault> for Refusal {
@@ -137,7 +145,17 @@ impl From<Fault> for Refusal {
             header: None,
             close: false,
             soap: SoapCode::Usual,
+            door: None,
+            nowhere: false,
+            delivered: false,
         }))
+    }
+}
+
+/// A door has no form of its own to be shown in.
+impl std::fmt::Debug for Door {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.route())
     }
 }
 
@@ -166,6 +184,26 @@ impl Refusal {
 
     pub(crate) fn soap(mut self, code: SoapCode) -> Self {
         self.0.soap = code;
+        self
+    }
+
+    /// It was for this route.
+    pub(crate) fn at(mut self, door: &Arc<Door>) -> Self {
+        if !self.0.nowhere {
+            self.0.door.get_or_insert_with(|| door.clone());
+        }
+        self
+    }
+
+    /// No route takes it.
+    pub(crate) fn nowhere(mut self) -> Self {
+        self.0.nowhere = true;
+        self
+    }
+
+    /// The route has run.
+    pub(crate) fn delivered(mut self) -> Self {
+        self.0.delivered = true;
         self
     }
 
@@ -235,8 +273,8 @@ pub(crate) fn fault(shape: Shape, id: MessageId, refusal: &Refusal) -> Answer {
     answer
 }
 
-/// A whole answer, as bytes, to a request whose head could not be read. The connection ends with it.
-pub(crate) fn refusal(status: StatusCode) -> Vec<u8> {
+/// What is wrong with a request whose head could not be read.
+pub(crate) fn fault_of_head(status: StatusCode) -> Fault {
     let (code, reason) = match status {
         StatusCode::REQUEST_TIMEOUT => (Code::Client, "the request did not come in time"),
         StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => (
@@ -246,8 +284,12 @@ pub(crate) fn refusal(status: StatusCode) -> Vec<u8> {
         StatusCode::URI_TOO_LONG => (Code::TooLarge, "the target of the request is too long"),
         _ => (Code::Client, "the request is not valid HTTP/1.1"),
     };
-    let id = MessageId::new();
-    let body = fault_json(id, &Fault::new(code, reason));
+    Fault::new(code, reason)
+}
+
+/// A whole answer, as bytes, to a request whose head could not be read. The connection ends with it.
+pub(crate) fn refusal(status: StatusCode, id: MessageId, fault: &Fault) -> Vec<u8> {
+    let body = fault_json(id, fault);
     format!(
         "HTTP/1.1 {status}\r\ncontent-type: {}\r\ncontent-length: {}\r\nx-message-id: {id}\r\n\
          date: {}\r\nconnection: close\r\n\r\n{body}",

@@ -11,6 +11,9 @@ use xbus_core::{Fault, MessageId, Timestamp};
 /// Most characters of a reason.
 const REASON_MOST: usize = 2000;
 
+/// In place of a fault's code.
+const MOVED: &str = "moved";
+
 /// Why a mail failed.
 #[derive(Clone, PartialEq, Debug)]
 pub(crate) struct Failure {
@@ -37,6 +40,24 @@ impl Failure {
             at: Timestamp::now().to_string(),
             copied: false,
         }
+    }
+
+    /// Of a mail that has not failed: it was accepted, and copied to where it is moved to.
+    pub(crate) fn moved() -> Self {
+        Self {
+            id: String::new(),
+            step: String::new(),
+            code: String::from(MOVED),
+            reason: String::new(),
+            attempts: 0,
+            at: Timestamp::now().to_string(),
+            copied: true,
+        }
+    }
+
+    /// Whether it is such a one.
+    pub(crate) fn is_moved(&self) -> bool {
+        self.code == MOVED
     }
 
     /// For the store.

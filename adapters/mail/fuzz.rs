@@ -51,7 +51,7 @@ pub fn imap(said: &[u8]) {
                 no_matter(imap.search(1, 100, "UNDELETED UNSEEN").await)?.unwrap_or_default();
             no_matter(imap.fetch(&uids, Want::Head).await)?;
             no_matter(imap.fetch(&[1, 2], Want::Whole(4096)).await)?;
-            no_matter(imap.move_to(1, "Done/Ü&").await)?;
+            no_matter(imap.move_to(1, "Done/Ü&", async || {}).await)?;
             no_matter(
                 imap.append("Failed", Some("1-Jan-2026"), b"a: b\r\n\r\n")
                     .await,

@@ -31,6 +31,8 @@ pub(crate) struct Imap {
     pub(crate) known: u32,
     /// Of the open folder; 0 where the server keeps no lasting numbers.
     pub(crate) validity: u32,
+    /// Mails of the open folder that were marked as deleted here.
+    doomed: BTreeSet<u32>,
 }
 
 /// One line of the server's, with the literals within.
@@ -71,6 +73,7 @@ impl Imap {
             exists: 0,
             known: 0,
             validity: 0,
+            doomed: BTreeSet::new(),
         }
     }
 
@@ -187,6 +190,7 @@ impl Imap {
     /// Opens a folder for reading and changing.
     pub(crate) async fn select(&mut self, folder: &str) -> Result<(), Trouble> {
         (self.exists, self.known, self.validity) = (0, 0, 0);
+        self.doomed.clear();
         let mut validity = 0;
         let command = format!("SELECT {}", mailbox(folder));
         let told = self
@@ -273,21 +277,31 @@ impl Imap {
         self.command(&command).await.map(drop)
     }
 
-    /// Deletes one mail, and no other that somebody else has marked as deleted.
+    /// Deletes one mail, and no other that somebody else has marked as deleted: without UIDPLUS
+    /// (RFC 4315) it only stays marked as long as there are such.
     pub(crate) async fn delete(&mut self, uid: u32) -> Result<(), Trouble> {
         let command = format!("UID STORE {uid} +FLAGS.SILENT (\\Deleted)");
         self.command(&command).await?;
         if self.can("UIDPLUS") {
             return self.command(&format!("UID EXPUNGE {uid}")).await.map(drop);
         }
-        if self.numbers("UID SEARCH DELETED").await? == [uid] {
+        self.doomed.insert(uid);
+        let marked = self.numbers("UID SEARCH DELETED").await?;
+        if marked.iter().all(|uid| self.doomed.contains(uid)) {
             self.command("EXPUNGE").await?;
+            self.doomed.clear();
         }
         Ok(())
     }
 
     /// Moves a mail to another folder (RFC 6851, or by copying), which is made when it is missing.
-    pub(crate) async fn move_to(&mut self, uid: u32, folder: &str) -> Result<(), Trouble> {
+    /// `copied` is called when its copy lies there and it is still to be deleted.
+    pub(crate) async fn move_to(
+        &mut self,
+        uid: u32,
+        folder: &str,
+        copied: impl AsyncFnOnce(),
+    ) -> Result<(), Trouble> {
         let whole = self.can("MOVE");
         let word = if whole { "MOVE" } else { "COPY" };
         let command = format!("UID {word} {uid} {}", mailbox(folder));
@@ -297,7 +311,10 @@ impl Imap {
         }
         match whole {
             true => Ok(()),
-            false => self.delete(uid).await,
+            false => {
+                copied().await;
+                self.delete(uid).await
+            }
         }
     }
 

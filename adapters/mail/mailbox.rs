@@ -149,15 +149,21 @@ impl Mailbox {
         }
     }
 
-    /// Marks a mail as accepted. `false`: that only takes effect with [`Mailbox::close`].
-    pub(crate) async fn finish(&mut self, entry: &Entry, done: &Done) -> Result<bool, Trouble> {
+    /// Marks a mail as accepted. `false`: that only takes effect with [`Mailbox::close`]. `copied` is
+    /// called when a copy lies where it is moved to, and only its own is still to be deleted.
+    pub(crate) async fn finish(
+        &mut self,
+        entry: &Entry,
+        done: &Done,
+        copied: impl AsyncFnOnce(),
+    ) -> Result<bool, Trouble> {
         match (self, done) {
             (Mailbox::Pop3(session), _) => session.pop.delete(entry.at).await.map(|()| false),
             (Mailbox::Imap(folder), done) => {
                 match done {
                     Done::Seen => folder.imap.mark_seen(entry.at).await?,
                     Done::Delete => folder.imap.delete(entry.at).await?,
-                    Done::Move(to) => folder.imap.move_to(entry.at, to).await?,
+                    Done::Move(to) => folder.imap.move_to(entry.at, to, copied).await?,
                 }
                 Ok(true)
             }
@@ -290,7 +296,7 @@ impl Folder {
             _ => String::new(),
         };
         let report = failure.report(route, &field("subject"), &field("message-id"));
-        self.imap.move_to(entry.at, to).await?;
+        self.imap.move_to(entry.at, to, copied).await?;
         match self.imap.append(to, None, &report).await {
             Err(lost @ Trouble::Lost(_)) => Err(lost),
             _ => Ok(()),

@@ -260,6 +260,9 @@ impl Watch {
         // Known from before: only what is missing.
         if let Some(why) = names.server.as_ref().and_then(|n| memory.asides.get(&**n)) {
             let failure = Failure::from_text(why);
+            if failure.is_moved() {
+                return self.deleted(mailbox, &entry, names, memory).await;
+            }
             return self
                 .dispose(mailbox, entry, None, failure, names, memory)
                 .await;
@@ -299,6 +302,9 @@ impl Watch {
         if let Some(why) = memory.asides.get(&*content) {
             let failure = Failure::from_text(why);
             names.content = Some(content);
+            if failure.is_moved() {
+                return self.deleted(mailbox, &entry, names, memory).await;
+            }
             return self
                 .dispose(mailbox, entry, Some(&raw), failure, names, memory)
                 .await;
@@ -429,12 +435,34 @@ impl Watch {
         parts: usize,
         memory: &mut Memory,
     ) -> Result<(), Trouble> {
-        match mailbox.finish(entry, &self.rules.done).await {
+        let copied = async || {
+            set_aside(&self.inbox, &names, &Failure::moved(), &mut memory.asides).await;
+        };
+        let finished = mailbox.finish(entry, &self.rules.done, copied).await;
+        match finished {
             Ok(true) => forget(&self.inbox, &names, parts, &mut memory.asides).await,
             Ok(false) => memory.closing.push((names, parts)),
             Err(trouble) => return self.stuck(entry, "marked as done", trouble, memory),
         }
         Ok(())
+    }
+
+    /// Ends the move of a mail whose copy lies where it belongs.
+    async fn deleted(
+        &self,
+        mailbox: &mut Mailbox,
+        entry: &Entry,
+        names: Names,
+        memory: &mut Memory,
+    ) -> Result<(), Trouble> {
+        let none = async || {};
+        match mailbox.finish(entry, &Done::Delete, none).await {
+            Ok(_) => {
+                forget(&self.inbox, &names, mime::PARTS_MOST, &mut memory.asides).await;
+                Ok(())
+            }
+            Err(trouble) => self.stuck(entry, "deleted", trouble, memory),
+        }
     }
 
     /// Puts a mail that failed out of the way.

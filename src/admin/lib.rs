@@ -34,6 +34,7 @@ use axum::routing::{get, post};
 use futures_util::future::BoxFuture;
 use xbus_core::adapter::OpenError;
 use xbus_core::bus::Bus;
+use xbus_core::stats::Refused;
 use xbus_core::{Stop, Timestamp};
 
 use error::ApiError;
@@ -50,6 +51,8 @@ pub struct Settings {
     pub max_body: u64,
     /// The bus's version, as `status` and the metrics tell it.
     pub version: &'static str,
+    /// What was refused before a route had it.
+    pub refused: Arc<Refused>,
     /// True while the receivers are open; the owner of the bus sets it.
     pub ready: Arc<AtomicBool>,
 }

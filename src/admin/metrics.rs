@@ -56,6 +56,7 @@ impl Collector for Scrape {
         targets(&plan, &mut out)?;
         queues(&self.queues, &mut out)?;
         connections(&plan, &mut out)?;
+        refused(&self.app, &mut out)?;
         bus(&self.app, &mut out)
     }
 }
@@ -132,6 +133,21 @@ fn routes(plan: &Plan, out: &mut DescriptorEncoder) -> fmt::Result {
             family.encode_family(&[("route", &*route.name)])?,
             &route.stats.latency,
         )?;
+    }
+    Ok(())
+}
+
+/// Requests that no route has taken: kinds are the bus's own words.
+fn refused(app: &App, out: &mut DescriptorEncoder) -> fmt::Result {
+    let mut family = out.encode_descriptor(
+        "xbus_requests_refused",
+        "HTTP requests that no route has taken",
+        None,
+        MetricType::Counter,
+    )?;
+    for (listener, code, count) in app.settings.refused.all() {
+        let labels = [("listener", &*listener), ("code", code)];
+        counter(family.encode_family(&labels)?, count)?;
     }
     Ok(())
 }

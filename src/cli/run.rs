@@ -12,6 +12,7 @@ use xbus_core::adapter::OpenError;
 use xbus_core::bus::Bus;
 use xbus_core::incident::Incidents;
 use xbus_core::problem::Severity;
+use xbus_core::stats::Refused;
 use xbus_core::store::Retention;
 use xbus_core::workers::{self, Workers};
 use xbus_core::{Stop, Store};
@@ -94,7 +95,7 @@ async fn serve(args: &Args, wired: Wired, workers: &Workers) -> Result<(), Failu
     let bus = Bus::new(store.clone(), wired.plan, incidents.clone());
     let ready = Arc::new(AtomicBool::new(false));
     let (admin, serving) = xbus_admin::serve(
-        admin_settings(&settings, &ready)?,
+        admin_settings(&settings, &ready, hub.refused())?,
         bus.clone(),
         background.clone(),
     )
@@ -155,6 +156,7 @@ fn not_open(error: OpenError) -> Failure {
 fn admin_settings(
     settings: &BusConfig,
     ready: &Arc<AtomicBool>,
+    refused: Arc<Refused>,
 ) -> Result<xbus_admin::Settings, Failure> {
     let listen = settings.admin.listen.parse().map_err(|_| {
         Failure::failed(format!(
@@ -168,6 +170,7 @@ fn admin_settings(
         token: settings.admin.token.clone().map(|token| token.0),
         max_body: settings.max_body,
         version: env!("CARGO_PKG_VERSION"),
+        refused,
         ready: ready.clone(),
     })
 }

@@ -112,6 +112,27 @@ impl<'a> InRoute<'a> {
                 .filter(|kind| !side.has(kind))
                 .map(|kind| kind.name),
         );
+        if let Some((Some(kind), name, value)) = found
+            && matches!(value.raw, Raw::Null)
+        {
+            let table = match side {
+                Side::Receiver => kind.receiver.as_ref().map(|side| side.fields),
+                Side::Sender => kind.sender.as_ref().map(|side| side.fields),
+            };
+            for key in node.entries().iter().map(|(key, _)| key) {
+                let is = |field: &Field| field.name == key.name;
+                if !fields.iter().any(is) && table.is_some_and(|table| table.iter().any(is)) {
+                    good = false;
+                    reported.push(&key.name);
+                    self.problems.error(
+                        &key.place,
+                        "unknown-key",
+                        format!("{what} has no key '{}'", key.name),
+                        format!("it is one of '{}': indent it deeper than that", name.name),
+                    );
+                }
+            }
+        }
         let words: Vec<&'static str> = fitting().collect();
         good &= self
             .checker

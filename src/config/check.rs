@@ -50,7 +50,14 @@ impl Checker<'_> {
         }
         match &node.raw {
             Raw::Map(_) | Raw::Null => {}
-            _ => return self.wrong(node, &Type::Object(&[]), what),
+            _ => {
+                // Of a few keys all are shown.
+                let shown = match tables {
+                    [one] if one.len() <= 8 && beside.is_empty() => *one,
+                    _ => &[],
+                };
+                return self.wrong(node, &Type::Object(shown), what);
+            }
         }
         let fields = || tables.iter().copied().flatten();
         let mut good = true;

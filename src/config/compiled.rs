@@ -115,13 +115,19 @@ impl Checker<'_> {
             line: error.line,
             column: error.column,
         };
+        let unended = error.message.starts_with("Expecting ';'");
         self.problems.error(
             &place,
             "bad-script",
             error.message,
-            error
-                .help
-                .unwrap_or_else(|| String::from("mend the script at this place")),
+            error.help.unwrap_or_else(|| {
+                // The parser sees it only at what follows.
+                let unended = error.line > 1 && unended;
+                String::from(match unended {
+                    true => "end the statement before this place with ';', or mend the script here",
+                    false => "mend the script at this place",
+                })
+            }),
         );
         false
     }

@@ -479,6 +479,9 @@ impl Tree<'_> {
             if unquoted(content, "${") {
                 return "put a text with ${…} in quotes: \"${NAME}\"";
             }
+            if value.starts_with('"') && value.matches('"').count() > 2 {
+                return "put a text with \" in it in single quotes: '…'";
+            }
             if value.starts_with(['@', '`', '%', '*', '&', '!']) {
                 return "put a text that begins with @, `, %, *, & or ! in quotes";
             }

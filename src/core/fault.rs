@@ -126,6 +126,8 @@ pub struct Fault {
     /// The destination was certainly not touched, although its code leaves that open (a connection
     /// that could not be made in time).
     pub untouched: bool,
+    /// The administrators have heard of it where it arose, or need not.
+    pub(crate) told: bool,
     /// The HTTP status where it is not the usual one of the code: 429 for a `rate`, 422 for a
     /// repeated key with another body.
     pub http_status: Option<u16>,
@@ -149,6 +151,7 @@ impl Fault {
             retry_after: None,
             rejected: code.is_rejection(),
             untouched: false,
+            told: false,
             http_status: None,
         }
     }

@@ -10,9 +10,12 @@ use crate::bus::Bus;
 use crate::delivery::Delivery;
 use crate::plan::{LanePolicy, Route, Target};
 use crate::router;
-use crate::secrets;
 use crate::store::{Change, Commit, Durability, Outcome, StoreError, TargetEntry};
 use crate::{Expression, Fault, Headers, Message, MessageId, Timestamp};
+use crate::{current, secrets};
+
+/// Where an answer fails that the route has made. No step can have that name.
+const ANSWER: &str = "reply@caller";
 
 /// One route's door.
 #[derive(Clone)]
@@ -178,6 +181,33 @@ impl Inbox {
     /// make what the route takes of it. Opens an incident, as any rejection does.
     pub async fn refuse(&self, message: Message, fault: &Fault) {
         router::refuse(&self.bus, &self.route, message, fault).await;
+    }
+
+    /// The same for a message whose sender waits and is told of the fault.
+    pub async fn turn_away(&self, message: Message, fault: &Fault) {
+        let about = (message.id, self.route.name.clone());
+        let work = router::turn_away(&self.bus, &self.route, message, fault);
+        current::about(about.0, about.1, work).await;
+    }
+
+    /// A message was taken, and what the route answers it cannot be given to its sender: notes it in the
+    /// journal and tells the administrators. [`Inbox::answered`] ends that.
+    pub async fn unanswered(&self, id: MessageId, fault: &Fault) {
+        let route = &*self.route.name;
+        tracing::warn!(%route, %id, error = fault.for_log(), "the answer could not be made");
+        let (kind, error) = (fault.code.name(), fault.for_admin());
+        self.bus
+            .incidents()
+            .failed(route, ANSWER, kind, &error, Some(id), None);
+        let noted = self.told(id, ANSWER, Outcome::Failed, 1, &error).await;
+        if let Err(error) = noted {
+            tracing::warn!(%error, "a journal entry was not kept");
+        }
+    }
+
+    /// Answers can be given again.
+    pub fn answered(&self) {
+        self.bus.incidents().succeeded(&self.route.name, ANSWER);
     }
 
     /// Remembers, durably, that what is seen as `key` must not be taken again (it failed for good, or

@@ -126,7 +126,10 @@ pub(crate) async fn send(
         attempt += 1;
         let error = match send_once(step, call).await? {
             Ok(response) => {
-                bus.incidents().succeeded(&route.name, &step.name);
+                // One that is still to be held against a schema is no success yet.
+                if step.checks.response.is_none() {
+                    bus.incidents().succeeded(&route.name, &step.name);
+                }
                 tell_of_partial(bus, route, step, &response);
                 return Ok(response);
             }
@@ -222,7 +225,8 @@ pub(crate) fn report(
         Class::Rejected => "rejection",
         Class::Outage | Class::Unknown => "outage",
     };
-    let fault = error.into_fault().at(&step.name);
+    let mut fault = error.into_fault().at(&step.name);
+    fault.told = class != Class::Unknown;
     if class != Class::Unknown && !(fault.rejected && route.answers) {
         bus.incidents().failed(
             &route.name,

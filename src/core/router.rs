@@ -88,9 +88,19 @@ pub(crate) async fn run(
 
 /// Journals a message that failed before it could set out, and tells whom it concerns.
 pub(crate) async fn refuse(bus: &Arc<Bus>, route: &Arc<Route>, message: Message, fault: &Fault) {
+    unable(bus, route, message, fault, false).await;
+}
+
+/// The same where its sender waits and is told.
+pub(crate) async fn turn_away(bus: &Arc<Bus>, route: &Arc<Route>, message: Message, fault: &Fault) {
+    unable(bus, route, message, fault, true).await;
+}
+
+async fn unable(bus: &Arc<Bus>, route: &Arc<Route>, message: Message, fault: &Fault, waits: bool) {
     route.stats.received.add();
     route.stats.failed.add();
     let mut journey = Journey::new(bus, route, message.into());
+    journey.waits = waits;
     // Replayed it would be another message.
     journey.complete = false;
     journey.failed(fault).await;
@@ -274,8 +284,12 @@ impl<'a> Journey<'a> {
             self.note_compensable(step, made, &result).await;
         }
         let response = result?;
-        request::check(step.checks.response.as_ref(), &response, Origin::Response)
-            .map_err(|fault| fault.at(&step.name))?;
+        if let Some(rules) = &step.checks.response {
+            request::check(Some(rules), &response, Origin::Response)
+                .map_err(|fault| fault.at(&step.name))?;
+            let incidents = self.bus.incidents();
+            incidents.succeeded(&self.route.name, &step.name);
+        }
         Ok(Arc::new(response))
     }
 
@@ -488,18 +502,22 @@ impl<'a> Journey<'a> {
             error = fault.for_log(),
             "failed"
         );
-        // Definite failures of destinations were told where they were sent.
-        let own = matches!(fault.code, Code::Transform | Code::Internal)
-            || self.in_doubt
+        let own = self.in_doubt
             || is_unknown(fault)
-            || (!self.waits && fault.rejected && fault.code != Code::Destination);
+            || match fault.code {
+                Code::Transform | Code::Internal => true,
+                // Definite failures were told where they were sent; an answer that breaks the rules, or
+                // that was lost, was not.
+                Code::Destination => !fault.told,
+                _ => !self.waits && fault.rejected,
+            };
         if own && !self.journalled {
             let step = fault.step.as_deref().unwrap_or("route");
             let kind = if self.outcome_of(fault) == Outcome::InDoubt {
                 "in-doubt"
             } else if fault.rejected {
                 "rejection"
-            } else if is_unknown(fault) {
+            } else if is_unknown(fault) || fault.code == Code::Destination {
                 "outage"
             } else {
                 fault.code.name()

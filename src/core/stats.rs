@@ -1,6 +1,8 @@
 //! Counters of routes and targets: plain atomics that the admin side reads.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// A number that only grows.
@@ -102,6 +104,26 @@ pub struct StepStats {
     pub failed: Counter,
     /// How long one attempt took.
     pub latency: Histogram,
+}
+
+/// Requests that no route has taken, by listener and kind of refusal.
+#[derive(Default, Debug)]
+pub struct Refused(Mutex<BTreeMap<(Arc<str>, &'static str), u64>>);
+
+impl Refused {
+    /// One more.
+    pub fn add(&self, listener: &Arc<str>, kind: &'static str) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *all.entry((listener.clone(), kind)).or_default() += 1;
+    }
+
+    /// Listener, kind and number, in their order.
+    pub fn all(&self) -> Vec<(Arc<str>, &'static str, u64)> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter()
+            .map(|((listener, kind), count)| (listener.clone(), *kind, *count))
+            .collect()
+    }
 }
 
 #[cfg(test)]

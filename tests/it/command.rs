@@ -78,6 +78,57 @@ distribute:
 }
 
 #[test]
+fn slips_that_integrators_make_are_told_with_their_mend() {
+    for (route, line, message, help) in [
+        (
+            "receive:\n  file:\n  dir: in\nreply: {}\n",
+            3,
+            "no key 'dir'",
+            "it is one of 'file': indent it deeper",
+        ),
+        (
+            "receive: { http: { path: /a } }\nwhen: \"header(\"x\") == 1\"\nreply: {}\n",
+            2,
+            "not YAML",
+            "in single quotes",
+        ),
+        (
+            "receive: { http: { path: /a } }\ninvoke:\n  - name: x\n    retry: 3\n    http: { url: \"http://127.0.0.1:1/\" }\n",
+            4,
+            "'retry' cannot be '3'",
+            "keys: attempts, first",
+        ),
+        (
+            "receive: { http: { path: /a } }\nwhen: 'table(\"land.csv\")[\"DE\"] == 1'\nreply: {}\n",
+            2,
+            "there is no file transforms/land.csv",
+            "",
+        ),
+        (
+            "receive: { http: { path: /a } }\nreply: { transform: s.rhai }\n",
+            2,
+            "Expecting ';'",
+            "end the statement before this place with ';'",
+        ),
+    ] {
+        let installation = Installation::new();
+        installation.route("slip", route);
+        installation.script("s.rhai", "let a = 1\nlet b = 2;\nb\n");
+        let output = installation.xbus(&["check", ".", "--format", "json"]);
+        assert_eq!(output.status.code(), Some(1), "{route}");
+        let told: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let problem = told["problems"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .find(|problem| problem["line"] == line)
+            .unwrap_or_else(|| panic!("nothing in line {line} of {told:#}"));
+        let has = |key: &str, what: &str| problem[key].as_str().unwrap_or("").contains(what);
+        assert!(has("message", message) && has("help", help), "{problem:#}");
+    }
+}
+
+#[test]
 fn exit_codes_tell_wrong_use_and_no_bus() {
     let installation = Installation::new();
     assert_eq!(installation.xbus(&["frobnicate"]).status.code(), Some(2));

@@ -1,6 +1,9 @@
 //! The mail receiver against a real Dovecot.
 
-use std::sync::Mutex;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::mail::Sink;
@@ -954,4 +957,109 @@ fn whatever_lies_in_a_mailbox_is_processed_or_set_aside_with_its_reason() {
         (installation.names("out").len() == processed + 1).then_some(())
     });
     assert!(bus.stop().success());
+}
+
+/// Stands between a mail reader and its server; cuts the connection at the first line that holds `word`.
+fn cutting(server: u16, word: &'static str) -> (u16, Arc<AtomicBool>) {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    let port = listener.local_addr().expect("bound").port();
+    let cut = Arc::new(AtomicBool::new(false));
+    let done = cut.clone();
+    std::thread::spawn(move || {
+        for reader in listener.incoming().flatten() {
+            let Ok(server) = TcpStream::connect(("127.0.0.1", server)) else {
+                continue;
+            };
+            let (mut from, mut to) = (
+                server.try_clone().expect("a socket"),
+                reader.try_clone().expect("a socket"),
+            );
+            std::thread::spawn(move || std::io::copy(&mut from, &mut to));
+            let done = done.clone();
+            std::thread::spawn(move || {
+                let mut lines = BufReader::new(reader.try_clone().expect("a socket"));
+                let mut line = Vec::new();
+                while lines.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
+                    let held = String::from_utf8_lossy(&line).contains(word);
+                    if held && !done.swap(true, SeqCst) {
+                        break;
+                    }
+                    if (&server).write_all(&line).is_err() {
+                        break;
+                    }
+                    line.clear();
+                }
+                for end in [&server, &reader] {
+                    let _ = end.shutdown(Shutdown::Both);
+                }
+            });
+        }
+    });
+    (port, cut)
+}
+
+/// What a server that knows neither MOVE nor UIDPLUS says of itself.
+const PLAIN: &str = "imap_capability = IMAP4rev1 LITERAL+ SASL-IR ID ENABLE IDLE NAMESPACE\n";
+
+#[test]
+fn without_move_and_uidplus_nothing_is_lost_and_nothing_comes_twice() {
+    for (done, status) in [("{ move: Done }", 200), ("delete", 200), ("seen", 400)] {
+        let server = Dovecot::with(PLAIN);
+        let (port, cut) = cutting(server.imap, "\\Deleted");
+        let system =
+            Destination::with(move |_| Answer::Status(status, "text/plain", b"x".to_vec()));
+        let installation = reading(&format!(
+            "imap: {{ host: 127.0.0.1, port: {port}, user: bus, password: secret }}"
+        ));
+        installation.route(
+            "r",
+            &format!("receive: {{ mail: {{ connection: inbox, done: {done}, failed: Failed, poll: 100ms }} }}\ndistribute:\n  - http: {{ url: \"{}\" }}\n", system.url("/")),
+        );
+        for number in 0..3 {
+            server.put("bus", "INBOX", plain(&format!("n-{number}"), "x"));
+        }
+        let bus = installation.start();
+        wait_for("the mails to go", || {
+            server.mails("bus", "INBOX").is_empty().then_some(())
+        });
+        assert!(cut.load(SeqCst), "{done}: the connection was cut");
+        let folder = match status {
+            200 => "Done",
+            _ => "Failed",
+        };
+        let kept = match done {
+            "delete" => 0,
+            _ => 3,
+        };
+        let lie = server.mails("bus", folder);
+        assert_eq!(lie.len(), kept, "{done}: {lie:?}");
+        bus.stop();
+        assert_eq!(system.got().len(), 3, "{done}");
+    }
+}
+
+#[test]
+fn without_uidplus_mails_that_others_have_marked_stay() {
+    let mut server = Dovecot::with(PLAIN);
+    server.put("bus", "INBOX", plain("other", "x"));
+    server.end();
+    server.mark_deleted("bus", "INBOX");
+    server.launch();
+    server.put("bus", "INBOX", plain("one", "x"));
+    let system = Destination::start();
+    let installation = reading(&imap(&server));
+    installation.route(
+        "r",
+        &format!("receive: {{ mail: {{ connection: inbox, done: {{ move: Done }}, poll: 100ms }} }}\ndistribute:\n  - http: {{ url: \"{}\" }}\n", system.url("/")),
+    );
+    for _ in 0..2 {
+        let bus = installation.start();
+        wait_for("the copy and the mark", || {
+            let marked = server.mails("bus", "INBOX");
+            let all = marked.iter().all(|(marks, _)| marks.contains('T'));
+            (server.mails("bus", "Done").len() == 1 && marked.len() == 2 && all).then_some(())
+        });
+        bus.stop();
+    }
+    assert_eq!(system.got().len(), 1);
 }

@@ -31,6 +31,7 @@ mod mail;
 mod mail_sending;
 mod mailbox;
 mod rabbit_harness;
+mod refused;
 mod regressions;
 mod rollback;
 mod soap;

@@ -661,3 +661,142 @@ fn a_skeleton_of_a_wsdl_checks_and_answers() {
     assert_eq!(answer.status, 200, "{}", answer.text());
     assert!(answer.text().contains("LevelResponse"), "{}", answer.text());
 }
+
+/// What is open, as `route/step: kind count`.
+fn open(bus: &Bus<'_>) -> Vec<String> {
+    let all = bus.json(&["alerts"]);
+    let one = |incident: &serde_json::Value| {
+        let word = |name: &str| incident[name].as_str().unwrap_or_default().to_owned();
+        format!(
+            "{}/{}: {} {}",
+            word("route"),
+            word("step"),
+            word("kind"),
+            incident["count"]
+        )
+    };
+    all.as_array().expect("a list").iter().map(one).collect()
+}
+
+#[test]
+fn an_answer_that_breaks_its_rules_is_an_incident_until_a_good_one() {
+    let good = envelope(SOAP_11, "", "<out>2026-11-22</out>");
+    let broken = envelope(SOAP_11, "", "<out>soon</out>").replace("</out>", "</oops>");
+    let answer = |body: &str| crate::support::Answer::Status(200, "text/xml", body.into());
+    let destination = Destination::start();
+    let installation = Installation::new();
+    let url = destination.url("/");
+    let xs = "xmlns:xs=\"http://www.w3.org/2001/XMLSchema\"";
+    let soap = format!("http: {{ url: \"{url}\", soap: \"1.1\" }}");
+    installation
+        .file(
+            "transforms/out.xsd",
+            format!("<xs:schema {xs}><xs:element name=\"out\" type=\"xs:date\"/></xs:schema>"),
+        )
+        .script("read.rhai", "element(\"out\", xpath(\"//out\"))")
+        .script(
+            "made.rhai",
+            "if header(\"content-language\") == \"xx\" { \"no XML\" } else { element(\"out\", \"1\") }",
+        )
+        .route(
+            "made",
+            "receive: { http: { path: /made, soap: \"1.1\" } }\nreply: { transform: made.rhai }\n",
+        )
+        .route(
+            "step",
+            &format!(
+                "receive: {{ http: {{ path: /step }} }}\ninvoke:\n  - name: ask\n    schema: {{ response: out.xsd }}\n    http: {{ url: \"{url}\" }}\n"
+            ),
+        )
+        .route(
+            "end",
+            &format!(
+                "receive: {{ http: {{ path: /end, soap: \"1.1\", wellformed: true }} }}\ninvoke:\n  - name: ask\n    {soap}\n"
+            ),
+        )
+        .route(
+            "read",
+            &format!(
+                "receive: {{ http: {{ path: /read, soap: \"1.1\" }} }}\ninvoke:\n  - name: ask\n    {soap}\nreply: {{ transform: read.rhai }}\n"
+            ),
+        );
+    let bus = installation.start();
+    let post = |path: &str, body: &str| {
+        let headers = [("Content-Type", "text/xml")];
+        request(bus.http, "POST", path, &headers, body.as_bytes()).expect("an answer")
+    };
+    let ask = envelope(SOAP_11, "", "<q/>");
+    let bad = answer("<out>soon</out>");
+    destination.now(move |_| bad.clone());
+    // The second one does not end what the first one began.
+    for _ in 0..2 {
+        let failed = post("/step", "<q/>");
+        assert_eq!(failed.status, 502, "{}", failed.text());
+        assert!(failed.text().contains("destination"), "{}", failed.text());
+    }
+    assert_eq!(open(&bus), ["step/ask: outage 2"]);
+    let incident = bus.json(&["alerts"])[0].to_string();
+    assert!(incident.contains("line 1"), "{incident}");
+    let bad = answer(&broken);
+    destination.now(move |_| bad.clone());
+    for path in ["/end", "/read"] {
+        for _ in 0..2 {
+            let failed = post(path, &ask);
+            assert_eq!(failed.status, 500, "{}", failed.text());
+            assert!(failed.text().contains("soap:Server"), "{}", failed.text());
+            assert!(
+                failed.text().contains("code=\"destination\""),
+                "{}",
+                failed.text()
+            );
+        }
+    }
+    assert_eq!(
+        open(&bus),
+        [
+            "end/route: outage 2",
+            "read/reply: outage 2",
+            "step/ask: outage 2"
+        ]
+    );
+    destination.now(move |_| answer(&good));
+    for path in ["/end", "/read"] {
+        assert_eq!(post(path, &ask).status, 200, "{path}");
+    }
+    let good = crate::support::Answer::Status(200, "text/xml", "<out>2026-11-22</out>".into());
+    destination.now(move |_| good.clone());
+    assert_eq!(post("/step", "<q/>").status, 200);
+    assert_eq!(open(&bus), Vec::<String>::new());
+    // An answer that the caller cannot be given, of a message that was taken.
+    let headers = [("Content-Type", "text/xml"), ("Content-Language", "xx")];
+    let made = request(bus.http, "POST", "/made", &headers, ask.as_bytes()).expect("an answer");
+    assert_eq!(made.status, 500, "{}", made.text());
+    assert_eq!(open(&bus), ["made/reply@caller: transform 1"]);
+    let told = bus.json(&["messages", "show", &made.id()]).to_string();
+    assert!(told.contains("reply@caller"), "{told}");
+    assert_eq!(post("/made", &ask).status, 200);
+    assert_eq!(open(&bus), Vec::<String>::new());
+}
+
+#[test]
+fn a_lost_answer_that_is_asked_for_again_is_an_incident() {
+    let destination = Destination::with(|_| crate::support::Answer::Close);
+    let installation = Installation::new();
+    installation.route(
+        "files",
+        &format!(
+            "receive: {{ file: {{ dir: in, ready: {{ rename: true }}, poll: 50ms, retry: {{ first: 20ms, max: 50ms }} }} }}\ndistribute:\n  - name: erp\n    http: {{ url: \"{}\" }}\n",
+            destination.url("/")
+        ),
+    );
+    installation.file("in/a.txt", "x");
+    let bus = installation.start();
+    crate::support::wait_for("an incident", || {
+        let open = open(&bus);
+        open.iter()
+            .any(|one| one.starts_with("files/erp: outage"))
+            .then_some(())
+    });
+    destination.now(|_| crate::support::Answer::ok());
+    crate::support::wait_for("its end", || open(&bus).is_empty().then_some(()));
+}

@@ -86,6 +86,7 @@ async fn an_open_address_without_a_token_is_refused() {
         token: Some(String::new()),
         max_body: 1024,
         version: "1",
+        refused: std::sync::Arc::default(),
         ready: world.ready.clone(),
     };
     let incidents = xbus_core::incident::Incidents::new(

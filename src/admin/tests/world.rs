@@ -233,6 +233,7 @@ impl World {
             token: token.map(str::to_owned),
             max_body: 1024,
             version: "1.2.3",
+            refused: Arc::default(),
             ready: ready.clone(),
         };
         let stop = Stop::new();

@@ -68,7 +68,12 @@ impl Shared {
         {
             return Err(wrong("a table lies within transforms/".into()));
         }
-        let bytes = std::fs::read(self.folder.join(path)).map_err(|e| wrong(e.to_string()))?;
+        let bytes = std::fs::read(self.folder.join(path)).map_err(|error| {
+            wrong(match error.kind() {
+                std::io::ErrorKind::NotFound => format!("there is no file transforms/{name}"),
+                _ => error.to_string(),
+            })
+        })?;
         let text = xbus_charset::decode(&bytes, None, false).map_err(|e| wrong(e.into()))?;
         let first = text.lines().next().unwrap_or_default();
         let options = CsvOptions {
