@@ -502,6 +502,21 @@ async fn half_a_body_is_no_message() {
 }
 
 #[tokio::test]
+async fn who_ends_its_own_side_after_the_request_gets_the_answer() {
+    let bus = bus(&[json!({"path": "/a"})]).await;
+    let mut stream = TcpStream::connect(bus.address).await.unwrap();
+    stream
+        .write_all(b"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nok")
+        .await
+        .unwrap();
+    stream.shutdown().await.unwrap();
+    // The connection ends with it.
+    let text = read_all(&mut stream).await;
+    assert!(text.starts_with("HTTP/1.1 200"), "{text}");
+    assert_eq!(bus.seen.lock().unwrap().len(), 1);
+}
+
+#[tokio::test]
 async fn a_caller_that_expects_100_continue_gets_it_only_when_its_body_is_wanted() {
     let bus = bus(&[json!({"path": "/a", "max_body": "10B"})]).await;
     let mut stream = TcpStream::connect(bus.address).await.unwrap();
