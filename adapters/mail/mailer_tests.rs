@@ -109,6 +109,16 @@ fn the_text_says_what_to_do() {
     }
     assert!(!text.contains(['\u{1b}', '\u{202e}', '\r']), "{text}");
     assert!(!text.contains("http"), "no link without a console");
+    let again = "To see it, and to try again now:";
+    assert!(text.contains(again));
+    // Nothing waits: there is nothing to try.
+    let mut told = evil();
+    told.waiting = None;
+    let text = notice::text(&notice(Event::Opened, vec![told]), None);
+    assert!(
+        text.contains("To see it:") && !text.contains(again),
+        "{text}"
+    );
 }
 
 #[test]
@@ -127,7 +137,18 @@ fn the_html_escapes_everything_and_fetches_nothing() {
     }
     assert!(!html.contains("background") && !html.contains("<table"));
     let two = notice::html(&notice(Event::Digest, vec![evil(), evil()]), console);
-    assert!(two.contains("2 incidents of orders") && two.contains("xbus alerts --dir /srv/bus"));
+    // An option is not broken at its hyphens, nor told from what it stands in by eye alone.
+    let option = "<span style=\"white-space:nowrap\">--dir</span> /srv/bus</pre>";
+    assert!(two.contains("2 incidents of orders"));
+    assert!(two.contains(&format!(">xbus alerts {option}")), "{two}");
+    // Each command has a box of its own.
+    for words in [
+        "xbus messages show",
+        "xbus queues show",
+        "xbus queues retry",
+    ] {
+        assert!(html.contains(&format!("\">{words}")), "{html}");
+    }
 }
 
 #[test]

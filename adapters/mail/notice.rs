@@ -125,10 +125,13 @@ fn first_line(error: &str) -> String {
 }
 
 /// Words before the commands.
-fn to_do(notice: &Notice) -> &'static str {
+fn to_do(notice: &Notice, commands: &[String]) -> &'static str {
+    let any = |start: &str| commands.iter().any(|command| command.starts_with(start));
     match notice.event {
         Event::Resolved => "To see what it was:",
-        _ => "To see it, and to try again now:",
+        _ if any("xbus messages resolve") => "To see it, and to say what became of it:",
+        _ if any("xbus queues") => "To see it, and to try again now:",
+        _ => "To see it:",
     }
 }
 
@@ -158,7 +161,7 @@ pub(crate) fn text(notice: &Notice, console: Option<&str>) -> String {
                 let _ = writeln!(out, "\n{words}");
             }
             if !told.commands.is_empty() {
-                let _ = writeln!(out, "\n{}\n", to_do(notice));
+                let _ = writeln!(out, "\n{}\n", to_do(notice, &told.commands));
             }
             for command in &told.commands {
                 let _ = writeln!(out, "    {}", plain(command, false));
@@ -242,7 +245,7 @@ pub(crate) fn html(notice: &Notice, console: Option<&str>) -> String {
     }
     if several {
         paragraph(&mut out, "All that is open now:");
-        code(&mut out, &plain(&notice.overview(), false));
+        command(&mut out, &plain(&notice.overview(), false));
     }
     out.push_str(TAIL);
     out
@@ -270,9 +273,12 @@ fn incident(out: &mut String, notice: &Notice, one: &Report, console: Option<&st
     }
     if !told.commands.is_empty() {
         if !several {
-            paragraph(out, to_do(notice));
+            paragraph(out, to_do(notice, &told.commands));
         }
-        code(out, &plain(&told.commands.join("\n"), true));
+        // Each by itself: it may take several lines of a phone.
+        for one in &told.commands {
+            command(out, &plain(one, false));
+        }
     }
     if !told.links.is_empty() {
         let links: Vec<String> = told
@@ -294,6 +300,21 @@ fn paragraph(out: &mut String, text: &str) {
 
 fn code(out: &mut String, text: &str) {
     let _ = writeln!(out, "<pre style=\"{CODE}\">{}</pre>", escaped(text));
+}
+
+/// A command, whose options are not broken at their hyphens.
+fn command(out: &mut String, text: &str) {
+    let words: Vec<String> = text
+        .split(' ')
+        .map(|word| match word.starts_with("--") {
+            true => format!(
+                "<span style=\"white-space:nowrap\">{}</span>",
+                escaped(word)
+            ),
+            false => escaped(word),
+        })
+        .collect();
+    let _ = writeln!(out, "<pre style=\"{CODE}\">{}</pre>", words.join(" "));
 }
 
 /// Text as HTML's own characters cannot be taken for it.

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use croner::Cron;
 use croner::errors::CronError;
-use jiff::Zoned;
 use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp, Zoned};
 use tokio::time::Instant;
 
 /// More skipped ticks than this are not counted one by one.
@@ -13,6 +13,9 @@ const COUNTED: u64 = 1000;
 
 /// Waits no longer than this without a look at the clock, which may be set meanwhile.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
+
+/// A clock that is corrected goes back by less than this.
+const MUCH: SignedDuration = SignedDuration::from_hours(1);
 
 /// What makes ticks.
 #[derive(Clone)]
@@ -27,6 +30,8 @@ pub(crate) enum Ticks {
         cron: Box<Cron>,
         zone: TimeZone,
         next: Option<Zoned>,
+        /// The latest time that the clock has shown.
+        seen: Option<Timestamp>,
     },
 }
 
@@ -43,8 +48,12 @@ impl Ticks {
     pub(crate) fn cron(expression: &str, zone: TimeZone) -> Result<Self, CronError> {
         let cron: Box<Cron> = Box::new(expression.parse()?);
         cron.find_next_occurrence(&Zoned::now().with_time_zone(zone.clone()), false)?;
-        let next = None;
-        Ok(Ticks::Cron { cron, zone, next })
+        Ok(Ticks::Cron {
+            cron,
+            zone,
+            next: None,
+            seen: None,
+        })
     }
 
     /// Waits for the next tick and gives the number of ticks that were skipped before it. Nothing:
@@ -64,12 +73,23 @@ impl Ticks {
                 *next = Some(at + *period);
                 Some(skipped)
             }
-            Ticks::Cron { cron, zone, next } => {
+            Ticks::Cron {
+                cron,
+                zone,
+                next,
+                seen,
+            } => {
                 let now = Zoned::now().with_time_zone(zone.clone());
-                let (at, skipped) = planned(cron, next.take(), &now)?;
+                let known = next.take().filter(|_| !set_back(seen, now.timestamp()));
+                let (mut at, skipped) = planned(cron, known, &now)?;
                 *next = Some(at.clone());
                 loop {
-                    let wait = Zoned::now().duration_until(&at);
+                    let now = Zoned::now().with_time_zone(zone.clone());
+                    if set_back(seen, now.timestamp()) {
+                        at = cron.find_next_occurrence(&now, false).ok()?;
+                        *next = Some(at.clone());
+                    }
+                    let wait = now.duration_until(&at);
                     match Duration::try_from(wait) {
                         Ok(wait) if !wait.is_zero() => {
                             tokio::time::sleep(wait.min(LONGEST_WAIT)).await;
@@ -82,6 +102,17 @@ impl Ticks {
             }
         }
     }
+}
+
+/// Whether the clock was set back by much since it was looked at: what was planned by it may lie years
+/// ahead. After a little no tick comes twice.
+fn set_back(seen: &mut Option<Timestamp>, now: Timestamp) -> bool {
+    let back = seen.is_some_and(|seen| seen.duration_since(now) > MUCH);
+    *seen = match back {
+        true => Some(now),
+        false => (*seen).max(Some(now)),
+    };
+    back
 }
 
 fn skip(period: Duration, count: u64) -> Duration {
@@ -135,6 +166,21 @@ mod tests {
         let long_ago = zoned("2020-01-01T00:00:00[UTC]");
         let (at, skipped) = planned(&cron("* * * * *"), Some(long_ago), &now).unwrap();
         assert_eq!((at, skipped), (zoned("2026-01-01T10:11:00[UTC]"), COUNTED));
+    }
+
+    #[test]
+    fn a_clock_that_goes_back_by_much_is_noticed_once() {
+        let at = |text: &str| text.parse::<Timestamp>().unwrap();
+        let mut seen = None;
+        for (now, back) in [
+            ("2030-01-01T00:00:00Z", false),
+            ("2029-12-31T23:50:00Z", false),
+            ("2029-12-31T23:10:00Z", false),
+            ("2026-11-22T08:00:00Z", true),
+            ("2026-11-22T08:00:30Z", false),
+        ] {
+            assert_eq!(set_back(&mut seen, at(now)), back, "{now}");
+        }
     }
 
     #[test]

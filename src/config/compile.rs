@@ -24,6 +24,7 @@ type Store<K, T> = Mutex<HashMap<(BTreeMap<String, String>, K), Result<Arc<T>, C
 enum SourceKey {
     File(Box<Path>),
     Convert(Option<Format>, Format),
+    Written(Box<str>),
 }
 
 impl<'a> Memo<'a> {
@@ -60,6 +61,7 @@ impl Compiler for Memo<'_> {
         let key = match &source {
             Source::File(path) => SourceKey::File(Box::from(*path)),
             Source::Convert { from, to } => SourceKey::Convert(*from, *to),
+            Source::Written(content_type) => SourceKey::Written(Box::from(*content_type)),
         };
         remembered(&self.transforms, scope, key, || {
             self.inner.transform(source, scope)

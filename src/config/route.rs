@@ -8,6 +8,7 @@ use xbus_core::plan::{BrokerHome, Once, Plan, QueueReader, ReplyPlan, Route};
 use xbus_core::problem::Place;
 use xbus_core::spec::{self, Args, Node, Raw};
 use xbus_core::stats::RouteStats;
+use xbus_core::transform::Source;
 use xbus_core::{Expression, Kind};
 
 use crate::bus::{BusConfig, Connections, texts};
@@ -267,8 +268,25 @@ impl InRoute<'_> {
             .iter()
             .map(|(key, node)| Some((key.name.clone(), args.build.template(node)?)))
             .collect();
+        let mut transforms = self.transforms(reply.node("transform"))?;
+        // What nothing has made only gets the name.
+        if let (Some(content_type), false) = (reply.text("content_type"), transforms.is_empty())
+            && content_type.to_ascii_lowercase().contains("charset")
+        {
+            let source = Source::Written(&content_type);
+            match self.checker.compiler.transform(source, self.scope) {
+                Ok(written) => transforms.push(written),
+                Err(error) => {
+                    let help = error.help.unwrap_or_default();
+                    let place = reply.place("content_type");
+                    self.problems
+                        .error(&place, "unknown-charset", error.message, help);
+                    return None;
+                }
+            }
+        }
         Some(Some(ReplyPlan {
-            transforms: self.transforms(reply.node("transform"))?,
+            transforms,
             status: reply.count("status").map(|status| status as u16),
             content_type: reply.text("content_type"),
             headers: headers?,

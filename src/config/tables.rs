@@ -291,7 +291,8 @@ pub static REPLY: &[Field] = &[
     Field::new(
         "content_type",
         Type::Text,
-        "Content type in place of what the transformation says.",
+        "Content type in place of what the transformation says. Text that it has made is written in the \
+         charset that this names.",
     ),
     Field::new(
         "headers",

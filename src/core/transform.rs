@@ -156,6 +156,8 @@ pub enum Source<'a> {
         /// Format to make.
         to: crate::Format,
     },
+    /// Text is written in the charset that a content type names.
+    Written(&'a str),
 }
 
 /// Compiles the texts of routes once, at load.

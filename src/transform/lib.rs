@@ -15,6 +15,7 @@ mod script;
 mod settings;
 mod table;
 mod time;
+mod written;
 mod xpath;
 
 use std::path::{Path, PathBuf};
@@ -76,6 +77,7 @@ impl Compiler for Engine {
                     limits: self.scripts.shared().limits.clone(),
                 }))
             }
+            Source::Written(content_type) => written::written(content_type),
             Source::Convert { from, to } => Err(at_start(
                 format!(
                     "there is no plain conversion from {} to {}",

@@ -399,3 +399,57 @@ fn check_says_which_charsets_and_replacements_cannot_be() {
     }
     assert!(text.contains("'to'") && text.contains("too"), "{text}");
 }
+
+#[test]
+fn the_charset_of_a_replys_content_type_is_the_one_that_it_is_written_in() {
+    let installation = Installation::new();
+    installation
+        .script("text.rhai", "body")
+        .script("octets.rhai", "encode(body, \"iso-8859-1\")")
+        .script("xml.rhai", "element(\"a\", body)");
+    for name in ["text", "octets", "xml"] {
+        let kind = match name {
+            "xml" => "application/xml",
+            _ => "text/plain",
+        };
+        installation.route(
+            name,
+            &format!(
+                "receive: {{ http: {{ path: /{name} }} }}\nreply: {{ transform: {name}.rhai, content_type: \"{kind}; charset=iso-8859-1\" }}\n"
+            ),
+        );
+    }
+    let bus = installation.start();
+    let ask = |path: &str, text: &str| {
+        crate::support::post(bus.http, path, "text/plain; charset=utf-8", text.as_bytes())
+    };
+    for (path, body) in [
+        ("/text", b"Gr\xf6\xdfe".as_slice()),
+        ("/octets", b"Gr\xf6\xdfe"),
+        (
+            "/xml",
+            b"<?xml version=\"1.0\" encoding=\"iso-8859-1\"?>\n<a>Gr\xf6\xdfe</a>",
+        ),
+    ] {
+        let answer = ask(path, "Größe");
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let shown = answer.text();
+        assert_eq!(answer.body, body, "{path}: {shown}");
+        let kind = answer.header("Content-Type").unwrap_or_default();
+        assert!(kind.ends_with("charset=iso-8859-1"), "{kind}");
+    }
+    let lacking = ask("/text", "Ж");
+    assert_eq!(lacking.status, 500, "{}", lacking.text());
+    drop(bus);
+    installation.route(
+        "text",
+        "receive: { http: { path: /text } }\nreply: { transform: text.rhai, content_type: \"text/plain; charset=klingon\" }\n",
+    );
+    let checked = installation.xbus(&["check", "."]);
+    let said = String::from_utf8_lossy(&checked.stdout).into_owned();
+    assert_eq!(checked.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("klingon") && said.contains("routes/text.yaml:2"),
+        "{said}"
+    );
+}

@@ -56,6 +56,22 @@ impl Pace {
         self.wait = wait.min(LONGEST).min(digest);
         self.next = now.after(self.wait);
     }
+
+    /// The clock may have been set back: what it showed before holds up nothing.
+    fn keep_to(&mut self, now: Timestamp) {
+        self.next = self.next.min(now.after(self.wait));
+    }
+}
+
+impl Incident {
+    /// The same for what an incident remembers, here or from before a restart.
+    fn keep_to(&mut self, now: Timestamp, digest: Duration) {
+        for at in [&mut self.opened_at, &mut self.changed_at, &mut self.told_at] {
+            *at = (*at).min(now);
+        }
+        self.owes_opening = self.owes_opening.map(|at| at.min(now));
+        self.window_ends = self.window_ends.min(now.after(digest));
+    }
 }
 
 impl Incidents {
@@ -66,6 +82,14 @@ impl Incidents {
             .paces
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let (paces, digest) = (&mut *paces, self.settings.digest);
+        for pace in [&mut paces.opened, &mut paces.escalated, &mut paces.resolved] {
+            pace.keep_to(now);
+        }
+        paces.digest = paces.digest.min(now.after(digest));
+        for incident in state.values_mut() {
+            incident.keep_to(now, digest);
+        }
         self.look_at_store(&mut state, now);
         let mut telling = Telling {
             incidents: self,
@@ -210,6 +234,7 @@ impl Telling<'_> {
         let queue = incident.queue.as_deref();
         queue
             .and_then(|queue| self.queues.waiting(queue)?.oldest)
+            .filter(|since| *since <= self.now)
             .unwrap_or(incident.opened_at)
     }
 

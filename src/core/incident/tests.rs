@@ -244,6 +244,41 @@ fn ten_thousand_failures_in_a_minute_are_one_notice_and_their_end_another() {
 }
 
 #[test]
+fn a_clock_that_is_set_back_keeps_nothing_untold() {
+    let mut world = World::new();
+    let told = |mut world: World, what: &str| {
+        assert_eq!(world.pass(MINUTE), [format!("OPEN {what}/x: outage")]);
+        world.take_all();
+        world
+    };
+    world.fail("a", "x", None);
+    world = told(world, "a");
+    // One that is still to be told, and one that comes then.
+    world.fail("b", "x", None);
+    world.now = world.now.before(1000 * HOUR);
+    world = told(world, "b");
+    world.fail("c", "x", None);
+    world = told(world, "c");
+    world.fail("a", "x", None);
+    let digest = world.pass(HOUR / 2);
+    assert_eq!(digest, ["DIGEST a/x: outage"]);
+    world.take_all();
+    world.succeed("a");
+    assert_eq!(world.pass(MINUTE), ["RESOLVED a/x: outage"]);
+    // After a restart too.
+    let before = world.now.before(1000 * HOUR);
+    let mut world = World::with(world.store.clone(), before);
+    world.succeed("b");
+    assert_eq!(world.pass(MINUTE), ["RESOLVED b/x: outage"]);
+    world.take_all();
+    let escalated = world.pass(5 * HOUR);
+    assert!(
+        escalated.contains(&"ESCALATED c/x: outage".to_owned()),
+        "{escalated:?}"
+    );
+}
+
+#[test]
 fn what_fails_at_once_is_told_at_once_and_what_spreads_is_told_seldom() {
     let mut world = World::new();
     for n in 0..200 {
