@@ -11,17 +11,24 @@ use tokio::time::{Instant, timeout};
 
 use crate::adapter::{Call, Reach, SendError, Stage};
 use crate::bus::Bus;
+use crate::codec::Encoder;
 use crate::forward::Handover;
+use crate::inbox::underway_scope;
 use crate::plan::{Route, Step, Target};
 use crate::protocol::{How, Planned, Record};
 use crate::request::{self, holds};
 use crate::router::{Compensable, Journey, cannot_keep};
 use crate::store::{Change, Commit, Durability, Outcome, TargetEntry};
 use crate::transform::{Context, Value};
-use crate::{Attachments, Code, Fault, Format, Message, MessageId, Reply, Request, Status};
+use crate::{
+    Attachments, Code, Fault, Format, Message, MessageId, Reply, Request, Status, Timestamp,
+};
 
 /// A decided target that takes longer to be visible is pending in the journal.
 const MOMENT: Duration = Duration::from_millis(250);
+
+/// How long what a crash has broken off is known when its receiver brings it again.
+const SEEN_AGAIN: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// How a distribution ended.
 pub(crate) enum Distributed {
@@ -335,7 +342,7 @@ impl<'a> Journey<'a> {
         }
         let mut changes: Vec<Change> = records.iter().map(|r| r.change(self.id())).collect();
         if !self.begun {
-            changes.extend(self.underway.clone());
+            changes.extend(self.in_case_of_a_crash());
         }
         self.bus
             .store()
@@ -346,9 +353,41 @@ impl<'a> Journey<'a> {
         Ok(())
     }
 
+    /// What is to be known of the message after a crash: the key of `once`, what its receiver would see again,
+    /// and a journal entry with its keys.
+    fn in_case_of_a_crash(&self) -> Vec<Change> {
+        let mut id = Encoder::new();
+        id.id(self.id());
+        let value = id.finish();
+        let scope = underway_scope(&self.route.name);
+        let until = Some(Timestamp::now().after(SEEN_AGAIN));
+        let seen = self
+            .seen_again_as()
+            .into_iter()
+            .map(|key| Change::Remember {
+                scope: scope.clone(),
+                key,
+                value: value.clone(),
+                until,
+            });
+        let entry = self.journal(Outcome::Pending, None);
+        let entry = entry
+            .into_iter()
+            .filter(|change| matches!(change, Change::Journal(_)));
+        self.underway
+            .iter()
+            .cloned()
+            .chain(seen)
+            .chain(entry)
+            .collect()
+    }
+
     /// Writes records that outlive a kill; a power loss may take them, and recovery then finds an unknown outcome.
     async fn write(&self, records: Vec<Record>) {
-        let changes: Vec<Change> = records.iter().map(|r| r.change(self.id())).collect();
+        let mut changes: Vec<Change> = records.iter().map(|r| r.change(self.id())).collect();
+        if matches!(records[..], [Record::InDoubt]) {
+            changes.extend(self.not_underway());
+        }
         let commit = Commit::from(changes);
         if let Err(error) = self.bus.store().commit(commit, Durability::Written).await {
             tracing::warn!(%error, "a step of the protocol was not kept");
@@ -534,6 +573,7 @@ impl<'a> Journey<'a> {
         if open.is_empty() {
             changes.push(Change::ProtocolEnd { id: self.id() });
         }
+        changes.extend(self.not_underway());
         self.keep(changes).await;
         if open.is_empty() {
             return status;
@@ -658,7 +698,9 @@ impl<'a> Journey<'a> {
             }
         }
         if clean && !self.in_doubt {
-            let end = Commit::of(Change::ProtocolEnd { id: self.id() });
+            let mut end = vec![Change::ProtocolEnd { id: self.id() }];
+            end.extend(self.not_underway());
+            let end = Commit::from(end);
             if let Err(error) = self.bus.store().commit(end, Durability::Lazy).await {
                 tracing::warn!(%error, "the end of an undone distribution was not kept");
             }

@@ -163,10 +163,14 @@ impl Inbox {
 
     /// Forgets `keys`: their messages have left the place where they could be seen again.
     pub async fn forget(&self, keys: &[Arc<str>]) -> Result<(), StoreError> {
-        let scope = seen_scope(&self.route.name);
+        let scopes = [
+            seen_scope(&self.route.name),
+            underway_scope(&self.route.name),
+        ];
         let changes: Vec<Change> = keys
             .iter()
-            .map(|key| Change::Forget {
+            .flat_map(|key| scopes.iter().map(move |scope| (scope, key)))
+            .map(|(scope, key)| Change::Forget {
                 scope: scope.clone(),
                 key: key.clone(),
             })
@@ -293,4 +297,9 @@ impl Inbox {
 /// The name space of what a route's receiver has seen.
 pub(crate) fn seen_scope(route: &str) -> Arc<str> {
     Arc::from(format!("seen/{route}"))
+}
+
+/// The name space of what a route's receiver has seen and whose distribution has begun.
+pub(crate) fn underway_scope(route: &str) -> Arc<str> {
+    Arc::from(format!("underway/{route}"))
 }

@@ -199,8 +199,9 @@ fn answer(
     }
 }
 
-/// The first message's outcome was unknown. What does its journal entry say by now?
-fn resolved(store: &Arc<dyn Store>, id: MessageId) -> Option<Result<Reply, Fault>> {
+/// The first message's outcome was unknown. What does its journal entry say by now? Nothing: it failed,
+/// so that this one is as good as the first.
+pub(crate) fn resolved(store: &Arc<dyn Store>, id: MessageId) -> Option<Result<Reply, Fault>> {
     let query = Query {
         id: Some(id),
         limit: 1,

@@ -46,6 +46,8 @@ struct Story {
     ended: Vec<(Arc<str>, Arc<Message>, Arc<Message>)>,
     /// Those of which nothing is left to compensate.
     compensated: Vec<Arc<str>>,
+    /// Calls that failed for certain.
+    refused: Vec<Arc<str>>,
     in_doubt: bool,
     decided: bool,
 }
@@ -113,6 +115,17 @@ pub(crate) async fn resolve(
         .and_then(|(id, records)| Story::read(id, records));
     match open {
         None => resolve_alone(bus, entry, commit).await?,
+        Some(story)
+            if story
+                .route(bus)
+                .and_then(|route| story.stages(&route))
+                .is_none() =>
+        {
+            return Err(StoreError::NotFound(format!(
+                "the route '{}' is gone, or does not have the targets any more that message {id} was begun with: it can be resolved once they are there again",
+                story.route
+            )));
+        }
         Some(story) if commit => story.decide(bus, entry).await?,
         Some(story) => {
             story
@@ -165,6 +178,7 @@ impl Story {
             open: Vec::new(),
             ended: Vec::new(),
             compensated: Vec::new(),
+            refused: Vec::new(),
             in_doubt: false,
             decided: false,
         };
@@ -181,7 +195,10 @@ impl Story {
                     story.open.retain(|open| *open != step);
                     story.ended.push((step, request, response));
                 }
-                Record::Refused { step } => story.open.retain(|open| *open != step),
+                Record::Refused { step } => {
+                    story.open.retain(|open| *open != step);
+                    story.refused.push(step);
+                }
                 Record::InDoubt => story.in_doubt = true,
                 Record::Decided => story.decided = true,
                 Record::Compensated { step } => {
@@ -242,17 +259,33 @@ impl Story {
         commit(bus, vec![Change::Journal(entry)]).await;
     }
 
+    /// What is known of a target before anything is decided.
+    fn came_to(&self, planned: &Planned) -> Outcome {
+        let name = &planned.target;
+        if self.open.contains(name) {
+            Outcome::InDoubt
+        } else if self.compensated.contains(name) {
+            Outcome::Compensated
+        } else if self.refused.contains(name) {
+            Outcome::Failed
+        } else if self.ended.iter().any(|(ended, ..)| ended == name) {
+            Outcome::Delivered
+        } else if matches!(planned.how, How::Called) {
+            Outcome::Skipped
+        } else {
+            Outcome::Queued
+        }
+    }
+
     async fn keep_in_doubt(&self, bus: &Arc<Bus>) {
         let mut entry = self.entry(bus);
         if entry.outcome != Outcome::InDoubt {
             let why = "the bus stopped before the outcome was known";
             for planned in &self.targets {
-                let outcome = if self.open.contains(&planned.target) {
-                    Outcome::InDoubt
-                } else {
-                    Outcome::Queued
-                };
-                set(&mut entry, &planned.target, outcome, Some(why));
+                set(&mut entry, &planned.target, self.came_to(planned), None);
+            }
+            for (step, ..) in &self.ended {
+                set(&mut entry, step, Outcome::Delivered, None);
             }
             for step in &self.open {
                 set(&mut entry, step, Outcome::InDoubt, Some(why));
@@ -333,8 +366,16 @@ impl Story {
             set(entry, target, Outcome::Undone, None);
         }
         for planned in &self.targets {
-            if matches!(planned.how, How::Put { .. }) {
-                set(entry, &planned.target, Outcome::Undone, None);
+            match planned.how {
+                How::Put { .. } => set(entry, &planned.target, Outcome::Undone, None),
+                How::Called => match self.came_to(planned) {
+                    outcome @ (Outcome::Skipped | Outcome::Failed) => {
+                        let error = known_error(entry, &planned.target);
+                        set(entry, &planned.target, outcome, error.as_deref());
+                    }
+                    _ => {}
+                },
+                How::Staged(_) => {}
             }
         }
         for name in &self.compensated {
@@ -368,6 +409,8 @@ impl Story {
         let mut pending = false;
         for planned in &self.targets {
             let outcome = match &planned.how {
+                // What was not sent before the outcome was lost is not sent any more.
+                How::Called if self.came_to(planned) == Outcome::Skipped => Outcome::Skipped,
                 How::Called => Outcome::Delivered,
                 How::Staged(_) => Outcome::Queued,
                 How::Put { entry, .. } if entry.is_empty() => Outcome::Delivered,
@@ -404,10 +447,18 @@ impl Story {
 
     /// Makes what is staged visible; whether that is done.
     async fn try_to_finish(&self, bus: &Arc<Bus>, crashed: bool) -> bool {
-        let Some(route) = self.route(bus) else {
-            return false;
-        };
-        let Some(stages) = self.stages(&route) else {
+        let Some(stages) = self.route(bus).and_then(|route| self.stages(&route)) else {
+            let why = "what was decided cannot be made visible: the route or its target is gone; it is done once it is there again";
+            tracing::warn!(id = %self.id, route = %self.route, why);
+            let incidents = bus.incidents();
+            incidents.failed(
+                &self.route,
+                "distribute",
+                "outage",
+                why,
+                Some(self.id),
+                None,
+            );
             return false;
         };
         // What this process has made visible is not looked for: its reader may have taken it.
@@ -451,6 +502,7 @@ impl Story {
         }
         changes.push(Change::ProtocolEnd { id: self.id });
         commit(bus, changes).await;
+        bus.incidents().succeeded(&self.route, "distribute");
         true
     }
 }
@@ -462,6 +514,12 @@ fn step_named<'a>(route: &'a Route, name: &str) -> Option<&'a Step> {
         .iter()
         .chain(route.targets.iter().map(|target| &target.step))
         .find(|step| &*step.name == name)
+}
+
+fn known_error(entry: &JournalEntry, name: &Arc<str>) -> Option<String> {
+    let mut targets = entry.targets.iter();
+    let known = targets.find(|target| target.name == *name)?;
+    known.error.clone()
 }
 
 fn set(entry: &mut JournalEntry, name: &Arc<str>, outcome: Outcome, error: Option<&str>) {

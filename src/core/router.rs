@@ -9,9 +9,10 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use crate::bus::Bus;
+use crate::codec::Decoder;
 use crate::distribute::{Distributed, is_unknown};
 use crate::fault::Code;
-use crate::inbox::seen_scope;
+use crate::inbox::{seen_scope, underway_scope};
 use crate::once::{self, Turn};
 use crate::plan::{Once, Payloads, ReplyPlan, Route, Step};
 use crate::protocol::Record;
@@ -41,6 +42,8 @@ pub(crate) struct Journey<'a> {
     pub(crate) remember: Vec<Change>,
     /// The key of `once`, remembered with the protocol's first record.
     pub(crate) underway: Option<Change>,
+    /// By which its receiver would see it again after a crash.
+    seen_as: Vec<Arc<str>>,
     /// Some target's outcome, or that of a compensation, is unknown.
     pub(crate) in_doubt: bool,
     /// The message is what was received: it is worth keeping.
@@ -111,6 +114,7 @@ async fn unable(bus: &Arc<Bus>, route: &Arc<Route>, message: Message, fault: &Fa
 impl<'a> Journey<'a> {
     fn new(bus: &'a Arc<Bus>, route: &'a Arc<Route>, arrival: Arrival) -> Self {
         let seen = arrival.seen_as.into_iter().chain(arrival.seen_also);
+        let seen_as: Vec<Arc<str>> = seen.collect();
         Self {
             bus,
             route,
@@ -119,15 +123,17 @@ impl<'a> Journey<'a> {
             entries: Vec::new(),
             begun: false,
             done: Vec::new(),
-            remember: seen
+            remember: seen_as
+                .iter()
                 .map(|key| Change::Remember {
                     scope: seen_scope(&route.name),
-                    key,
+                    key: key.clone(),
                     value: bytes::Bytes::new(),
                     until: None,
                 })
                 .collect(),
             underway: None,
+            seen_as,
             in_doubt: false,
             complete: true,
             journalled: false,
@@ -154,8 +160,16 @@ impl<'a> Journey<'a> {
             Some(gate) => Some(gate.enter().await?),
             None => None,
         };
-        let result = match &route.once {
-            Some(plan) if !self.replayed => Box::pin(self.once(plan)).await,
+        let known = match self.waits && self.seen_as.is_empty() {
+            true => None,
+            false => Box::pin(self.known_from_before_a_crash()).await,
+        };
+        let result = match (known, &route.once) {
+            (Some(known), _) => {
+                self.journalled = true;
+                known
+            }
+            (None, Some(plan)) if !self.replayed => Box::pin(self.once(plan)).await,
             _ => self.travel().await,
         };
         if let Err(fault) = &result {
@@ -166,6 +180,45 @@ impl<'a> Journey<'a> {
 
     pub(crate) fn id(&self) -> MessageId {
         self.context.received.id
+    }
+
+    /// What its receiver would see again after a crash; a queue's message has its id for that.
+    pub(crate) fn seen_again_as(&self) -> Vec<Arc<str>> {
+        if self.seen_as.is_empty() && !self.waits {
+            return vec![Arc::from(self.id().to_string())];
+        }
+        self.seen_as.clone()
+    }
+
+    /// The answer to a message whose distribution had begun when the bus was killed, and that its receiver
+    /// brings again: what is known of it by now. Nothing where it was undone: it is tried again.
+    async fn known_from_before_a_crash(&self) -> Option<Result<Reply, Fault>> {
+        if self.replayed {
+            return None;
+        }
+        let store = self.bus.store();
+        let scope = underway_scope(&self.route.name);
+        let keys = self.seen_again_as();
+        let first = keys.iter().find_map(|key| store.recall(&scope, key))?;
+        let known = once::resolved(store, Decoder::new(first).id()?);
+        if !matches!(known, Some(Ok(_))) {
+            // Told once: what its receiver set aside, and somebody brings again, is tried again.
+            let forget = Commit::from(self.not_underway());
+            if let Err(error) = store.commit(forget, Durability::Lazy).await {
+                tracing::warn!(%error, "a key was not forgotten");
+            }
+        }
+        known
+    }
+
+    /// Forgets that its distribution has begun: with the records that say how it ended.
+    pub(crate) fn not_underway(&self) -> Vec<Change> {
+        let scope = underway_scope(&self.route.name);
+        let forget = |key| Change::Forget {
+            scope: scope.clone(),
+            key,
+        };
+        self.seen_again_as().into_iter().map(forget).collect()
     }
 
     /// Lets a repeat of an earlier message have the earlier answer.

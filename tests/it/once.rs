@@ -1,9 +1,10 @@
-//! Idempotent receiver (`once`) over crashes: a caller that learned nothing comes again.
+//! What comes again after a crash in the middle of a distribution: from a caller that learned nothing and has a key for
+//! `once`, from a folder, from a queue.
 
 use std::time::Duration;
 
 use crate::support::bus::signal;
-use crate::support::{Answer, Bus, Destination, Installation, Response, request, wait_for};
+use crate::support::{Answer, Bus, Destination, Installation, Response, post, request, wait_for};
 
 fn send(bus: &Bus<'_>) -> Option<Response> {
     let headers = [("Idempotency-Key", "k"), ("Content-Type", "text/plain")];
@@ -78,4 +79,81 @@ fn a_repeat_after_a_crash_that_was_resolved_as_not_done_is_processed() {
     assert_eq!(repeat.status, 200, "{}", repeat.text());
     assert_ne!(repeat.id(), id);
     assert_eq!(system.count(), 2);
+}
+
+/// Kills the bus while a message from a receiver whose sender does not wait is with `system`; what it says of the
+/// message after the start.
+fn brought_again(receive: &str, put: impl Fn(&Installation, &Bus<'_>)) -> serde_json::Value {
+    let system = Destination::with(|_| Answer::Hang(Duration::from_secs(60)));
+    let installation = Installation::new();
+    installation.route(
+        "r",
+        &format!(
+            "receive: {receive}
+keys: {{ all: text() }}
+distribute:
+  - name: file
+    file: {{ dir: out, name: \"{{{{ id }}}}.txt\" }}
+  - name: system
+    http: {{ url: \"{}\" }}
+    timeout: 60s
+",
+            system.url("/")
+        ),
+    );
+    if receive.contains("queue") {
+        let into = "receive: { http: { path: /into } }
+distribute:
+  - name: q
+    queue: { name: q }
+";
+        installation.route("into", into);
+    }
+    let bus = installation.start();
+    put(&installation, &bus);
+    system.wait_for_count(1);
+    bus.kill();
+    system.now(|_| Answer::ok());
+    let bus = installation.start();
+    let id = in_doubt(&bus);
+    // It was brought again, and set aside: what is put behind it gets through.
+    put(&installation, &bus);
+    wait_for("the next one", || {
+        let delivered = bus.json(&["messages", "--route", "r", "--outcome", "delivered"]);
+        (delivered.as_array().map(Vec::len) == Some(1)).then_some(())
+    });
+    assert_eq!(system.count(), 2);
+    let entry = bus.json(&["messages", "show", &id]);
+    assert_eq!(target(&entry, "system")["outcome"], "in-doubt", "{entry}");
+    assert_eq!(target(&entry, "file")["outcome"], "queued", "{entry}");
+    let found = bus.json(&["messages", "--key", "all=x", "--outcome", "in-doubt"]);
+    assert_eq!(found.as_array().map(Vec::len), Some(1), "{found}");
+    entry
+}
+
+fn target<'a>(entry: &'a serde_json::Value, name: &str) -> &'a serde_json::Value {
+    let mut targets = entry["targets"].as_array().into_iter().flatten();
+    let found = targets.find(|target| target["name"] == name);
+    found.unwrap_or(&serde_json::Value::Null)
+}
+
+#[test]
+fn a_file_that_a_crash_left_in_doubt_is_not_processed_again() {
+    let number = std::sync::atomic::AtomicU32::new(0);
+    brought_again("{ file: { dir: in } }", |installation, _| {
+        let number = number.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        let hidden = installation.path().join(format!("in/.{number}"));
+        std::fs::create_dir_all(installation.path().join("in")).expect("a folder");
+        std::fs::write(&hidden, "x").expect("written");
+        std::fs::rename(&hidden, hidden.with_file_name(format!("{number}.txt"))).expect("renamed");
+    });
+}
+
+#[test]
+fn a_queue_s_message_that_a_crash_left_in_doubt_is_set_aside() {
+    let entry = brought_again("{ queue: { name: q } }", |_, bus| {
+        let put = post(bus.http, "/into", "text/plain", b"x");
+        assert_eq!(put.status, 200, "{}", put.text());
+    });
+    assert_eq!(entry["outcome"], "in-doubt");
 }
