@@ -7,7 +7,6 @@ use std::sync::Arc;
 use xbus_core::plan::{BrokerHome, Once, Plan, QueueReader, ReplyPlan, Route};
 use xbus_core::problem::Place;
 use xbus_core::spec::{self, Args, Node, Raw};
-use xbus_core::stats::RouteStats;
 use xbus_core::transform::Source;
 use xbus_core::{Expression, Kind};
 
@@ -245,7 +244,8 @@ impl InRoute<'_> {
             lane: received.lane,
             order_by: received.order_by,
             enabled: args.boolean("enabled"),
-            stats: Arc::new(RouteStats::default()),
+            stats: Arc::default(),
+            told_senders: Arc::default(),
         })
     }
 
