@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use xbus_core::Timestamp;
 use xbus_core::adapter::OpenError;
-use xbus_core::stats::Refused;
+use xbus_core::stats::RefusedRequests;
 use xbus_core::workers::{Place, Workers};
 
 use crate::contract::Descriptions;
@@ -137,7 +137,7 @@ impl Hub {
     }
 
     /// What was refused before a route had it.
-    pub fn refused(&self) -> Arc<Refused> {
+    pub fn refused(&self) -> Arc<RefusedRequests> {
         self.refusals.counts().clone()
     }
 

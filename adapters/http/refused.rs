@@ -6,7 +6,7 @@ use std::sync::Arc;
 use http::Uri;
 use http::request::Parts;
 use xbus_core::log_limit::LogLimit;
-use xbus_core::stats::Refused;
+use xbus_core::stats::RefusedRequests;
 use xbus_core::{Code, Fault, Message, MessageId};
 
 use crate::door::Door;
@@ -20,13 +20,13 @@ const PATH: usize = 200;
 /// What is known of requests that were refused, on all listeners.
 #[derive(Default)]
 pub(crate) struct Refusals {
-    counts: Arc<Refused>,
+    counts: Arc<RefusedRequests>,
     lines: Arc<LogLimit>,
 }
 
 impl Refusals {
     /// The counts, for metrics.
-    pub(crate) fn counts(&self) -> &Arc<Refused> {
+    pub(crate) fn counts(&self) -> &Arc<RefusedRequests> {
         &self.counts
     }
 
