@@ -631,7 +631,11 @@ impl<'a> Journey<'a> {
         let mut clean = self.undo_all_stages(&staged).await;
         while let Some(done) = self.done.pop() {
             match compensate(self.bus, self.route, &self.context, &done).await {
-                Ok(()) => self.note(&done.step.name, Outcome::Compensated, None),
+                Ok(()) => {
+                    self.note(&done.step.name, Outcome::Compensated, None);
+                    let step = done.step.name.clone();
+                    self.write(vec![Record::Compensated { step }]).await;
+                }
                 Err(fault) => {
                     clean = false;
                     self.in_doubt = true;

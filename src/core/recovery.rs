@@ -44,6 +44,8 @@ struct Story {
     open: Vec<Arc<str>>,
     /// Compensable requests that were answered, in order.
     ended: Vec<(Arc<str>, Arc<Message>, Arc<Message>)>,
+    /// Those of which nothing is left to compensate.
+    compensated: Vec<Arc<str>>,
     in_doubt: bool,
     decided: bool,
 }
@@ -161,6 +163,7 @@ impl Story {
             targets: Vec::new(),
             open: Vec::new(),
             ended: Vec::new(),
+            compensated: Vec::new(),
             in_doubt: false,
             decided: false,
         };
@@ -180,6 +183,10 @@ impl Story {
                 Record::Refused { step } => story.open.retain(|open| *open != step),
                 Record::InDoubt => story.in_doubt = true,
                 Record::Decided => story.decided = true,
+                Record::Compensated { step } => {
+                    story.ended.retain(|(ended, ..)| *ended != step);
+                    story.compensated.push(step);
+                }
             }
         }
         Some(story)
@@ -329,6 +336,9 @@ impl Story {
                 set(entry, &planned.target, Outcome::Undone, None);
             }
         }
+        for name in &self.compensated {
+            set(entry, name, Outcome::Compensated, None);
+        }
         let context = Context::new(route.name.clone(), self.received.clone());
         for (name, request, response) in self.ended.iter().rev() {
             let Some(step) = step_named(route, name) else {
@@ -345,6 +355,8 @@ impl Story {
                 return false;
             }
             set(entry, name, Outcome::Compensated, None);
+            let step = name.clone();
+            commit(bus, vec![Record::Compensated { step }.change(self.id)]).await;
         }
         true
     }
