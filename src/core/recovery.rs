@@ -59,7 +59,7 @@ pub(crate) async fn recover(bus: &Arc<Bus>) {
         };
         if story.decided {
             story.reopen(bus).await;
-            bus.finish_later(id);
+            bus.finish_later(id, true);
         } else if story.in_doubt || !story.open.is_empty() {
             story.keep_in_doubt(bus).await;
         } else {
@@ -68,8 +68,9 @@ pub(crate) async fn recover(bus: &Arc<Bus>) {
     }
 }
 
-/// Makes the staged targets of a decided distribution visible, again until done.
-pub(crate) async fn finish(bus: &Arc<Bus>, id: MessageId) {
+/// Makes the staged targets of a decided distribution visible, again until done. `crashed`: a process that
+/// has died may have done so with some of them.
+pub(crate) async fn finish(bus: &Arc<Bus>, id: MessageId, crashed: bool) {
     let mut failed = 0;
     loop {
         let story = bus
@@ -79,7 +80,7 @@ pub(crate) async fn finish(bus: &Arc<Bus>, id: MessageId) {
             .find(|(known, _)| *known == id)
             .and_then(|(id, records)| Story::read(id, records));
         let Some(story) = story else { return };
-        if story.try_to_finish(bus).await {
+        if !story.decided || story.try_to_finish(bus, crashed).await {
             return;
         }
         failed += 1;
@@ -395,30 +396,33 @@ impl Story {
                 bus.wake(queue, key);
             }
         }
-        if !self.try_to_finish_as(bus, true).await {
-            bus.finish_later(self.id);
+        if !self.try_to_finish(bus, false).await {
+            bus.finish_later(self.id, false);
         }
         Ok(())
     }
 
-    async fn try_to_finish(&self, bus: &Arc<Bus>) -> bool {
-        self.try_to_finish_as(bus, self.decided).await
-    }
-
     /// Makes what is staged visible; whether that is done.
-    async fn try_to_finish_as(&self, bus: &Arc<Bus>, decided: bool) -> bool {
-        if !decided {
-            return true;
-        }
+    async fn try_to_finish(&self, bus: &Arc<Bus>, crashed: bool) -> bool {
         let Some(route) = self.route(bus) else {
             return false;
         };
         let Some(stages) = self.stages(&route) else {
             return false;
         };
+        // What this process has made visible is not looked for: its reader may have taken it.
+        let entry = self.entry(bus);
+        let done = |name: &Arc<str>| {
+            let mut targets = entry.targets.iter();
+            targets.any(|target| target.name == *name && target.outcome == Outcome::Delivered)
+        };
         let mut changes = Vec::new();
-        for (target, stage) in &stages {
-            if let Err(error) = stage.commit().await {
+        for (target, stage) in stages.iter().filter(|(target, _)| !done(target)) {
+            let committed = match crashed {
+                true => stage.commit_again().await,
+                false => stage.commit().await,
+            };
+            if let Err(error) = committed {
                 tracing::warn!(id = %self.id, %target, error = %error.detail, "a decided target is not visible yet");
                 bus.incidents().failed(
                     &self.route,
@@ -428,6 +432,9 @@ impl Story {
                     Some(self.id),
                     None,
                 );
+                if !changes.is_empty() {
+                    commit(bus, changes).await;
+                }
                 return false;
             }
             bus.incidents().succeeded(&self.route, target);

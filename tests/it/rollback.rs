@@ -420,3 +420,29 @@ distribute:
     assert_eq!(target(&entry, "good")["outcome"], "delivered");
     assert_eq!(target(&entry, "bad")["outcome"], "failed");
 }
+
+#[test]
+fn a_staged_file_that_somebody_took_away_is_not_told_to_be_delivered() {
+    let system = Destination::with(|_| Answer::Close);
+    let installation = mixed(&system);
+    let out = installation.path().join("out");
+    let bus = installation.start();
+    let answer = post(bus.http, "/r", "text/plain", b"x");
+    assert_eq!(answer.status, 504, "{}", answer.text());
+    let staged = std::fs::read_dir(&out).expect("a folder");
+    let staged = staged.flatten().next().expect("a staged file").path();
+    std::fs::remove_file(&staged).expect("removed");
+    let id = answer.id();
+    bus.json(&["messages", "resolve", &id, "--commit"]);
+    let entry = bus.json(&["messages", "show", &id]);
+    assert_eq!(entry["outcome"], "pending", "{entry}");
+    assert_eq!(target(&entry, "file")["outcome"], "queued", "{entry}");
+    let alerts = bus.json(&["alerts"]).to_string();
+    assert!(alerts.contains("taken away"), "{alerts}");
+    std::fs::write(&staged, "x").expect("put back");
+    wait_for("the file", || {
+        let entry = bus.json(&["messages", "show", &id]);
+        (entry["outcome"] == "delivered").then_some(())
+    });
+    assert!(out.join(format!("{id}.txt")).exists());
+}
