@@ -270,6 +270,10 @@ impl Receiver for FileReceiver {
         Some(format!("{} in {}", self.pattern, self.watch.dir.display()))
     }
 
+    fn takes(&self, file: &Path) -> bool {
+        self.watch.reaches(file)
+    }
+
     fn open(
         self: Arc<Self>,
         inbox: Inbox,

@@ -7,7 +7,7 @@ use std::collections::{BinaryHeap, HashMap};
 use std::fs;
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use globset::GlobMatcher;
@@ -91,6 +91,22 @@ impl Watch {
         }
     }
 
+    /// Whether a file of this path would be taken if it were written there as it is, without a marker;
+    /// told from the names alone, so that symbolic links are not seen through.
+    pub(crate) fn reaches(&self, file: &Path) -> bool {
+        let (Some(file), Some(dir)) = (plain(file), plain(&self.dir)) else {
+            return false;
+        };
+        let Ok(path) = file.strip_prefix(dir) else {
+            return false;
+        };
+        let folders = path.ancestors().skip(1);
+        let mut folders = folders.filter(|folder| !folder.as_os_str().is_empty());
+        !matches!(self.ready, Ready::Marker(_))
+            && folders.all(|folder| self.recursive && self.enters(folder))
+            && self.wants(path)
+    }
+
     /// Looks through the folder. Blocks.
     pub(crate) fn scan(&self) -> io::Result<Seen> {
         let mut first: BinaryHeap<Found> = BinaryHeap::new();
@@ -162,6 +178,20 @@ impl Watch {
             _ => true,
         }
     }
+}
+
+/// An absolute path without `.` and `..`; nothing when the working directory is gone.
+fn plain(path: &Path) -> Option<PathBuf> {
+    let mut plain = PathBuf::new();
+    for part in std::path::absolute(path).ok()?.components() {
+        match part {
+            Component::ParentDir => {
+                plain.pop();
+            }
+            part => plain.push(part),
+        }
+    }
+    Some(plain)
 }
 
 /// The path with `suffix` at the end of its name.
@@ -306,6 +336,34 @@ mod tests {
         assert!(names(&watch).is_empty());
         watch.recursive = true;
         assert_eq!(names(&watch), [PathBuf::from("sub/deep/x.xml")]);
+    }
+
+    #[test]
+    fn what_would_be_taken_is_told_from_the_path() {
+        let root = Path::new("/bus");
+        let mut watch = watch(&root.join("./x/../in"), "*.xml", Ready::Named);
+        watch.skip = vec![watch.dir.join("kept")];
+        let reaches = |watch: &Watch, path: &str| watch.reaches(&root.join(path));
+        for (path, flat, deep) in [
+            ("in/a.xml", true, true),
+            ("in/../in/a.xml", true, true),
+            ("/bus/in/a.xml", true, true),
+            ("in/a.csv", false, false),
+            ("in/.xbus-a.xml", false, false),
+            ("inner/a.xml", false, false),
+            ("a.xml", false, false),
+            ("in/sub/deep/a.xml", false, true),
+            ("in/.done/a.xml", false, false),
+            ("in/sub/.done/a.xml", false, false),
+            ("in/kept/sub/a.xml", false, false),
+        ] {
+            watch.recursive = false;
+            assert_eq!(reaches(&watch, path), flat, "{path}");
+            watch.recursive = true;
+            assert_eq!(reaches(&watch, path), deep, "{path}, recursive");
+        }
+        watch.ready = Ready::Marker(String::from(".ok"));
+        assert!(!reaches(&watch, "in/a.xml"), "it waits for its marker");
     }
 
     #[test]

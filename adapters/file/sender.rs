@@ -133,16 +133,20 @@ pub(crate) fn build(args: Args<'_>) -> Option<Arc<dyn xbus_core::Sender>> {
 
 /// The name with `x` for each expression: where its folders lead.
 fn outline(name: &Template) -> PathBuf {
-    let text: String = name
-        .parts()
-        .iter()
-        .map(|part| match part {
-            Part::Text(text) => text.as_str(),
-            Part::Expression(_) => "x",
-        })
-        .collect();
-    PathBuf::from(text)
+    PathBuf::from(with(name, "x"))
 }
+
+/// The name with `value` for each expression.
+fn with(name: &Template, value: &str) -> String {
+    let parts = name.parts().iter().map(|part| match part {
+        Part::Text(text) => text.as_str(),
+        Part::Expression(_) => value,
+    });
+    parts.collect()
+}
+
+/// What an expression may give, as different as a pattern that takes all of them must be wide.
+const GIVEN_SAMPLES: &[&str] = &["x", "7", "Order-2026_11 A", "b.c"];
 
 /// Stands before what an expression gave while the name is put together.
 const GIVEN: char = '\u{1}';
@@ -157,23 +161,23 @@ impl FileSender {
         let text = self.name.render_with(message, context, |value| {
             Ok(format!("{GIVEN}{}", safe_piece(&value)))
         })?;
-        let mut parts: Vec<String> = text
-            .split('/')
-            .map(piece)
-            .filter(|part| !part.is_empty() && part != ".")
-            .collect();
-        let whole = !text.ends_with('/');
-        let name = parts.pop().filter(|name| {
-            whole && !name.is_empty() && name != ".." && !parts.iter().any(|part| part == "..")
-        });
-        match name {
-            Some(name) => Ok((parts, fitted(&name, 0))),
-            None => Err(Fault::new(
-                Code::Transform,
-                "the message gives no usable file name",
-            )),
-        }
+        beneath(&text)
+            .ok_or_else(|| Fault::new(Code::Transform, "the message gives no usable file name"))
     }
+}
+
+/// The folders and the name that a name with all its values means; nothing when it is unusable.
+fn beneath(text: &str) -> Option<(Vec<String>, String)> {
+    let mut parts: Vec<String> = text
+        .split('/')
+        .map(piece)
+        .filter(|part| !part.is_empty() && part != ".")
+        .collect();
+    let whole = !text.ends_with('/');
+    let name = parts.pop().filter(|name| {
+        whole && !name.is_empty() && name != ".." && !parts.iter().any(|part| part == "..")
+    })?;
+    Some((parts, fitted(&name, 0)))
 }
 
 /// One name of a path: leading dots go when they come from the message.
@@ -223,6 +227,17 @@ impl Sender for FileSender {
             owner: self.owner.clone(),
         };
         Ok(Request::Stage(Box::new(StagedFile::new(token, Some(body)))))
+    }
+
+    fn writes(&self) -> Vec<PathBuf> {
+        let path = |value: &&str| {
+            let (folders, name) = beneath(&with(&self.name, &format!("{GIVEN}{value}")))?;
+            let folder = folders
+                .iter()
+                .fold(self.dir.clone(), |dir, folder| dir.join(folder));
+            Some(folder.join(name))
+        };
+        GIVEN_SAMPLES.iter().filter_map(path).collect()
     }
 
     fn resume(&self, token: &[u8]) -> Option<Box<dyn Stage>> {

@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use xbus_core::Timestamp;
 use xbus_core::adapter::OpenError;
-use xbus_core::stats::Refused;
+use xbus_core::stats::RefusedRequests;
 use xbus_core::workers::{Place, Workers};
 
 use crate::contract::Descriptions;
@@ -137,7 +137,7 @@ impl Hub {
     }
 
     /// What was refused before a route had it.
-    pub fn refused(&self) -> Arc<Refused> {
+    pub fn refused(&self) -> Arc<RefusedRequests> {
         self.refusals.counts().clone()
     }
 
@@ -461,7 +461,8 @@ impl Connections {
         // No `pipeline_flush`: with it, an answer before the request was read is never flushed.
         builder.max_header_size(limits.header_bytes);
         // Nothing is read while a request is answered, for which hyper would take another buffer. What a
-        // route has begun goes on whoever hangs up; who has only ended its own side gets the answer.
+        // route has begun goes on whoever hangs up; who has only ended its own side gets the answer. Both
+        // send the same (a FIN), so that a connection keeps its place until its message has ended.
         builder.half_close(true);
         if limits.headers != 100 {
             // 100 is hyper's own limit, for which it needs no allocation.

@@ -9,7 +9,7 @@ use xbus_xml::tree::{Id, Kind};
 use xbus_xml::{Document, XmlLimits};
 
 use crate::soap::Name;
-use crate::wsdl::{Body, Part, Payload, Wsdl};
+use crate::wsdl::{Body, Part, Payload, Wsdl, qname};
 
 const XS: &str = "http://www.w3.org/2001/XMLSchema";
 /// Deepest element, and most elements of one outline.
@@ -320,18 +320,6 @@ impl Outlines {
 fn is(document: &Document, node: u32, local: &str) -> bool {
     let id = Id::node(node);
     document.local_name(id) == local && document.namespace(id) == XS
-}
-
-fn qname(document: &Document, node: u32, attribute: &str) -> Option<Name> {
-    let value = document.attribute(node, "", attribute)?.trim();
-    let (prefix, local) = value.split_once(':').unwrap_or(("", value));
-    Some(Name {
-        namespace: document
-            .resolve(node, prefix)
-            .unwrap_or_default()
-            .to_owned(),
-        local: local.to_owned(),
-    })
 }
 
 /// A value of a built-in type.

@@ -361,12 +361,7 @@ fn name(args: Args<'_>, key: &str, text: Option<String>) -> Option<Option<Name>>
 fn soap(args: Args<'_>) -> SoapConfig {
     let short = args.node("soap").and_then(|node| node.text());
     let inner = args.object("soap", SOAP_FIELDS);
-    let version = match short {
-        Some(text) => Version::from_name(text),
-        None => inner
-            .text("version")
-            .and_then(|text| Version::from_name(&text)),
-    };
+    let version = Version::written(short, inner);
     let understands = match short {
         Some(_) => Vec::new(),
         None => inner

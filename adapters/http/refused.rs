@@ -1,13 +1,12 @@
 //! Requests that no route has taken: told in the log and counted, and journalled where the route is
 //! known and its caller let in. Whoever floods the bus does not flood the log.
 
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
 
 use http::Uri;
 use http::request::Parts;
-use tokio::time::Instant;
-use xbus_core::stats::Refused;
+use xbus_core::log_limit::LogLimit;
+use xbus_core::stats::RefusedRequests;
 use xbus_core::{Code, Fault, Message, MessageId};
 
 use crate::door::Door;
@@ -15,70 +14,31 @@ use crate::heads;
 use crate::hub::Connection;
 use crate::shape::{self, Refusal};
 
-/// Lines in a [`WINDOW`]; what is more is told as a number.
-const LINES: u32 = 20;
-const WINDOW: Duration = Duration::from_secs(10);
 /// Characters of a path that a line shows.
 const PATH: usize = 200;
 
 /// What is known of requests that were refused, on all listeners.
 #[derive(Default)]
 pub(crate) struct Refusals {
-    counts: Arc<Refused>,
-    told: Mutex<Told>,
-}
-
-#[derive(Default)]
-struct Told {
-    since: Option<Instant>,
-    lines: u32,
-    /// Refusals that got no line, and are to be told together.
-    more: u64,
-    /// Somebody waits to tell of them.
-    gathering: bool,
+    counts: Arc<RefusedRequests>,
+    lines: Arc<LogLimit>,
 }
 
 impl Refusals {
     /// The counts, for metrics.
-    pub(crate) fn counts(&self) -> &Arc<Refused> {
+    pub(crate) fn counts(&self) -> &Arc<RefusedRequests> {
         &self.counts
     }
 
     /// Counts a refusal; says whether it may have a line of its own. In a runtime only.
-    fn note(self: &Arc<Self>, listener: &Arc<str>, kind: &'static str) -> bool {
+    fn note(&self, listener: &Arc<str>, kind: &'static str) -> bool {
         self.counts.add(listener, kind);
-        let now = Instant::now();
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let since = match told.since {
-            Some(since) if now.duration_since(since) < WINDOW => since,
-            _ => {
-                (told.since, told.lines) = (Some(now), 0);
-                now
-            }
-        };
-        if told.lines < LINES {
-            told.lines += 1;
-            return true;
-        }
-        told.more += 1;
-        if !std::mem::replace(&mut told.gathering, true) {
-            let all = self.clone();
-            tokio::spawn(async move {
-                tokio::time::sleep_until(since + WINDOW).await;
-                let more = all.gathered();
-                tracing::warn!(
-                    more,
-                    "further requests were refused, see xbus_requests_refused_total"
-                );
-            });
-        }
-        false
-    }
-
-    fn gathered(&self) -> u64 {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        told.gathering = false;
-        std::mem::take(&mut told.more)
+        self.lines.admits(|more| {
+            tracing::warn!(
+                more,
+                "further requests were refused, see xbus_requests_refused_total"
+            );
+        })
     }
 }
 
@@ -161,35 +121,4 @@ fn path(uri: &Uri) -> &str {
     let path = uri.path();
     // A path is ASCII here, so that it can be cut anywhere.
     path.get(..PATH).unwrap_or(path)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn a_flood_has_some_lines_and_a_number() {
-        let refusals = Arc::new(Refusals::default());
-        let listener: Arc<str> = Arc::from("default");
-        let mut lines = 0;
-        for _ in 0..1000 {
-            lines += u32::from(refusals.note(&listener, "not-found"));
-        }
-        assert_eq!(lines, LINES);
-        tokio::task::yield_now().await;
-        tokio::time::sleep(WINDOW).await;
-        tokio::task::yield_now().await;
-        {
-            let told = refusals.told.lock().unwrap();
-            assert_eq!((told.more, told.gathering), (0, false), "told together");
-        }
-        assert!(refusals.note(&listener, "denied"));
-        assert_eq!(
-            refusals.counts().all(),
-            [
-                (listener.clone(), "denied", 1),
-                (listener.clone(), "not-found", 1000)
-            ]
-        );
-    }
 }

@@ -481,13 +481,7 @@ fn sent(args: Args<'_>) -> Option<Sent> {
 fn soap_out(args: Args<'_>) -> SoapOut {
     let short = args.node("soap").and_then(|node| node.text());
     let inner = args.object("soap", SOAP_FIELDS);
-    let version = match short {
-        Some(text) => Version::from_name(text),
-        None => inner
-            .text("version")
-            .and_then(|text| Version::from_name(&text)),
-    };
-    let version = version.unwrap_or(Version::V11);
+    let version = Version::written(short, inner).unwrap_or(Version::V11);
     if short.is_some() {
         return SoapOut {
             version,

@@ -33,7 +33,7 @@ pub static LISTENER_FIELDS: &[Field] = &[
     Field::new(
         "max_connections",
         Type::Count(1, 1_000_000),
-        "Connections at once; further ones wait until one ends.",
+        "Connections at once; further ones wait until one ends. That of a caller who has hung up ends with its message.",
     )
     .default("10000"),
     Field::new(

@@ -10,6 +10,7 @@ use std::ops::Range;
 use http::StatusCode;
 use memchr::{memmem, memrchr};
 use xbus_core::long;
+use xbus_core::spec::Args;
 use xbus_xml::XmlLimits;
 use xbus_xml::reader::{Reader, Start, Step};
 
@@ -65,6 +66,14 @@ impl Version {
             "1.1" => Some(Version::V11),
             "1.2" => Some(Version::V12),
             _ => None,
+        }
+    }
+
+    /// The version under `soap`, in its short form or among its keys; nothing for any version.
+    pub(crate) fn written(short: Option<&str>, keys: Args<'_>) -> Option<Self> {
+        match short {
+            Some(text) => Self::from_name(text),
+            None => Self::from_name(&keys.text("version")?),
         }
     }
 

@@ -454,7 +454,7 @@ fn children<'d>(
 }
 
 /// The name that an attribute holds, its prefix resolved.
-fn qname(document: &Document, node: u32, attribute: &str) -> Option<Name> {
+pub(crate) fn qname(document: &Document, node: u32, attribute: &str) -> Option<Name> {
     let value = document.attribute(node, "", attribute)?.trim();
     let (prefix, local) = value.split_once(':').unwrap_or(("", value));
     Some(Name {

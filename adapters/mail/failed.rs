@@ -1,5 +1,5 @@
-//! What is kept of a mail that failed for good: in the store until it has left its place, and as
-//! headers ahead of its own in the failed folder.
+//! What is kept of a mail that must not be taken again: in the store until it has left its place, and,
+//! of one that failed for good, as headers ahead of its own in the failed folder.
 
 use std::sync::Arc;
 
@@ -11,8 +11,44 @@ use xbus_core::{Fault, MessageId, Timestamp};
 /// Most characters of a reason.
 const REASON_MOST: usize = 2000;
 
-/// In place of a fault's code.
+/// Stands in the store in place of a fault's code.
 const MOVED: &str = "moved";
+
+/// What is remembered of a mail until it has left its place.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) enum Aside {
+    /// It was accepted and copied to where it is moved to: only its own is still to be deleted.
+    Moved,
+    /// It failed.
+    Failed(Failure),
+}
+
+impl Aside {
+    /// Whether a copy lies where it belongs.
+    pub(crate) fn is_copied(&self) -> bool {
+        match self {
+            Aside::Moved => true,
+            Aside::Failed(failure) => failure.copied,
+        }
+    }
+
+    /// For the store.
+    pub(crate) fn to_text(&self) -> String {
+        match self {
+            Aside::Moved => json!({ "code": MOVED, "copied": true }).to_string(),
+            Aside::Failed(failure) => failure.to_text(),
+        }
+    }
+
+    /// From the store.
+    pub(crate) fn from_text(text: &str) -> Self {
+        let value: Value = serde_json::from_str(text).unwrap_or_default();
+        match value["code"].as_str() {
+            Some(MOVED) => Aside::Moved,
+            _ => Aside::Failed(Failure::from_value(&value)),
+        }
+    }
+}
 
 /// Why a mail failed.
 #[derive(Clone, PartialEq, Debug)]
@@ -42,26 +78,7 @@ impl Failure {
         }
     }
 
-    /// Of a mail that has not failed: it was accepted, and copied to where it is moved to.
-    pub(crate) fn moved() -> Self {
-        Self {
-            id: String::new(),
-            step: String::new(),
-            code: String::from(MOVED),
-            reason: String::new(),
-            attempts: 0,
-            at: Timestamp::now().to_string(),
-            copied: true,
-        }
-    }
-
-    /// Whether it is such a one.
-    pub(crate) fn is_moved(&self) -> bool {
-        self.code == MOVED
-    }
-
-    /// For the store.
-    pub(crate) fn to_text(&self) -> String {
+    fn to_text(&self) -> String {
         json!({
             "id": self.id, "step": self.step, "code": self.code, "reason": self.reason,
             "attempts": self.attempts, "at": self.at, "copied": self.copied,
@@ -69,9 +86,7 @@ impl Failure {
         .to_string()
     }
 
-    /// From the store.
-    pub(crate) fn from_text(text: &str) -> Self {
-        let value: Value = serde_json::from_str(text).unwrap_or_default();
+    fn from_value(value: &Value) -> Self {
         let word = |name: &str| value[name].as_str().unwrap_or_default().to_owned();
         Self {
             id: word("id"),
@@ -199,7 +214,8 @@ mod tests {
             format!("böse\r\nBcc: x@y {}", "z".repeat(300)),
         );
         let failure = Failure::of(MessageId::new(), 3, &fault);
-        assert_eq!(Failure::from_text(&failure.to_text()), failure);
+        let aside = Aside::Failed(failure.clone());
+        assert_eq!(Aside::from_text(&aside.to_text()), aside);
         let mail = b"Subject: x\r\n\r\nbody\r\n";
         let once = failure.copy("orders", mail);
         let twice = failure.copy("orders", &once);
@@ -216,6 +232,18 @@ mod tests {
         assert_eq!(reason, fault.reason.replace("\r\n", "  "));
         assert_eq!(fields.get("x-xbus-route").unwrap().text(), "orders");
         assert_eq!(fields.get("subject").unwrap().text(), "x");
+    }
+
+    #[test]
+    fn a_mail_that_was_moved_has_not_failed() {
+        assert_eq!(Aside::from_text(&Aside::Moved.to_text()), Aside::Moved);
+        let earlier =
+            r#"{"id":"","step":"","code":"moved","reason":"","attempts":0,"at":"","copied":true}"#;
+        assert_eq!(Aside::from_text(earlier), Aside::Moved);
+        assert!(Aside::Moved.is_copied());
+        let fault = Fault::new(Code::Client, "moved");
+        let failed = Aside::Failed(Failure::of(MessageId::new(), 1, &fault));
+        assert!(!Aside::from_text(&failed.to_text()).is_copied());
     }
 
     #[test]

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use xbus_core::{Arrival, Code, Fault, Inbox, Message, Status, Stop};
 
 use crate::answer::Answers;
-use crate::failed::Failure;
+use crate::failed::{Aside, Failure};
 use crate::open::{self, Reading};
 
 /// Most failed attachments that a reason names.
@@ -125,8 +125,10 @@ impl Mail<'_> {
                 .unwrap_or("the mail")
                 .to_owned();
             let aside = names.iter().find_map(|name| asides.get(&**name));
-            if let Some(why) = aside.filter(|_| count > 1) {
-                failures.push((label, Failure::from_text(why)));
+            if let Some(why) = aside.filter(|_| count > 1)
+                && let Aside::Failed(failure) = Aside::from_text(why)
+            {
+                failures.push((label, failure));
                 continue;
             }
             let delivered = match made {
@@ -138,7 +140,8 @@ impl Mail<'_> {
                 Ok(false) => return Fate::Stopped,
                 Err(failure) => {
                     if count > 1 {
-                        set_aside(self.inbox, &names, &failure, asides).await;
+                        let aside = Aside::Failed(failure.clone());
+                        set_aside(self.inbox, &names, &aside, asides).await;
                     }
                     failures.push((label, failure));
                 }
@@ -200,17 +203,12 @@ impl Mail<'_> {
 }
 
 /// Remembers that a mail, or one message of it, must not be taken again.
-pub(crate) async fn set_aside(
-    inbox: &Inbox,
-    names: &Names,
-    failure: &Failure,
-    asides: &mut Asides,
-) {
-    let text = failure.to_text();
+pub(crate) async fn set_aside(inbox: &Inbox, names: &Names, why: &Aside, asides: &mut Asides) {
+    let text = why.to_text();
     for name in names.iter() {
         asides.insert(name.to_string(), text.clone());
         if let Err(error) = inbox.set_aside(name, &text).await {
-            tracing::warn!(route = %inbox.route(), %error, "a mail that failed is not remembered");
+            tracing::warn!(route = %inbox.route(), %error, "what became of a mail is not remembered");
         }
     }
 }

@@ -12,7 +12,7 @@ use xbus_core::{Code, Fault, Inbox, Stop};
 
 use crate::account::{Account, Protocol};
 use crate::answer::Answers;
-use crate::failed::Failure;
+use crate::failed::{Aside, Failure};
 use crate::mailbox::{Done, Entry, Mailbox};
 use crate::mime::{self, Fields};
 use crate::open::{self, Reading};
@@ -238,7 +238,7 @@ impl Watch {
         // What became several messages is known by theirs.
         let accepted = |name: &str| self.inbox.seen(name) || self.inbox.seen(&format!("{name}#1"));
         let ours = |name: &str| match memory.asides.get(name) {
-            Some(why) => Failure::from_text(why).copied,
+            Some(why) => Aside::from_text(why).is_copied(),
             None => removes && accepted(name),
         };
         mailbox.begun(ours).await
@@ -259,13 +259,13 @@ impl Watch {
         memory.met.extend(entry.name.clone());
         // Known from before: only what is missing.
         if let Some(why) = names.server.as_ref().and_then(|n| memory.asides.get(&**n)) {
-            let failure = Failure::from_text(why);
-            if failure.is_moved() {
-                return self.deleted(mailbox, &entry, names, memory).await;
-            }
-            return self
-                .dispose(mailbox, entry, None, failure, names, memory)
-                .await;
+            return match Aside::from_text(why) {
+                Aside::Moved => self.deleted(mailbox, &entry, names, memory).await,
+                Aside::Failed(failure) => {
+                    self.dispose(mailbox, entry, None, failure, names, memory)
+                        .await
+                }
+            };
         }
         if names.seen(&self.inbox) {
             return self.finish(mailbox, &entry, names, 1, memory).await;
@@ -300,14 +300,15 @@ impl Watch {
         let content = content_name(&self.place_key(), &raw);
         memory.met.insert(content.clone());
         if let Some(why) = memory.asides.get(&*content) {
-            let failure = Failure::from_text(why);
+            let why = Aside::from_text(why);
             names.content = Some(content);
-            if failure.is_moved() {
-                return self.deleted(mailbox, &entry, names, memory).await;
-            }
-            return self
-                .dispose(mailbox, entry, Some(&raw), failure, names, memory)
-                .await;
+            return match why {
+                Aside::Moved => self.deleted(mailbox, &entry, names, memory).await,
+                Aside::Failed(failure) => {
+                    self.dispose(mailbox, entry, Some(&raw), failure, names, memory)
+                        .await
+                }
+            };
         }
         names.content = Some(content);
         let mail = Mail {
@@ -320,7 +321,8 @@ impl Watch {
         match mail.take(raw.clone(), &mut memory.asides).await {
             Fate::Done(parts) => self.finish(mailbox, &entry, names, parts, memory).await,
             Fate::Failed(failure) => {
-                set_aside(&self.inbox, &names, &failure, &mut memory.asides).await;
+                let aside = Aside::Failed(failure.clone());
+                set_aside(&self.inbox, &names, &aside, &mut memory.asides).await;
                 self.dispose(mailbox, entry, Some(&raw), failure, names, memory)
                     .await
             }
@@ -421,7 +423,8 @@ impl Watch {
         let Fate::Failed(failure) = fate else {
             return Ok(());
         };
-        set_aside(&self.inbox, &names, &failure, &mut memory.asides).await;
+        let aside = Aside::Failed(failure.clone());
+        set_aside(&self.inbox, &names, &aside, &mut memory.asides).await;
         self.dispose(mailbox, entry, None, failure, names, memory)
             .await
     }
@@ -436,7 +439,7 @@ impl Watch {
         memory: &mut Memory,
     ) -> Result<(), Trouble> {
         let copied = async || {
-            set_aside(&self.inbox, &names, &Failure::moved(), &mut memory.asides).await;
+            set_aside(&self.inbox, &names, &Aside::Moved, &mut memory.asides).await;
         };
         let finished = mailbox.finish(entry, &self.rules.done, copied).await;
         match finished {
@@ -498,11 +501,11 @@ impl Watch {
             return Ok(());
         };
         let copied = async || {
-            let failure = Failure {
+            let copied = Aside::Failed(Failure {
                 copied: true,
                 ..failure.clone()
-            };
-            set_aside(&self.inbox, &names, &failure, &mut memory.asides).await;
+            });
+            set_aside(&self.inbox, &names, &copied, &mut memory.asides).await;
         };
         let route = self.inbox.route().clone();
         let failed = &self.rules.failed;

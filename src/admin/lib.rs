@@ -34,7 +34,7 @@ use axum::routing::{get, post};
 use futures_util::future::BoxFuture;
 use xbus_core::adapter::OpenError;
 use xbus_core::bus::Bus;
-use xbus_core::stats::Refused;
+use xbus_core::stats::RefusedRequests;
 use xbus_core::{Stop, Timestamp};
 
 use error::ApiError;
@@ -52,7 +52,7 @@ pub struct Settings {
     /// The bus's version, as `status` and the metrics tell it.
     pub version: &'static str,
     /// What was refused before a route had it.
-    pub refused: Arc<Refused>,
+    pub refused: Arc<RefusedRequests>,
     /// True while the receivers are open; the owner of the bus sets it.
     pub ready: Arc<AtomicBool>,
 }

@@ -129,22 +129,25 @@ impl Client {
 
     /// `POST path` with a JSON body.
     pub async fn post(&self, path: &str, body: &Value) -> Result<Value, Failure> {
-        let request = Request::builder()
-            .method(Method::POST)
-            .uri(path)
-            .header(header::CONTENT_TYPE, "application/json");
-        self.ask(request, Bytes::from(body.to_string()), ANSWER)
-            .await?
-            .ok()
+        self.post_within(path, body, ANSWER).await
     }
 
     /// The same, for what may take long.
     pub async fn post_and_wait(&self, path: &str, body: &Value) -> Result<Value, Failure> {
+        self.post_within(path, body, RUN).await
+    }
+
+    async fn post_within(
+        &self,
+        path: &str,
+        body: &Value,
+        within: Duration,
+    ) -> Result<Value, Failure> {
         let request = Request::builder()
             .method(Method::POST)
             .uri(path)
             .header(header::CONTENT_TYPE, "application/json");
-        self.ask(request, Bytes::from(body.to_string()), RUN)
+        self.ask(request, Bytes::from(body.to_string()), within)
             .await?
             .ok()
     }

@@ -12,7 +12,7 @@ use xbus_core::adapter::OpenError;
 use xbus_core::bus::Bus;
 use xbus_core::incident::Incidents;
 use xbus_core::problem::Severity;
-use xbus_core::stats::Refused;
+use xbus_core::stats::RefusedRequests;
 use xbus_core::store::Retention;
 use xbus_core::workers::{self, Workers};
 use xbus_core::{Stop, Store};
@@ -156,7 +156,7 @@ fn not_open(error: OpenError) -> Failure {
 fn admin_settings(
     settings: &BusConfig,
     ready: &Arc<AtomicBool>,
-    refused: Arc<Refused>,
+    refused: Arc<RefusedRequests>,
 ) -> Result<xbus_admin::Settings, Failure> {
     let listen = settings.admin.listen.parse().map_err(|_| {
         Failure::failed(format!(

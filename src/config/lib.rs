@@ -11,6 +11,7 @@
 mod adapter;
 mod bus;
 mod check;
+mod circles;
 mod compile;
 mod compiled;
 mod environment;
@@ -183,6 +184,7 @@ impl Installation {
             .collect();
         let (healths, brokers) = seen_as(kinds, &connections);
         rules::across(&drafts, &brokers, &self.problems);
+        circles::check(&drafts, &self.problems);
         if self.routes.is_empty() && self.root.is_dir() {
             self.problems.warning(
                 &Place::file(Path::new("routes")),

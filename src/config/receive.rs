@@ -30,6 +30,8 @@ pub(crate) static BESIDE: &[Field] = &{
 /// A receiver as far as it could be made.
 #[derive(Default)]
 pub(crate) struct Received {
+    /// Where the adapter's word stands.
+    pub(crate) place: Option<Place>,
     /// What it takes for itself, and where that is said.
     pub(crate) claim: Option<(String, Place)>,
     /// The embedded queue that it reads.
@@ -57,6 +59,7 @@ impl InRoute<'_> {
             return received;
         };
         received.answers = receiver.answers;
+        received.place = Some(key.place.clone());
         let what = format!("'{}'", kind.name);
         // These may stand in the adapter's own map too.
         let tables: &[&'static [Field]] = &[receiver.fields, RECEIVE, lane(receiver)];

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use xbus_core::plan::{BrokerHome, Once, Plan, QueueReader, ReplyPlan, Route};
 use xbus_core::problem::Place;
 use xbus_core::spec::{self, Args, Node, Raw};
-use xbus_core::stats::RouteStats;
 use xbus_core::transform::Source;
 use xbus_core::{Expression, Kind};
 
 use crate::bus::{BusConfig, Connections, texts};
 use crate::check::Checker;
+use crate::circles::{Inflow, Outflow};
 use crate::lane::flow;
 use crate::rules;
 use crate::step::{InRoute, Made, Role};
@@ -43,6 +43,10 @@ pub(crate) struct Draft {
     pub(crate) lanes: Vec<DraftLane>,
     /// Embedded queues that it writes to.
     pub(crate) puts: Vec<(String, Place)>,
+    /// Where its messages come from, as far as that is known.
+    pub(crate) inflow: Option<Inflow>,
+    /// What each of its messages leaves for receivers to find.
+    pub(crate) outflows: Vec<Outflow>,
     /// Nothing when something is wrong or not known.
     pub(crate) route: Option<Route>,
 }
@@ -185,6 +189,15 @@ impl InRoute<'_> {
                 })
                 .collect(),
             puts: made().filter_map(|made| made.puts.clone()).collect(),
+            inflow: received.place.clone().map(|place| Inflow {
+                place,
+                queue: received.queue.as_ref().map(|(queue, ..)| queue.clone()),
+                receiver: received.made.clone(),
+            }),
+            outflows: match args.has("when") || args.has("once") {
+                true => Vec::new(),
+                false => targets.iter().flatten().filter_map(Made::outflow).collect(),
+            },
             route: None,
         };
         if !good || self.checker.files.has_unknown(node) || received.made.is_none() {
@@ -231,7 +244,8 @@ impl InRoute<'_> {
             lane: received.lane,
             order_by: received.order_by,
             enabled: args.boolean("enabled"),
-            stats: Arc::new(RouteStats::default()),
+            stats: Arc::default(),
+            told_senders: Arc::default(),
         })
     }
 

@@ -15,6 +15,7 @@ use xbus_core::{Checks, Expression, Kind, Problems, Sender, Transform};
 
 use crate::adapter::Side;
 use crate::check::Checker;
+use crate::circles::Outflow;
 use crate::compiled::conversion;
 use crate::lane::{flow, waits};
 use crate::route::Shop;
@@ -71,6 +72,19 @@ pub(crate) struct Made {
     pub(crate) puts: Option<(String, Place)>,
     /// Nothing when something is wrong or not known.
     pub(crate) target: Option<Target>,
+}
+
+impl Made {
+    /// What it leaves for receivers to find; nothing where that depends on the message.
+    pub(crate) fn outflow(&self) -> Option<Outflow> {
+        let target = self.target.as_ref()?;
+        (self.when.is_none() && !self.otherwise).then(|| Outflow {
+            target: self.name.clone(),
+            place: self.place.clone(),
+            queue: self.puts.as_ref().map(|(queue, _)| queue.clone()),
+            files: target.step.sender.writes(),
+        })
+    }
 }
 
 /// One route's circumstances.
@@ -179,8 +193,7 @@ impl<'a> InRoute<'a> {
             compensated: undo.is_some(),
             puts: (reach == Some(Reach::Queue))
                 .then(|| constant_name(value))
-                .flatten()
-                .filter(|_| queue.is_none()),
+                .flatten(),
             queue,
             home,
             target,

@@ -1,12 +1,13 @@
 //! Folders with one mistake or many, read with kinds and a compiler of the tests' own.
 
 mod bus;
+mod circles;
 mod environment;
 mod grammar;
 mod robust;
 mod values;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
@@ -95,11 +96,18 @@ pub(crate) static EXTRA: &[Field] = &[Field::new(
     "Listener.",
 )];
 
-struct Door(Option<String>);
+struct Door {
+    claim: Option<String>,
+    watched: Option<PathBuf>,
+}
 
 impl Receiver for Door {
     fn claim(&self) -> Option<String> {
-        self.0.clone()
+        self.claim.clone()
+    }
+
+    fn takes(&self, file: &Path) -> bool {
+        self.watched.is_some() && file.parent() == self.watched.as_deref()
     }
 
     fn open(
@@ -111,11 +119,18 @@ impl Receiver for Door {
     }
 }
 
-struct Out(Reach);
+struct Out {
+    reach: Reach,
+    file: Option<PathBuf>,
+}
 
 impl Sender for Out {
     fn reach(&self) -> Reach {
-        self.0
+        self.reach
+    }
+
+    fn writes(&self) -> Vec<PathBuf> {
+        self.file.iter().cloned().collect()
     }
 
     fn make(&self, _: Arc<Message>, _: &Context) -> Result<Request, Fault> {
@@ -226,7 +241,9 @@ fn sender(fields: &'static [Field], reach: Reach, answers: bool) -> Option<Sende
                     args.template(field.name);
                 }
             }
-            Some(Arc::new(Out(reach)))
+            let dir = fields.iter().find(|field| field.name == "dir");
+            let file = dir.and_then(|dir| Some(args.path(dir.name)?.join("name")));
+            Some(Arc::new(Out { reach, file }))
         }),
     })
 }
@@ -242,7 +259,12 @@ fn receiver(
         example: "",
         answers,
         in_turn: false,
-        build: Box::new(move |args| Some(Arc::new(Door(args.text(first).map(claim))))),
+        build: Box::new(move |args| {
+            Some(Arc::new(Door {
+                claim: args.text(first).map(claim),
+                watched: (first == "dir").then(|| args.path(first)).flatten(),
+            }))
+        }),
     })
 }
 

@@ -2,6 +2,7 @@
 //! and the [`Kind`] that says how both are configured.
 
 use std::fmt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,6 +39,12 @@ pub trait Receiver: Send + Sync {
     /// What its messages and the replies to them are held against.
     fn checks(&self) -> Checks {
         Checks::default()
+    }
+
+    /// Whether it takes a file of this path when somebody writes it; no for receivers of anything else.
+    /// It looks at no disk.
+    fn takes(&self, _file: &Path) -> bool {
+        false
     }
 
     /// Why it could not send what `reply` of its route says: an error of `check` in routes with `reply`.
@@ -89,6 +96,12 @@ pub trait Sender: Send + Sync {
     /// Makes the request for one message: everything that can fail without touching the outside
     /// (expressions in the address, names, charsets) fails here. CPU only.
     fn make(&self, message: Arc<Message>, context: &Context) -> Result<Request, Fault>;
+
+    /// Paths of files as it writes them, for a few different values of what a message decides: what
+    /// holds for each of them may be taken to hold for all. None for senders that write no files.
+    fn writes(&self) -> Vec<PathBuf> {
+        Vec::new()
+    }
 
     /// Takes up what an earlier process staged, from its token. Only staged senders are asked.
     fn resume(&self, _token: &[u8]) -> Option<Box<dyn Stage>> {

@@ -20,6 +20,7 @@ pub(crate) mod homes;
 pub mod inbox;
 pub mod incident;
 pub mod lanes;
+pub mod log_limit;
 pub mod long;
 pub mod message;
 pub mod notice;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::adapter::{ConnectionHealth, Receiver, Sender};
 use crate::broker::LaneBroker;
 use crate::flow::{Breaker, Gate, Pace};
+use crate::log_limit::LogLimit;
 use crate::stats::{RouteStats, StepStats};
 use crate::transform::{Checks, Expression, Transform};
 
@@ -109,6 +110,8 @@ pub struct Route {
     pub enabled: bool,
     /// What is counted.
     pub stats: Arc<RouteStats>,
+    /// Lines in the log about messages that their senders are told of, and have themselves to blame for.
+    pub told_senders: Arc<LogLimit>,
 }
 
 impl Route {

@@ -553,12 +553,15 @@ impl<'a> Journey<'a> {
 
     /// Journals a failure and tells whom it concerns.
     async fn failed(&mut self, fault: &Fault) {
-        tracing::warn!(
-            code = fault.code.name(),
-            step = fault.step.as_deref().unwrap_or(""),
-            error = fault.for_log(),
-            "failed"
-        );
+        let by_sender = fault.code.is_rejection() || fault.code == Code::Overloaded;
+        if !(self.waits && by_sender) || self.may_be_logged() {
+            tracing::warn!(
+                code = fault.code.name(),
+                step = fault.step.as_deref().unwrap_or(""),
+                error = fault.for_log(),
+                "failed"
+            );
+        }
         let own = self.in_doubt
             || is_unknown(fault)
             || match fault.code {
@@ -600,6 +603,14 @@ impl<'a> Journey<'a> {
         if self.attempts == 0 && !self.route.on_fault.is_empty() {
             self.on_fault(fault).await;
         }
+    }
+
+    /// Who floods a route with what it cannot take does not flood the log.
+    fn may_be_logged(&self) -> bool {
+        let route = self.route.name.clone();
+        self.route.told_senders.admits(move |more| {
+            tracing::warn!(%route, more, "further messages failed, see the journal");
+        })
     }
 
     /// Targets of a failed message of which nothing is known yet were not reached; those of one

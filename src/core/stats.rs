@@ -108,9 +108,9 @@ pub struct StepStats {
 
 /// Requests that no route has taken, by listener and kind of refusal.
 #[derive(Default, Debug)]
-pub struct Refused(Mutex<BTreeMap<(Arc<str>, &'static str), u64>>);
+pub struct RefusedRequests(Mutex<BTreeMap<(Arc<str>, &'static str), u64>>);
 
-impl Refused {
+impl RefusedRequests {
     /// One more.
     pub fn add(&self, listener: &Arc<str>, kind: &'static str) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);

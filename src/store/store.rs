@@ -468,20 +468,17 @@ impl Store for LogStore {
         wants_parked: bool,
         limit: usize,
     ) -> Result<Vec<Queued>, StoreError> {
+        if !wants_parked {
+            return self.entries_from(queue, 0, limit);
+        }
         let found = {
             let state = lock(&self.inner.state);
             let Some((name, queue)) = state.queues.get_key_value(queue) else {
                 return Ok(Vec::new());
             };
-            let found = if wants_parked {
-                let numbers = queue.parked.keys().take(limit);
-                numbers
-                    .filter_map(|seq| parked(name, queue, *seq))
-                    .collect()
-            } else {
-                oldest(&state, name, queue, 0, limit).map_err(damaged)?
-            };
-            with_records(&state, found)
+            let numbers = queue.parked.keys().take(limit);
+            let found = numbers.filter_map(|seq| parked(name, queue, *seq));
+            with_records(&state, found.collect())
         };
         self.read_all(found)
     }

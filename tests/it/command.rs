@@ -272,3 +272,80 @@ fn a_reload_takes_up_new_routes_and_keeps_the_old_ones_on_an_error() {
     });
     assert_eq!(post(bus.http, "/a", "text/plain", b"").json()["version"], 2);
 }
+
+/// A file target in reach of its own route's receiver: what is told from folder, pattern and name,
+/// and what cannot be told.
+#[test]
+fn a_route_that_writes_into_the_folder_that_it_watches_is_warned_of() {
+    for (receive, write, warned) in [
+        ("dir: in", "dir: in, name: '{{ id }}.xml'", true),
+        (
+            "dir: in, pattern: '*.xml'",
+            "dir: ./x/../in, name: '{{ id }}.xml'",
+            true,
+        ),
+        (
+            "dir: in, pattern: '*.xml'",
+            "dir: in, name: 'copy of {{ id }}.csv'",
+            false,
+        ),
+        (
+            "dir: in, pattern: 'order-*.xml'",
+            "dir: in, name: '{{ header(\"file.name\") }}'",
+            false,
+        ),
+        (
+            "dir: in",
+            "dir: in, name: '{{ header(\"file.name\") }}'",
+            true,
+        ),
+        ("dir: in", "dir: in, name: 'out/{{ id }}'", false),
+        ("dir: in, recursive: true", "dir: in/out, name: a.xml", true),
+        (
+            "dir: in, recursive: true",
+            "dir: in/.out, name: a.xml",
+            false,
+        ),
+        (
+            "dir: in, recursive: true, done: kept",
+            "dir: in/kept, name: a.xml",
+            false,
+        ),
+        (
+            "dir: in, recursive: true, pattern: 'new/*.xml'",
+            "dir: in, name: 'new/{{ id }}.xml'",
+            true,
+        ),
+        (
+            "dir: in, ready: { marker: .ok }",
+            "dir: in, name: a.xml",
+            false,
+        ),
+        ("dir: in", "dir: in2, name: a.xml", false),
+    ] {
+        let installation = Installation::new();
+        installation.route(
+            "round",
+            &format!(
+                "receive:\n  file: {{ {receive} }}\ndistribute:\n  - name: copy\n    file: {{ {write} }}\n"
+            ),
+        );
+        let output = installation.xbus(&["check", ".", "--format", "json"]);
+        let what = format!("{receive} and {write}");
+        assert_eq!(output.status.code(), Some(0), "{what}");
+        let told: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let told = told["problems"].as_array().expect("a list");
+        assert_eq!(told.len(), usize::from(warned), "{what}: {told:#?}");
+        if let Some(problem) = told.first() {
+            assert_eq!(problem["code"], "feeds-itself", "{what}");
+            assert_eq!(
+                (&problem["severity"], &problem["line"]),
+                (&"warning".into(), &5.into()),
+                "{what}"
+            );
+            let has = |key: &str, part: &str| problem[key].as_str().unwrap_or("").contains(part);
+            assert!(has("message", "routes/round.yaml:2:"), "{problem:#}");
+            assert!(has("help", "another folder"), "{problem:#}");
+        }
+    }
+}

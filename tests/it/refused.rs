@@ -197,3 +197,35 @@ fn a_flood_of_refused_requests_does_not_flood_the_log() {
         log.contains("further requests were refused").then_some(())
     });
 }
+
+#[test]
+fn a_flood_of_bodies_that_no_route_can_read_does_not_flood_the_log() {
+    let installation = installation();
+    let bus = installation.start();
+    for _ in 0..300 {
+        assert_eq!(
+            post(bus.http, "/whole", "text/xml", b"<a><b></a>").status,
+            400
+        );
+    }
+    let of_route = |route: &str, what: &str| {
+        let route = format!("\"route\":\"{route}\"");
+        let log = installation.log();
+        let lines = log.lines().filter(|line| line.contains(what));
+        lines.filter(|line| line.contains(&route)).count()
+    };
+    let failed = of_route("whole", "\"message\":\"failed\"");
+    assert!((20..=60).contains(&failed), "{failed}");
+    let large = post(bus.http, "/small", "text/plain", b"more than ten");
+    assert_eq!(
+        line(&installation, &large.id())["route"],
+        "small",
+        "has lines of its own"
+    );
+    let args = ["messages", "--route", "whole", "--limit", "1000"];
+    let kept = bus.json(&args).as_array().map(Vec::len);
+    assert_eq!(kept, Some(300), "each is in the journal");
+    wait_for("the number of the others", || {
+        (of_route("whole", "further messages failed") > 0).then_some(())
+    });
+}

@@ -139,6 +139,7 @@ fn route(name: &str) -> Route {
         enabled: true,
         checks: Default::default(),
         stats: Arc::default(),
+        told_senders: Arc::default(),
     }
 }
 
