@@ -10,6 +10,7 @@ use xbus_core::problem::{Place, nearest};
 use xbus_core::spec::{Node, Raw, Scalar};
 
 use crate::environment::{Lookup, Mode, Replace};
+use crate::hidden::Judged;
 use crate::yaml;
 
 /// Largest file that is read as YAML, in bytes.
@@ -26,6 +27,8 @@ pub(crate) struct Files {
     unknown: BTreeSet<Place>,
     /// Files that were found to be there: many routes name the same ones.
     found: Mutex<HashSet<PathBuf>>,
+    /// What of them may be quoted.
+    pub(crate) judged: Judged,
 }
 
 /// What reading a file takes.
@@ -62,6 +65,11 @@ impl Files {
         }
         .within(&mut root);
         Some(root)
+    }
+
+    /// The text of a file that was read.
+    pub(crate) fn text(&self, path: &Path) -> Option<String> {
+        self.texts.get(path).cloned()
     }
 
     /// Whether there is a file of that path.

@@ -16,6 +16,7 @@ mod compile;
 mod compiled;
 mod environment;
 mod files;
+mod hidden;
 mod lane;
 mod receive;
 mod render;
@@ -204,6 +205,18 @@ impl Installation {
             plan
         });
         let mut problems = self.problems.into_sorted();
+        let tables = tables::ALL.iter().copied().chain([extra]);
+        let names = hidden::Names::new(tables.chain(kinds.iter().flat_map(|kind| {
+            [
+                kind.receiver.as_ref().map(|receiver| receiver.fields),
+                kind.sender.as_ref().map(|sender| sender.fields),
+                kind.connection.as_ref().map(|connection| connection.fields),
+            ]
+            .into_iter()
+            .flatten()
+        })));
+        let text_of = |file: &Path| self.files.text(file);
+        self.files.judged.hide(&mut problems, text_of, &names);
         problems.dedup_by(|a, b| a.place == b.place && a.code == b.code && a.message == b.message);
         let loaded = plan.map(|plan| Loaded {
             plan,

@@ -71,6 +71,8 @@ pub struct Problem {
     pub place: Place,
     /// How to mend it.
     pub help: Option<String>,
+    /// Columns of its source line, from 0, that nobody shall see: secrets stand there.
+    pub hidden: Vec<std::ops::Range<usize>>,
 }
 
 /// Collects problems; every problem is found before any is reported.
@@ -119,6 +121,7 @@ impl Problems {
             message,
             place: place.clone(),
             help: (!help.is_empty()).then_some(help),
+            hidden: Vec::new(),
         };
         self.0
             .lock()
