@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use http::Method;
+use http::{HeaderName, Method};
 use xbus_charset::Charset;
 use xbus_core::adapter::{OpenError, ReceiverKind};
 use xbus_core::problem::{Place, suggest};
@@ -14,6 +14,7 @@ use xbus_core::{Checks, Format, Inbox, Receiver, Rules, Stop};
 use crate::auth::{AUTH_FIELDS, Auth};
 use crate::contract::{Contract, Way};
 use crate::door::{Config, Door, Entry, SoapConfig};
+use crate::heads::passes;
 use crate::hub::Hub;
 use crate::pack::Attach;
 use crate::security::{self, Security};
@@ -390,6 +391,11 @@ impl Receiver for HttpReceiver {
 
     fn checks(&self) -> Checks {
         self.config.checks.clone()
+    }
+
+    fn sets_header(&self, name: &str) -> bool {
+        HeaderName::from_bytes(name.as_bytes())
+            .is_ok_and(|name| !passes(&name) || name.as_str() == "x-message-id")
     }
 
     fn open(

@@ -55,6 +55,9 @@ impl Filters {
                 None => return Err(ApiError::wrong("'key' is written NAME=VALUE")),
             },
         };
+        if self.limit == Some(0) {
+            return Err(ApiError::wrong("'limit' is at least 1"));
+        }
         let now = Timestamp::now();
         let time = |text: Option<String>| text.map(|text| moment(&text, now)).transpose();
         Ok(Query {

@@ -56,7 +56,7 @@ struct Filters {
     #[arg(long, value_name = "TIME")]
     until: Option<String>,
     /// At most so many, the newest (50)
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     limit: Option<u32>,
 }
 
@@ -376,6 +376,7 @@ mod tests {
             "messages --outcome lost",
             "messages --key order-no",
             "messages --limit many",
+            "messages --limit 0",
         ] {
             assert_eq!(parse(wrong).unwrap_err().exit_code(), 2, "{wrong}");
         }

@@ -312,8 +312,8 @@ async fn carry(common: &Common, name: &str, to: &str) -> Result<(), Failure> {
         .await?;
     output::show(common.json, &answer, |answer| {
         let count = cell(&answer["messages"]);
-        let line = format!("queue {name} now lives at {to}; {count} messages were carried over\n");
-        output::printable(&line)
+        let line = format!("queue {name} now lives at {to}; {count} messages were carried over");
+        format!("{}\n", output::printable(&line))
     });
     Ok(())
 }

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use xbus_core::transform::{CompileError, SchemaProblem, Scope, Source};
+use xbus_core::problem::suggest;
+use xbus_core::transform::{Asked, CompileError, SchemaProblem, Scope, Source};
 use xbus_core::{Compiler, Expression, Format, Rules, Transform};
 
 /// Remembers what another compiler gave.
@@ -81,5 +82,54 @@ impl Compiler for Memo<'_> {
             .entry(file.to_owned())
             .or_insert_with(|| self.inner.schema(file))
             .clone()
+    }
+}
+
+/// A compiler for one place of a route: whoever reads a response there names a step that has run.
+pub(crate) struct Steps<'a> {
+    pub(crate) inner: &'a dyn Compiler,
+    /// The steps that have run.
+    pub(crate) known: &'a [Arc<str>],
+    /// What is said of any other.
+    pub(crate) missing: &'static str,
+}
+
+impl Steps<'_> {
+    fn judge(&self, asks: &[Asked]) -> Result<(), CompileError> {
+        let known = || self.known.iter().map(|name| &**name);
+        let unknown = asks
+            .iter()
+            .find(|asked| known().all(|name| name != asked.step));
+        match unknown {
+            None => Ok(()),
+            Some(asked) => Err(CompileError {
+                message: format!("{} '{}', whose response is read", self.missing, asked.step),
+                line: asked.line,
+                column: asked.column,
+                help: Some(suggest(&asked.step, known().collect::<Vec<_>>())),
+            }),
+        }
+    }
+}
+
+impl Compiler for Steps<'_> {
+    fn transform(
+        &self,
+        source: Source<'_>,
+        scope: &Scope,
+    ) -> Result<Arc<dyn Transform>, CompileError> {
+        let made = self.inner.transform(source, scope)?;
+        self.judge(made.asks())?;
+        Ok(made)
+    }
+
+    fn expression(&self, text: &str, scope: &Scope) -> Result<Arc<dyn Expression>, CompileError> {
+        let made = self.inner.expression(text, scope)?;
+        self.judge(made.asks())?;
+        Ok(made)
+    }
+
+    fn schema(&self, file: &Path) -> Schema {
+        self.inner.schema(file)
     }
 }

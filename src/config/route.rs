@@ -8,11 +8,12 @@ use xbus_core::plan::{BrokerHome, Once, Plan, QueueReader, ReplyPlan, Route};
 use xbus_core::problem::Place;
 use xbus_core::spec::{self, Args, Node, Raw};
 use xbus_core::transform::Source;
-use xbus_core::{Expression, Kind};
+use xbus_core::{Expression, Kind, Problems};
 
 use crate::bus::{BusConfig, Connections, texts};
 use crate::check::Checker;
 use crate::circles::{Inflow, Outflow};
+use crate::compile::Steps;
 use crate::lane::flow;
 use crate::rules;
 use crate::step::{InRoute, Made, Role};
@@ -113,11 +114,37 @@ impl Shop<'_> {
             checker,
             problems,
         };
+        let steps = this.names_of_invoke(node);
+        let compiler = Steps {
+            inner: checker.compiler,
+            known: &steps,
+            missing: "the route's 'invoke' has no step",
+        };
+        let checker = Checker {
+            compiler: &compiler,
+            ..checker
+        };
+        let this = InRoute { checker, ..this };
         Some(this.draft(node, place))
     }
 }
 
 impl InRoute<'_> {
+    /// The names of the steps of `invoke`, in order; what is wrong with them is said elsewhere.
+    fn names_of_invoke(&self, node: &Node) -> Vec<Arc<str>> {
+        let aside = Problems::new();
+        let quiet = InRoute {
+            shop: self.shop,
+            route: self.route.clone(),
+            scope: self.scope,
+            checker: self.checker,
+            problems: &aside,
+        };
+        let mut names = Names::of_route(node);
+        let items = node.get("invoke").map_or(&[][..], Node::items);
+        items.iter().map(|item| names.of(item, &quiet)).collect()
+    }
+
     fn draft(&self, node: &Node, place: Place) -> Draft {
         let reported: &[&str] = match node.entries().iter().find(|(key, _)| key.name == "split") {
             Some((key, _)) => {
@@ -145,15 +172,24 @@ impl InRoute<'_> {
             let code = "no-connection";
             self.problems.error(&key.place, code, why.message, why.help);
         }
-        let mut names = Names::default();
-        for key in ["invoke", "distribute", "on_fault"] {
-            let items = node.get(key).map_or(&[][..], Node::items);
-            names.written.extend(
-                items
-                    .iter()
-                    .filter_map(|item| Some(item.get("name")?.text()?.to_owned())),
-            );
+        if let (Some((_, reply)), Some(receiver)) = (reply, &received.made) {
+            let headers = reply.get("headers").map_or(&[][..], Node::entries);
+            for (key, _) in headers
+                .iter()
+                .filter(|(key, _)| receiver.sets_header(&key.name))
+            {
+                self.problems.error(
+                    &key.place,
+                    "bad-value",
+                    format!(
+                        "an answer cannot have a header '{}' of the route's own",
+                        key.name
+                    ),
+                    "leave it out",
+                );
+            }
         }
+        let mut names = Names::of_route(node);
         let steps = self.list(node, "invoke", Role::Invoke, &mut names);
         let targets = self.list(node, "distribute", Role::Target, &mut names);
         let on_fault = self.list(node, "on_fault", Role::Target, &mut names);
@@ -280,15 +316,16 @@ impl InRoute<'_> {
         let headers: Option<Vec<_>> = reply
             .entries("headers")
             .iter()
-            .map(|(key, node)| Some((key.name.clone(), args.build.template(node)?)))
+            .map(|(key, node)| Some((key.name.clone(), args.build.template(node)?.one_line())))
             .collect();
         let mut transforms = self.transforms(reply.node("transform"))?;
-        // What nothing has made only gets the name.
-        if let (Some(content_type), false) = (reply.text("content_type"), transforms.is_empty())
+        if let Some(content_type) = reply.text("content_type")
             && content_type.to_ascii_lowercase().contains("charset")
         {
             let source = Source::Written(&content_type);
             match self.checker.compiler.transform(source, self.scope) {
+                // What nothing has made only gets the name.
+                Ok(_) if transforms.is_empty() => {}
                 Ok(written) => transforms.push(written),
                 Err(error) => {
                     let help = error.help.unwrap_or_default();
@@ -343,6 +380,7 @@ impl InRoute<'_> {
                 _ => vec![None],
             };
         };
+        let mut before: Vec<Arc<str>> = Vec::new();
         items
             .iter()
             .map(|item| {
@@ -350,7 +388,27 @@ impl InRoute<'_> {
                 if self.checker.files.is_unknown(item) {
                     return None;
                 }
-                self.step(item, &name, role)
+                before.push(name.clone());
+                // What is undone may look at whatever has run until then.
+                if role != Role::Invoke || item.get("compensate").is_some() {
+                    return self.step(item, &name, role);
+                }
+                let compiler = Steps {
+                    inner: self.checker.compiler,
+                    known: &before,
+                    missing: "it comes before the step",
+                };
+                let then = InRoute {
+                    shop: self.shop,
+                    route: self.route.clone(),
+                    scope: self.scope,
+                    checker: Checker {
+                        compiler: &compiler,
+                        ..self.checker
+                    },
+                    problems: self.problems,
+                };
+                then.step(item, &name, role)
             })
             .collect()
     }
@@ -370,6 +428,20 @@ struct Names {
 }
 
 impl Names {
+    /// Before any step has its name.
+    fn of_route(node: &Node) -> Self {
+        let mut names = Self::default();
+        for key in ["invoke", "distribute", "on_fault"] {
+            let items = node.get(key).map_or(&[][..], Node::items);
+            names.written.extend(
+                items
+                    .iter()
+                    .filter_map(|item| Some(item.get("name")?.text()?.to_owned())),
+            );
+        }
+        names
+    }
+
     /// The name of a step: as written, else the adapter's word, with a number from the second on.
     fn of(&mut self, node: &Node, route: &InRoute<'_>) -> Arc<str> {
         let Some(name) = node.get("name").filter(|node| node.text().is_some()) else {

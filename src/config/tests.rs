@@ -17,7 +17,7 @@ use xbus_core::adapter::{
 };
 use xbus_core::problem::Problem;
 use xbus_core::spec::{Field, Type};
-use xbus_core::transform::{CompileError, Scope, Source, Value};
+use xbus_core::transform::{Asked, CompileError, Scope, Source, Value};
 use xbus_core::{
     Compiler, Context, Expression, Fault, Inbox, Kind, Message, Receiver, Sender, Transform,
 };
@@ -107,6 +107,10 @@ impl Receiver for Door {
         self.claim.clone()
     }
 
+    fn sets_header(&self, name: &str) -> bool {
+        name == "Connection"
+    }
+
     fn takes(&self, file: &Path) -> bool {
         self.watched.is_some() && file.parent() == self.watched.as_deref()
     }
@@ -139,7 +143,24 @@ impl Sender for Out {
     }
 }
 
-struct Same;
+#[derive(Default)]
+struct Same {
+    asks: Vec<Asked>,
+}
+
+impl Same {
+    /// Reads the response of the step that a text names: `responses.NAME`.
+    fn of(text: &str) -> Arc<Self> {
+        let asked = text.strip_prefix("responses.").map(|step| Asked {
+            step: step.to_owned(),
+            line: 1,
+            column: 11,
+        });
+        Arc::new(Self {
+            asks: asked.into_iter().collect(),
+        })
+    }
+}
 
 impl Transform for Same {
     fn apply(&self, message: &Arc<Message>, _: &Context) -> Result<Message, Fault> {
@@ -150,6 +171,10 @@ impl Transform for Same {
 impl Expression for Same {
     fn evaluate(&self, _: &Arc<Message>, _: &Context) -> Result<Value, Fault> {
         Ok(Value::Unit)
+    }
+
+    fn asks(&self) -> &[Asked] {
+        &self.asks
     }
 }
 
@@ -180,12 +205,12 @@ impl Compiler for Fake {
             }
             _ => {}
         }
-        Ok(Arc::new(Same))
+        Ok(Same::of(""))
     }
 
     fn expression(&self, text: &str, _: &Scope) -> Result<Arc<dyn Expression>, CompileError> {
         Self::look(text)?;
-        Ok(Arc::new(Same))
+        Ok(Same::of(text))
     }
 }
 

@@ -52,6 +52,11 @@ pub trait Receiver: Send + Sync {
         None
     }
 
+    /// Whether it sets that header of an answer itself, or never sends it: naming it in `reply.headers` is an error of `check`.
+    fn sets_header(&self, _name: &str) -> bool {
+        false
+    }
+
     /// Opens the door: returns once messages are taken, or with why it cannot. The future that it
     /// gives runs until `stop`, then takes nothing more and ends when what it took is answered. It
     /// is spawned by the caller and never dropped before its end.

@@ -7,12 +7,14 @@ use std::sync::Arc;
 use crate::problem::Place;
 use crate::spec::{Build, Scalar};
 use crate::transform::{Context, Expression};
-use crate::{Fault, Message};
+use crate::{Code, Fault, Message};
 
 /// A text whose `{{ }}` are evaluated for each message.
 #[derive(Clone)]
 pub struct Template {
     parts: Vec<Part>,
+    /// What it makes stands in one line.
+    one_line: bool,
 }
 
 /// One piece of a template.
@@ -29,6 +31,7 @@ impl Template {
     pub fn constant(text: impl Into<String>) -> Self {
         Self {
             parts: vec![Part::Text(text.into())],
+            one_line: false,
         }
     }
 
@@ -87,7 +90,16 @@ impl Template {
         if at < text.len() || parts.is_empty() {
             parts.push(Part::Text(text[at..].to_owned()));
         }
-        good.then_some(Self { parts })
+        good.then_some(Self {
+            parts,
+            one_line: false,
+        })
+    }
+
+    /// The same for the value of a header: a line break in it, or another control character, is a fault.
+    pub fn one_line(mut self) -> Self {
+        self.one_line = true;
+        self
     }
 
     /// The pieces, in order.
@@ -119,6 +131,10 @@ impl Template {
                     out.push_str(&escape(value.into_text())?);
                 }
             }
+        }
+        if self.one_line && out.contains(|c: char| c.is_control() && c != '\t') {
+            let why = "the value of a header holds a line break or another control character";
+            return Err(Fault::new(Code::Transform, why));
         }
         Ok(out)
     }
@@ -171,6 +187,18 @@ fn end_of_expression(text: &str) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_header_value_has_one_line() {
+        let message = Arc::new(Message::new("a"));
+        let context = Context::new("r".into(), message.clone());
+        for (text, fits) in [("a\tb", true), ("a\r\nb: c", false), ("a\u{0}", false)] {
+            let template = Template::constant(text);
+            assert!(template.render(&message, &context).is_ok());
+            let made = template.one_line().render(&message, &context);
+            assert_eq!(made.is_ok(), fits, "{text:?}");
+        }
+    }
 
     #[test]
     fn the_end_of_an_expression_is_not_in_a_string_or_a_map() {

@@ -40,10 +40,26 @@ pub trait Transform: Send + Sync {
     /// `transform`.
     fn apply(&self, message: &Arc<Message>, context: &Context) -> Result<Message, Fault>;
 
+    /// The steps whose responses it reads by name.
+    fn asks(&self) -> &[Asked] {
+        &[]
+    }
+
     /// Whether the next run is likely to take long, as earlier ones did. Asked before each.
     fn is_long(&self) -> bool {
         false
     }
+}
+
+/// A step whose response a text reads by its name.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// The step's name.
+    pub step: String,
+    /// 1-based line.
+    pub line: usize,
+    /// 1-based column in characters.
+    pub column: usize,
 }
 
 /// A value that an expression gave.
@@ -79,6 +95,11 @@ pub trait Expression: Send + Sync {
     /// Its value for `message`. Maps, arrays and nodes are given as their text. A fault says which
     /// expression failed and why.
     fn evaluate(&self, message: &Arc<Message>, context: &Context) -> Result<Value, Fault>;
+
+    /// The steps whose responses it reads by name.
+    fn asks(&self) -> &[Asked] {
+        &[]
+    }
 }
 
 /// Says whether messages are as was agreed: by a schema, or by the description of a service. Uses the

@@ -2,8 +2,8 @@
 //! known one, wrong numbers of arguments, XPaths and tables that do not work.
 
 use ahash::{AHashMap, AHashSet};
-use rhai::{AST, ASTNode, Expr, FnCallExpr, Position, Stmt};
-use xbus_core::transform::CompileError;
+use rhai::{AST, ASTNode, BinaryExpr, Expr, FnCallExpr, Position, Stmt};
+use xbus_core::transform::{Asked, CompileError};
 
 use super::Shared;
 use super::names::nearest;
@@ -21,6 +21,16 @@ pub(crate) const VARIABLES: &[&str] = &[
     "received",
     "responses",
     "response",
+];
+
+/// What a message gives without parentheses.
+const PROPERTIES: &[&str] = &[
+    "body",
+    "headers",
+    "attachments",
+    "id",
+    "correlation_id",
+    "received_at",
 ];
 
 /// Functions that rhai handles in its syntax.
@@ -91,7 +101,7 @@ pub(crate) fn check(
     functions: &Functions,
     shared: &Shared,
     namespaces: &mut Namespaces,
-) -> Result<(), CompileError> {
+) -> Result<Vec<Asked>, CompileError> {
     let own: AHashMap<String, Vec<usize>> =
         ast.iter_functions()
             .fold(AHashMap::new(), |mut own, function| {
@@ -134,6 +144,8 @@ pub(crate) fn check(
         declared,
         shared,
         namespaces,
+        asked: Vec::new(),
+        sought: AHashSet::new(),
     };
     let mut found = None;
     ast.walk(&mut |path| {
@@ -158,7 +170,11 @@ pub(crate) fn check(
     });
     match found {
         Some(wrong) => Err(wrong),
-        None => Ok(()),
+        None => {
+            let Checker { asked, sought, .. } = checker;
+            let unsure = |asked: &Asked| !sought.contains(&asked.step);
+            Ok(asked.into_iter().filter(unsure).collect())
+        }
     }
 }
 
@@ -231,6 +247,9 @@ struct Checker<'c> {
     declared: AHashSet<String>,
     shared: &'c Shared,
     namespaces: &'c mut Namespaces,
+    asked: Vec<Asked>,
+    /// Names that the text itself looks for first: `"stock" in responses`.
+    sought: AHashSet<String>,
 }
 
 impl Checker<'_> {
@@ -262,8 +281,72 @@ impl Checker<'_> {
                     help,
                 ))
             }
+            Expr::Dot(pair, ..) => {
+                self.responses(pair);
+                self.property(pair)
+            }
+            Expr::Index(pair, ..) => {
+                self.responses(pair);
+                Ok(())
+            }
             Expr::FnCall(call, position) => self.call(call, *position, false),
             Expr::MethodCall(call, position) => self.call(call, *position, true),
+            _ => Ok(()),
+        }
+    }
+
+    /// Notes whose response is asked for.
+    fn responses(&mut self, pair: &BinaryExpr) {
+        let Expr::Variable(variable, None, _) = &pair.lhs else {
+            return;
+        };
+        if variable.0.is_some() || variable.1 != "responses" || self.declared.contains("responses")
+        {
+            return;
+        }
+        let first = match &pair.rhs {
+            Expr::Dot(more, ..) | Expr::Index(more, ..) => &more.lhs,
+            last => last,
+        };
+        let (step, position) = match first {
+            Expr::Property(property, position) => (property.2.to_string(), position),
+            Expr::StringConstant(name, position) => (name.to_string(), position),
+            _ => return,
+        };
+        self.asked.push(Asked {
+            step,
+            line: position.line().unwrap_or(1),
+            column: position.position().unwrap_or(1).max(1),
+        });
+    }
+
+    /// What is asked of `received` and `response`, where they are the message's.
+    fn property(&self, pair: &BinaryExpr) -> Result<(), CompileError> {
+        let Expr::Variable(variable, None, _) = &pair.lhs else {
+            return Ok(());
+        };
+        let of = variable.1.as_str();
+        if variable.0.is_some()
+            || !matches!(of, "received" | "response")
+            || self.declared.contains(of)
+        {
+            return Ok(());
+        }
+        let first = match &pair.rhs {
+            Expr::Dot(more, ..) | Expr::Index(more, ..) => &more.lhs,
+            last => last,
+        };
+        match first {
+            Expr::Property(property, position) if !PROPERTIES.contains(&property.2.as_str()) => {
+                let name = property.2.as_str();
+                let near = nearest(name, PROPERTIES.iter().copied());
+                let help = match near {
+                    Some(near) => format!("did you mean {near}?"),
+                    None => format!("there are: {}", PROPERTIES.join(", ")),
+                };
+                let message = format!("a message has no property '{name}'");
+                Err(error(message, *position, Some(help)))
+            }
             _ => Ok(()),
         }
     }
@@ -275,6 +358,13 @@ impl Checker<'_> {
         method: bool,
     ) -> Result<(), CompileError> {
         let name = call.name.as_str();
+        if name == "contains" {
+            self.sought
+                .extend(call.args.iter().filter_map(|argument| match argument {
+                    Expr::StringConstant(text, _) => Some(text.to_string()),
+                    _ => None,
+                }));
+        }
         if call.is_operator_call()
             || !call.namespace.is_empty()
             || KEYWORDS.contains(&name)

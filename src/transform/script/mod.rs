@@ -33,7 +33,7 @@ use std::time::Instant;
 use ahash::AHashMap;
 use rhai::Dynamic;
 use xbus_core::long::{self, Experience};
-use xbus_core::transform::Value;
+use xbus_core::transform::{Asked, Value};
 use xbus_core::{Context, Expression, Fault, Message, Transform};
 
 use crate::Limits;
@@ -130,7 +130,7 @@ impl Scripts {
         };
         let ast = ast.map_err(|error| check::explain(&error, text))?;
         let mut namespaces = Namespaces::new(prefixes.clone());
-        check::check(&ast, text, &self.functions, &self.shared, &mut namespaces)?;
+        let asks = check::check(&ast, text, &self.functions, &self.shared, &mut namespaces)?;
         let result = ast
             .statements()
             .last()
@@ -143,6 +143,7 @@ impl Scripts {
             sets_headers: file.is_some() && text.contains("headers"),
             sets_attachments: file.is_some() && text.contains("attachments"),
             experience: Arc::default(),
+            asks,
             origin: Origin {
                 file,
                 text: text.to_owned(),
@@ -186,6 +187,7 @@ struct Program {
     sets_attachments: bool,
     /// What its runs took lately.
     experience: Arc<Experience>,
+    asks: Vec<Asked>,
 }
 
 impl Program {
@@ -251,6 +253,10 @@ impl Transform for Script {
     fn is_long(&self) -> bool {
         self.0.experience.is_long()
     }
+
+    fn asks(&self) -> &[Asked] {
+        &self.0.asks
+    }
 }
 
 struct Formula {
@@ -259,6 +265,10 @@ struct Formula {
 }
 
 impl Expression for Formula {
+    fn asks(&self) -> &[Asked] {
+        &self.program.asks
+    }
+
     fn evaluate(&self, message: &Arc<Message>, context: &Context) -> Result<Value, Fault> {
         let program = &self.program;
         let limits = &program.shared.xml_limits;

@@ -842,3 +842,31 @@ fn a_document_is_parsed_once_and_only_as_far_as_it_is_read() {
         assert!(Arc::ptr_eq(&tree, cache(&copy).parsed().unwrap()), "{text}");
     }
 }
+
+#[test]
+fn a_mistyped_property_of_a_message_is_found_at_once() {
+    let bench = Bench::new();
+    let found = bench.refused("let a = 1;\na + received.bdy");
+    let told = ("a message has no property 'bdy'", 2, "did you mean body?");
+    assert_eq!((found.0.as_str(), found.1, found.3.as_str()), told);
+    for bad in [
+        "received.heders[\"a\"]",
+        "received.foo.bar",
+        "response.staus",
+    ] {
+        assert!(bench.refused(bad).0.contains("no property"), "{bad}");
+    }
+    for good in [
+        "received.headers.a",
+        "received.body.bdy",
+        "received.xpath(\"//a\")",
+        "let m = received; m.id",
+    ] {
+        bench.file("g.rhai", good);
+        let source = Source::File(Path::new("g.rhai"));
+        assert!(
+            bench.engine.transform(source, &bench.scope).is_ok(),
+            "{good}"
+        );
+    }
+}
