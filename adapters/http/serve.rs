@@ -770,6 +770,9 @@ async fn arrival(
     let mut arrival = Arrival::from(message);
     arrival.caller = caller;
     arrival.passing = passing;
+    if let (Some(seen), true) = (&*seen, door.config.soap.is_some()) {
+        arrival.fits = seen.version.map(reply::fits);
+    }
     Ok((arrival, one_way))
 }
 
