@@ -153,7 +153,7 @@ impl HttpCall {
     }
 
     fn request(&self, method: &Method, target: &Uri, body: Bytes) -> Request<Full<Bytes>> {
-        let mut headers = self.config.usual.clone();
+        let mut headers = self.config.usual().clone();
         // By name and not by `insert`, for which each name would be hashed.
         for (name, value) in &mut headers {
             match *name {
