@@ -1,9 +1,9 @@
 //! From an installation folder to a [`Plan`].
 //!
 //! Two phases, because adapters need settings of xbus.yaml before their kinds exist:
-//! [`Installation::read`] reads the files, replaces references to the environment and gives the
-//! bus's settings; [`Installation::plan`] checks everything against the adapters' tables and builds
-//! the routes. Every problem is collected before any is reported. No I/O but reading files.
+//! [`Installation::read`] reads xbus.yaml, replaces references to the environment and gives the
+//! bus's settings; [`Installation::plan`] reads the routes one after the other, checks everything against the
+//! adapters' tables and builds the routes. Every problem is collected before any is reported. No I/O but reading files.
 //!
 //! Absent: any knowledge of a protocol or a script language; those come in as
 //! [`Kind`]s and a [`Compiler`].
