@@ -64,6 +64,11 @@ impl Files {
         Some(root)
     }
 
+    /// Lets go of the text of a file about which there is nothing more to say.
+    pub(crate) fn forget_text(&mut self, path: &Path) {
+        self.texts.remove(path);
+    }
+
     /// Whether there is a file of that path.
     pub(crate) fn exists(&self, path: &Path) -> bool {
         let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);

@@ -69,15 +69,17 @@ pub(crate) struct Compensable<'a> {
 }
 
 /// Runs `route` for one message, to its end; `waits`: its sender waits for the answer.
+///
+/// The arrival is boxed: a future has room for what it was given until its end.
 pub(crate) async fn run(
     bus: &Arc<Bus>,
     route: &Arc<Route>,
-    arrival: Arrival,
+    arrival: Box<Arrival>,
     waits: bool,
 ) -> Result<Reply, Fault> {
     route.stats.received.add();
     let _running = route.stats.running.enter();
-    let mut journey = Journey::new(bus, route, arrival);
+    let mut journey = Journey::new(bus, route, *arrival);
     journey.waits = waits;
     let result = journey.admit().await;
     route.stats.latency.observe(journey.started.elapsed());
@@ -297,8 +299,9 @@ impl<'a> Journey<'a> {
         let mut message = received;
         let route: &'a Route = self.route;
         for step in &route.steps {
+            // A fault is boxed, so that what waits for the response has no room for it.
             let applies = match &step.when {
-                Some(when) => holds(&**when, &message, &self.context),
+                Some(when) => holds(&**when, &message, &self.context).map_err(Box::new),
                 None => Ok(true),
             };
             let response = match applies {
