@@ -1,12 +1,17 @@
-//! quick-xml's events as pieces of the document, of which no more is looked at than is asked for.
+//! The markup of a document as pieces of it, of which no more is looked at than is asked for.
 //!
-//! quick-xml finds the markup, and whether each end tag has its start. What it leaves open about the
-//! text as such is checked here: that the bytes are UTF-8 as far as they are read, and that every
-//! character may stand in XML (1.0, production 2). What lies between the marks is checked by the
-//! reader.
+//! What is well formed is found here, where each piece is looked at once; of anything else quick-xml is
+//! asked, which reads the document from its beginning and says what is wrong and where. Checked on the
+//! way: that the bytes are UTF-8 as far as they are read, that every character may stand in XML (1.0,
+//! production 2), and that each end tag has the name of its start. What lies between the marks is
+//! checked by the reader.
 
-use memchr::memchr;
+use std::ops::Range;
+
+use memchr::{memchr, memchr2, memchr3, memchr3_iter, memmem};
 use quick_xml::events::Event;
+
+use super::{ascii_name, is_space};
 
 /// Bytes that are looked through first; then four times as many each time, so that a document of
 /// which only the beginning is wanted costs nothing by its length. In tests everything is cut.
@@ -16,10 +21,12 @@ const FIRST: usize = if cfg!(test) { 4 } else { 512 };
 pub(crate) type Wrong = (usize, String);
 
 /// A piece of a document.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Token<'a> {
     Start {
         name: &'a str,
+        /// Where the local part of the name begins, if that is a name of ASCII; otherwise it may be none.
+        local: Option<usize>,
         /// What follows the name, up to the end of the tag.
         rest: &'a str,
         empty: bool,
@@ -40,15 +47,24 @@ pub(crate) enum Token<'a> {
 
 /// Reads tokens one after the other.
 pub(crate) struct Scanner<'a> {
-    markup: quick_xml::Reader<&'a [u8]>,
     bytes: &'a [u8],
     /// The same as text, where that is known beforehand.
     whole: Option<&'a str>,
     /// What has been looked through.
     text: &'a str,
-    /// Where the document begins: after a byte order mark, which quick-xml does not count.
+    /// The byte after the last token.
+    at: usize,
+    /// Where the document begins: after a byte order mark.
     start: usize,
     /// Whether there is a carriage return or a `]` in what was looked through.
+    seen: Seen,
+}
+
+/// Where a scanner was.
+#[derive(Clone, Copy)]
+pub(crate) struct Place {
+    at: usize,
+    looked: usize,
     seen: Seen,
 }
 
@@ -68,29 +84,45 @@ impl<'a> Scanner<'a> {
 
     /// Of bytes that are to be UTF-8, which is checked on the way.
     pub(crate) fn of_bytes(bytes: &'a [u8]) -> Self {
-        let mut markup = quick_xml::Reader::from_reader(bytes);
-        let config = markup.config_mut();
-        config.check_comments = true;
-        config.check_end_names = true;
         let start = if bytes.starts_with("\u{feff}".as_bytes()) {
             3
         } else {
             0
         };
         Self {
-            markup,
             bytes,
             whole: None,
             text: "",
+            at: start,
             start,
             seen: Seen::default(),
         }
     }
 
+    /// Where this one is.
+    pub(crate) fn place(&self) -> Place {
+        Place {
+            at: self.at,
+            looked: self.text.len(),
+            seen: self.seen,
+        }
+    }
+
+    /// A scanner that goes on where another was in the same bytes; nothing where they are others.
+    pub(crate) fn resume(bytes: &'a [u8], place: Place) -> Option<Self> {
+        let text = std::str::from_utf8(bytes.get(..place.looked)?).ok()?;
+        Some(Self {
+            text,
+            at: place.at,
+            seen: place.seen,
+            ..Self::of_bytes(bytes)
+        })
+    }
+
     /// The byte after the last token.
     #[inline]
     pub(crate) fn at(&self) -> usize {
-        self.start + self.markup.buffer_position() as usize
+        self.at
     }
 
     /// Whether a byte is where the document begins.
@@ -113,53 +145,146 @@ impl<'a> Scanner<'a> {
         self.seen.brackets
     }
 
-    /// The next token.
+    /// The next token. `open` is the name of the innermost element that is open.
     #[inline]
-    pub(crate) fn next(&mut self) -> Result<Token<'a>, Wrong> {
-        let at = self.at();
-        let event = match self.markup.read_event() {
-            Ok(event) => event,
-            Err(error) => return Err(self.wrong(&error)),
-        };
-        if self.at() > self.text.len() {
-            self.look_to(self.at())?;
+    pub(crate) fn next(&mut self, open: Option<&str>) -> Result<Token<'a>, Wrong> {
+        match self.bytes.get(self.at..) {
+            Some([b'<', b'/', ..]) => self.end(open),
+            Some([b'<', b'!' | b'?', ..] | [b'<']) => self.rare(),
+            Some([b'<', ..]) => self.start(),
+            Some([b'&', rest @ ..]) => match memchr3(b';', b'&', b'<', rest) {
+                Some(end) if rest[end] == b';' => {
+                    let name = self.at + 1..self.at + 1 + end;
+                    Ok(Token::Reference(self.take(name.end + 1, name)?))
+                }
+                _ => self.ask(),
+            },
+            Some(text @ [_, ..]) => {
+                let length = memchr2(b'<', b'&', text).unwrap_or(text.len());
+                let text = self.at..self.at + length;
+                Ok(Token::Text(self.take(text.end, text)?))
+            }
+            _ => {
+                self.take(self.at, 0..0)?;
+                Ok(Token::Done)
+            }
         }
-        // A slice reader's event lends no longer than the event lives: so its piece is found again.
-        Ok(match &event {
-            Event::Start(tag) => self.start(at, tag, tag.name().as_ref().len(), false),
-            Event::Empty(tag) => self.start(at, tag, tag.name().as_ref().len(), true),
-            Event::End(_) => Token::End,
-            Event::Text(text) => Token::Text(self.piece(at, text)),
-            Event::CData(data) => Token::CData(self.piece(at + "<![CDATA[".len(), data)),
-            Event::GeneralRef(name) => Token::Reference(self.piece(at + 1, name)),
-            Event::Comment(text) => Token::Comment(self.piece(at + "<!--".len(), text)),
-            Event::PI(content) => Token::Instruction(self.piece(at + 2, content)),
-            Event::Decl(content) => Token::Instruction(self.piece(at + 2, content)),
-            Event::DocType(_) => Token::DocType,
-            Event::Eof => Token::Done,
+    }
+
+    #[inline]
+    fn start(&mut self) -> Result<Token<'a>, Wrong> {
+        let from = self.at + 1;
+        let (name, local) = ascii_name(self.bytes, from);
+        let end = match self.bytes.get(name) {
+            Some(b'>') => Some(name),
+            // There is neither a quote nor a `>` in what was passed.
+            _ => tag_end(self.bytes, name),
+        };
+        let Some(end) = end else {
+            return self.ask();
+        };
+        let empty = self.bytes[end - 1] == b'/';
+        let to = if empty { end - 1 } else { end };
+        let content = self.take(end + 1, from..to)?;
+        // A name of ASCII, or whatever stands in its place.
+        let ends = name == to || is_space(self.bytes[name]);
+        let (name, local) = match local {
+            Some(local) if ends => (name - from, Some(local - from)),
+            _ => {
+                let space = content.bytes().position(is_space);
+                (space.unwrap_or(content.len()), None)
+            }
+        };
+        let (name, rest) = content.split_at(name);
+        Ok(Token::Start {
+            name,
+            local,
+            rest,
+            empty,
         })
     }
 
     #[inline]
-    fn start(&self, at: usize, tag: &str, name: usize, empty: bool) -> Token<'a> {
-        let (name, rest) = self.piece(at + 1, tag).split_at(name);
-        Token::Start { name, rest, empty }
-    }
-
-    /// What an event lends, with the lifetime of the document.
-    #[inline]
-    fn piece(&self, from: usize, lent: &str) -> &'a str {
-        self.text.get(from..from + lent.len()).unwrap_or_default()
-    }
-
-    #[cold]
-    fn wrong(&mut self, error: &quick_xml::Error) -> Wrong {
-        // What is no text, or may not stand in XML, is told first.
-        if let Err(wrong) = self.look_to(self.at()) {
-            return wrong;
+    fn end(&mut self, open: Option<&str>) -> Result<Token<'a>, Wrong> {
+        let Some(open) = open else {
+            return self.ask();
+        };
+        let from = self.at + 2;
+        let mut end = from + open.len();
+        if self.bytes.get(end) != Some(&b'>') || self.bytes[from..end] != *open.as_bytes() {
+            // There may be white space behind the name.
+            end = match tag_end(self.bytes, from) {
+                Some(end) if self.bytes[from..end].trim_ascii_end() == open.as_bytes() => end,
+                _ => return self.ask(),
+            };
         }
-        let at = self.start + self.markup.error_position() as usize;
-        (at, error.to_string())
+        self.take(end + 1, 0..0)?;
+        Ok(Token::End)
+    }
+
+    /// Comments, sections, instructions, and what is none of them.
+    fn rare(&mut self) -> Result<Token<'a>, Wrong> {
+        let rest = &self.bytes[self.at..];
+        let (begin, close) = match rest {
+            [b'<', b'!', b'-', b'-', ..] => (4, "-->"),
+            [b'<', b'?', ..] => (2, "?>"),
+            rest if rest.starts_with(b"<![CDATA[") => (9, "]]>"),
+            _ => return self.ask(),
+        };
+        // `<?>` is none, though it begins and ends as one.
+        let length = memmem::find(&rest[begin..], close.as_bytes());
+        let Some(length) = length.filter(|_| rest[begin] != b'>' || begin != 2) else {
+            return self.ask();
+        };
+        let content = &rest[begin..begin + length];
+        if begin == 4 && (content.ends_with(b"-") || memmem::find(content, b"--").is_some()) {
+            return self.ask();
+        }
+        let from = self.at + begin;
+        let to = from + length;
+        let content = self.take(to + close.len(), from..to)?;
+        Ok(match begin {
+            2 => Token::Instruction(content),
+            4 => Token::Comment(content),
+            _ => Token::CData(content),
+        })
+    }
+
+    /// Goes on to a byte; gives a piece that was passed.
+    #[inline]
+    fn take(&mut self, to: usize, piece: Range<usize>) -> Result<&'a str, Wrong> {
+        self.at = to;
+        if to > self.text.len() {
+            self.look_to(to)?;
+        }
+        // Each begins and ends beside a character of ASCII.
+        Ok(self.text.get(piece).unwrap_or_default())
+    }
+
+    /// What quick-xml reads here, or what it says is wrong.
+    #[cold]
+    fn ask(&mut self) -> Result<Token<'a>, Wrong> {
+        let mut markup = markup(self.bytes);
+        loop {
+            let event = markup.read_event();
+            let to = self.start + markup.buffer_position() as usize;
+            match event {
+                Err(error) => {
+                    // What is no text, or may not stand in XML, is told first.
+                    self.look_to(to)?;
+                    let at = self.start + markup.error_position() as usize;
+                    return Err((at, error.to_string()));
+                }
+                Ok(Event::DocType(_)) if to > self.at => {
+                    self.take(to, 0..0)?;
+                    return Ok(Token::DocType);
+                }
+                Ok(event) if to > self.at || matches!(event, Event::Eof) => {
+                    return Err((self.at, "the markup cannot be read".to_owned()));
+                }
+                Ok(_) => {}
+            }
+        }
     }
 
     /// Looks through the document up to a byte at least.
@@ -193,6 +318,31 @@ impl<'a> Scanner<'a> {
         self.seen.brackets |= seen.brackets;
         Ok(())
     }
+}
+
+/// quick-xml's reader of a document.
+fn markup(bytes: &[u8]) -> quick_xml::Reader<&[u8]> {
+    let mut markup = quick_xml::Reader::from_reader(bytes);
+    let config = markup.config_mut();
+    config.check_comments = true;
+    config.check_end_names = true;
+    markup
+}
+
+/// Where the `>` of a tag stands, from a byte outside of quotes on.
+#[inline]
+fn tag_end(bytes: &[u8], from: usize) -> Option<usize> {
+    let rest = bytes.get(from..)?;
+    let mut within = None;
+    for at in memchr3_iter(b'>', b'\'', b'"', rest) {
+        match (within, rest[at]) {
+            (None, b'>') => return Some(from + at),
+            (None, quote) => within = Some(quote),
+            (Some(quote), found) if quote == found => within = None,
+            _ => {}
+        }
+    }
+    None
 }
 
 /// Looks at what may not stand in a document, from a byte on.
