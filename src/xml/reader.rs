@@ -274,7 +274,11 @@ impl<'a> Reader<'a> {
             scope: scope
                 .map(|(prefix, uri)| {
                     // The default one is declared without a prefix.
-                    let prefix = if prefix.is_empty() { Some(0..0) } else { range(prefix) };
+                    let prefix = if prefix.is_empty() {
+                        Some(0..0)
+                    } else {
+                        range(prefix)
+                    };
                     Some((prefix?, *uri))
                 })
                 .collect::<Option<_>>()?,

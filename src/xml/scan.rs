@@ -374,3 +374,172 @@ fn check_chars(text: &str, from: usize) -> Result<Seen, Wrong> {
         brackets: memchr(b']', &bytes[from..]).is_some(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::split_name;
+
+    /// What is read up to the end, a mistake, or a tag whose name is none.
+    fn tokens(text: &str) -> (Vec<String>, Option<Wrong>) {
+        let mut scanner = Scanner::of_bytes(text.as_bytes());
+        let (mut out, mut open) = (Vec::new(), Vec::new());
+        loop {
+            let token = match scanner.next(open.last().copied()) {
+                Ok(token) => token,
+                Err(wrong) => return (out, Some(wrong)),
+            };
+            out.push(match token {
+                Token::Start {
+                    name,
+                    local,
+                    rest,
+                    empty,
+                } => {
+                    if let Some(local) = local {
+                        let prefix = &name[..local.saturating_sub(1)];
+                        assert_eq!(split_name(name), Some((prefix, &name[local..])), "{text}");
+                    }
+                    if split_name(name).is_none() {
+                        return (out, None);
+                    }
+                    if !empty {
+                        open.push(name);
+                    }
+                    format!("start {empty} {name}|{rest}")
+                }
+                Token::End => {
+                    open.pop();
+                    "end".into()
+                }
+                Token::Text(text) => format!("text {text}"),
+                Token::CData(data) => format!("data {data}"),
+                Token::Reference(name) => format!("reference {name}"),
+                Token::Comment(text) => format!("comment {text}"),
+                Token::Instruction(content) => format!("instruction {content}"),
+                Token::DocType => "type".into(),
+                Token::Done => return (out, None),
+            });
+            out.push(scanner.at().to_string());
+        }
+    }
+
+    /// The same as quick-xml has it.
+    fn expected(text: &str) -> (Vec<String>, Option<Wrong>) {
+        let mut markup = markup(text.as_bytes());
+        let start = if text.starts_with('\u{feff}') { 3 } else { 0 };
+        let mut out = Vec::new();
+        loop {
+            let event = match markup.read_event() {
+                Ok(event) => event,
+                Err(error) => {
+                    let at = start + markup.error_position() as usize;
+                    return (out, Some((at, error.to_string())));
+                }
+            };
+            let empty = matches!(event, Event::Empty(_));
+            out.push(match &event {
+                Event::Start(tag) | Event::Empty(tag) => {
+                    let (name, rest) = tag.split_at(tag.name().as_ref().len());
+                    if split_name(name).is_none() {
+                        return (out, None);
+                    }
+                    format!("start {empty} {name}|{rest}")
+                }
+                Event::End(_) => "end".into(),
+                Event::Text(text) => format!("text {}", &**text),
+                Event::CData(data) => format!("data {}", &**data),
+                Event::GeneralRef(name) => format!("reference {}", &**name),
+                Event::Comment(text) => format!("comment {}", &**text),
+                Event::PI(content) => format!("instruction {}", &**content),
+                Event::Decl(content) => format!("instruction {}", &**content),
+                Event::DocType(_) => "type".into(),
+                Event::Eof => return (out, None),
+            });
+            out.push((start + markup.buffer_position() as usize).to_string());
+        }
+    }
+
+    fn piece() -> impl Strategy<Value = String> {
+        const PIECES: &[&str] = &[
+            "<a>",
+            "</a>",
+            "<b c='>'>",
+            "</b >",
+            "</b\n\t>",
+            "<p:a/>",
+            "<a b=\"'\" />",
+            "<\u{e9}/>",
+            "</a b='>'>",
+            "text",
+            "&amp;",
+            "&;",
+            "&#x20;",
+            "&",
+            ";",
+            "<!--",
+            "-->",
+            "--",
+            "-",
+            "<!-->",
+            "<!--->",
+            "<!--c-->",
+            "<![CDATA[",
+            "]]>",
+            "]",
+            "<![CDATA[d]]>",
+            "<?",
+            "?>",
+            "<?xml version='1.0'?>",
+            "<?>",
+            "<??>",
+            "<?p q?>",
+            "<!DOCTYPE a>",
+            "<!DOCTYPE a [<!ENTITY b 'c'>]>",
+            "<!doctype>",
+            "<!",
+            "<![",
+            "<!x>",
+            "<",
+            ">",
+            "/",
+            "</",
+            "/>",
+            "<>",
+            "< a>",
+            "</>",
+            "'",
+            "\"",
+            "=",
+            " ",
+            "\n",
+            "a",
+            "b",
+            ":",
+            "<a:b:c>",
+            "<1>",
+            "\u{20ac}",
+            "<a",
+            "<b ",
+            "<a/b>",
+            "</ a>",
+            "</aa>",
+        ];
+        prop::sample::select(PIECES).prop_map(str::to_owned)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 20_000, ..ProptestConfig::default() })]
+
+        #[test]
+        fn markup_is_what_quick_xml_takes_for_it(
+            mark in any::<bool>(),
+            pieces in prop::collection::vec(piece(), 0..12),
+        ) {
+            let text = format!("{}{}", if mark { "\u{feff}" } else { "" }, pieces.concat());
+            prop_assert_eq!(tokens(&text), expected(&text), "{}", text);
+        }
+    }
+}
