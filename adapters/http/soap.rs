@@ -11,7 +11,7 @@ use http::StatusCode;
 use memchr::{memmem, memrchr};
 use xbus_core::long;
 use xbus_xml::XmlLimits;
-use xbus_xml::reader::{Reader, Start, Step};
+use xbus_xml::reader::{Pause, Reader, Start, Step};
 
 use crate::addressing::{self, Addressed};
 use crate::security;
@@ -147,6 +147,8 @@ pub(crate) struct Envelope {
     pub(crate) security: Vec<Block>,
     /// Where its parts lie.
     pub(crate) places: Places,
+    /// Where the Body's content begins, for who reads on in the same bytes.
+    pub(crate) pause: Option<Pause>,
 }
 
 /// A header block that is looked into.
@@ -204,6 +206,13 @@ pub(crate) fn look(
         match look_at(Reader::of_bytes(bytes, &XmlLimits::default()), want_element) {
             // Whether it is text at all is what is told first.
             Err(NotSoap::Malformed(_)) => {}
+            Ok(mut seen) => {
+                // The mark counts in what is read on.
+                if bytes.len() < body.len() {
+                    seen.pause = None;
+                }
+                return Ok(seen);
+            }
             seen => return seen,
         }
     }
@@ -213,7 +222,12 @@ pub(crate) fn look(
         return Err(malformed("the body is empty"));
     }
     let reader = Reader::of_text(text, &XmlLimits::default());
-    long::over(text.len(), long::PARSED, || look_at(reader, want_element))
+    let seen = long::over(text.len(), long::PARSED, || look_at(reader, want_element))?;
+    // These were other bytes.
+    Ok(Envelope {
+        pause: None,
+        ..seen
+    })
 }
 
 fn malformed(error: impl std::fmt::Display) -> NotSoap {
@@ -242,6 +256,7 @@ fn look_at(mut reader: Reader<'_>, want_element: bool) -> Result<Envelope, NotSo
                 seen.places.empty = reader.position() == content;
             }
             "Body" if in_soap => {
+                seen.pause = reader.pause();
                 first_in_body(&mut reader, version, want_element, &mut seen)?;
                 return Ok(seen);
             }

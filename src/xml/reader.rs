@@ -172,6 +172,7 @@ struct Open<'a> {
 }
 
 /// Where a reading has paused, between two events: what is open there, and what is in scope.
+#[derive(Debug, PartialEq)]
 pub struct Pause {
     place: Place,
     limits: XmlLimits,
@@ -286,6 +287,11 @@ impl<'a> Reader<'a> {
                 .map(|open| Some((range(open.name)?, open.outside)))
                 .collect::<Option<_>>()?,
         })
+    }
+
+    /// How many elements are open.
+    pub fn depth(&self) -> usize {
+        self.open.len()
     }
 
     /// The local names of the elements that are open, outermost first, and their namespaces.

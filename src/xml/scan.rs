@@ -61,14 +61,14 @@ pub(crate) struct Scanner<'a> {
 }
 
 /// Where a scanner was.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Place {
     at: usize,
     looked: usize,
     seen: Seen,
 }
 
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Seen {
     returns: bool,
     brackets: bool,
