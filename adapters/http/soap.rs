@@ -6,9 +6,11 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::sync::LazyLock;
 
 use http::StatusCode;
-use memchr::{memmem, memrchr};
+use memchr::memmem::Finder;
+use memchr::memrchr;
 use xbus_core::long;
 use xbus_xml::XmlLimits;
 use xbus_xml::reader::{Pause, Reader, Start, Step};
@@ -497,7 +499,8 @@ pub(crate) fn fault_in(content_type: Option<&str>, body: &[u8]) -> Option<(Versi
     // Without the element's name there is none, and a short body is sooner searched than read; in
     // UTF-16 alone it looks otherwise.
     let wide = body.iter().take(4).any(|byte| matches!(byte, 0 | 0xfe..));
-    if !wide && body.len() <= SHORT && memmem::find(body, b"Fault").is_none() {
+    static FAULT: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"Fault"));
+    if !wide && body.len() <= SHORT && FAULT.find(body).is_none() {
         return None;
     }
     match look(body, xbus_charset::label(content_type), false) {

@@ -167,7 +167,20 @@ pub enum Step<'a> {
 /// An element that is open.
 struct Open<'a> {
     name: &'a str,
+    /// Where its local part begins.
+    local: usize,
+    /// Number of its namespace.
+    uri: u32,
     /// Length of `scope` outside of it.
+    outside: usize,
+}
+
+/// The same without a text to borrow of.
+#[derive(Debug, PartialEq)]
+struct PausedOpen {
+    name: Range<usize>,
+    local: usize,
+    uri: u32,
     outside: usize,
 }
 
@@ -177,8 +190,7 @@ pub struct Pause {
     place: Place,
     limits: XmlLimits,
     nodes: usize,
-    /// Names, and lengths of `scope` outside.
-    open: Vec<(Range<usize>, usize)>,
+    open: Vec<PausedOpen>,
     scope: Vec<(Range<usize>, u32)>,
     /// Namespaces after the first two, which every document has.
     uris: Vec<Range<usize>>,
@@ -238,10 +250,18 @@ impl<'a> Reader<'a> {
         for (prefix, uri) in &pause.scope {
             reader.scope.push((text.get(prefix.clone())?, *uri));
         }
-        for (name, outside) in &pause.open {
+        for open in &pause.open {
+            let &PausedOpen {
+                ref name,
+                local,
+                uri,
+                outside,
+            } = open;
             reader.open.push(Open {
                 name: text.get(name.clone())?,
-                outside: *outside,
+                local,
+                uri,
+                outside,
             });
         }
         reader.nodes = pause.nodes;
@@ -284,7 +304,14 @@ impl<'a> Reader<'a> {
                 })
                 .collect::<Option<_>>()?,
             open: open
-                .map(|open| Some((range(open.name)?, open.outside)))
+                .map(|open| {
+                    Some(PausedOpen {
+                        name: range(open.name)?,
+                        local: open.local,
+                        uri: open.uri,
+                        outside: open.outside,
+                    })
+                })
                 .collect::<Option<_>>()?,
         })
     }
@@ -296,13 +323,8 @@ impl<'a> Reader<'a> {
 
     /// The local names of the elements that are open, outermost first, and their namespaces.
     pub fn open(&self) -> impl Iterator<Item = (&'a str, &str)> {
-        self.open.iter().enumerate().map(|(depth, open)| {
-            let (prefix, local) = split_name(open.name).unwrap_or_default();
-            let inner = self.open.get(depth + 1);
-            let scope = &self.scope[..inner.map_or(self.scope.len(), |inner| inner.outside)];
-            let uri = find(scope, prefix).map_or("", |uri| &*self.uris[uri as usize]);
-            (local, uri)
-        })
+        let open = self.open.iter();
+        open.map(|open| (&open.name[open.local..], &*self.uris[open.uri as usize]))
     }
 
     fn new(scanner: Scanner<'a>, limits: &XmlLimits) -> Self {
@@ -578,7 +600,12 @@ impl<'a> Reader<'a> {
         self.name = name;
         self.local = local;
         self.empty = empty;
-        self.open.push(Open { name, outside });
+        self.open.push(Open {
+            name,
+            local: name.len() - local.len(),
+            uri: self.uri,
+            outside,
+        });
         Ok(Some(Step::Start))
     }
 

@@ -8,14 +8,14 @@
 
 use std::ops::Range;
 
-use memchr::{memchr, memchr2, memchr3, memchr3_iter, memmem};
+use memchr::{memchr, memchr2, memchr3, memmem};
 use quick_xml::events::Event;
 
 use super::{ascii_name, is_space};
 
 /// Bytes that are looked through first; then four times as many each time, so that a document of
 /// which only the beginning is wanted costs nothing by its length. In tests everything is cut.
-const FIRST: usize = if cfg!(test) { 4 } else { 512 };
+const FIRST: usize = if cfg!(test) { 4 } else { 256 };
 
 /// What is wrong, and at which byte.
 pub(crate) type Wrong = (usize, String);
@@ -332,17 +332,17 @@ fn markup(bytes: &[u8]) -> quick_xml::Reader<&[u8]> {
 /// Where the `>` of a tag stands, from a byte outside of quotes on.
 #[inline]
 fn tag_end(bytes: &[u8], from: usize) -> Option<usize> {
-    let rest = bytes.get(from..)?;
-    let mut within = None;
-    for at in memchr3_iter(b'>', b'\'', b'"', rest) {
-        match (within, rest[at]) {
-            (None, b'>') => return Some(from + at),
-            (None, quote) => within = Some(quote),
-            (Some(quote), found) if quote == found => within = None,
-            _ => {}
+    let mut at = from;
+    loop {
+        match *bytes.get(at)? {
+            b'>' => return Some(at),
+            quote @ (b'"' | b'\'') => {
+                at += 1;
+                at += memchr(quote, bytes.get(at..)?)? + 1;
+            }
+            _ => at += 1,
         }
     }
-    None
 }
 
 /// Looks at what may not stand in a document, from a byte on.
