@@ -149,7 +149,7 @@ pub(crate) struct Envelope {
     pub(crate) security: Vec<Block>,
     /// Where its parts lie.
     pub(crate) places: Places,
-    /// Where the Body's content begins, for who reads on in the same bytes.
+    /// The first element of the Body, for who reads on from there in the same bytes.
     pub(crate) pause: Option<Pause>,
 }
 
@@ -258,7 +258,6 @@ fn look_at(mut reader: Reader<'_>, want_element: bool) -> Result<Envelope, NotSo
                 seen.places.empty = reader.position() == content;
             }
             "Body" if in_soap => {
-                seen.pause = reader.pause();
                 first_in_body(&mut reader, version, want_element, &mut seen)?;
                 return Ok(seen);
             }
@@ -430,6 +429,7 @@ fn first_in_body(
             local: tag.local.to_owned(),
         });
     }
+    seen.pause = reader.pause();
     if is_fault {
         seen.fault = Some(fault_side(reader)?);
     }

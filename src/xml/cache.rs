@@ -28,8 +28,8 @@ pub fn of(message: &Message) -> Arc<Cache> {
         .unwrap_or_default()
 }
 
-/// Leaves with a body where a look at it has paused, for whoever looks for something behind that: each
-/// element that is open there is the first of its name in the one around it.
+/// Leaves with a body where a look at it has paused, for whoever looks for something there or behind: the
+/// tag is the first in the element around it, and each around it the first of its name in its own.
 pub fn paused(message: &Message, pause: Pause) {
     let cache = Cache {
         pause: Some(pause),

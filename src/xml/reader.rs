@@ -184,7 +184,17 @@ struct PausedOpen {
     outside: usize,
 }
 
-/// Where a reading has paused, between two events: what is open there, and what is in scope.
+/// The same of an attribute.
+#[derive(Debug, PartialEq)]
+struct PausedAttribute {
+    name: Range<usize>,
+    /// Where the local part begins.
+    local: usize,
+    uri: u32,
+    value: Range<usize>,
+}
+
+/// Where a reading has paused, behind a start tag: what is open there, what is in scope, and the tag.
 #[derive(Debug, PartialEq)]
 pub struct Pause {
     place: Place,
@@ -194,6 +204,11 @@ pub struct Pause {
     scope: Vec<(Range<usize>, u32)>,
     /// Namespaces after the first two, which every document has.
     uris: Vec<Range<usize>>,
+    /// Where the tag begins.
+    at: usize,
+    attributes: Vec<PausedAttribute>,
+    /// It is empty.
+    empty: bool,
 }
 
 /// Reads a document event by event.
@@ -218,6 +233,8 @@ pub struct Reader<'a> {
     uri: u32,
     /// It was empty: its end comes next.
     empty: bool,
+    /// It is to be told first.
+    again: bool,
 }
 
 impl<'a> Reader<'a> {
@@ -231,8 +248,9 @@ impl<'a> Reader<'a> {
         Self::new(Scanner::of_bytes(bytes), limits)
     }
 
-    /// A reader that goes on where another has paused in the same bytes; nothing where it could come
-    /// to something else than a reading from the beginning under these limits.
+    /// A reader that goes on where another has paused in the same bytes, with the start tag as its first
+    /// event; nothing where it could come to something else than a reading from the beginning under these
+    /// limits.
     pub fn resume(bytes: &'a [u8], pause: &Pause, limits: &XmlLimits) -> Option<Self> {
         let known = &pause.limits;
         if limits.depth < known.depth
@@ -243,76 +261,93 @@ impl<'a> Reader<'a> {
         }
         let scanner = Scanner::resume(bytes, pause.place)?;
         let text = scanner.text();
+        let piece = |range: &Range<usize>| text.get(range.clone());
         let mut reader = Self::new(scanner, limits);
         for uri in &pause.uris {
-            reader.uris.push(Cow::Borrowed(text.get(uri.clone())?));
+            reader.uris.push(Cow::Borrowed(piece(uri)?));
         }
         for (prefix, uri) in &pause.scope {
-            reader.scope.push((text.get(prefix.clone())?, *uri));
+            reader.scope.push((piece(prefix)?, *uri));
         }
         for open in &pause.open {
-            let &PausedOpen {
-                ref name,
-                local,
-                uri,
-                outside,
-            } = open;
             reader.open.push(Open {
-                name: text.get(name.clone())?,
-                local,
-                uri,
-                outside,
+                name: piece(&open.name)?,
+                local: open.local,
+                uri: open.uri,
+                outside: open.outside,
             });
         }
+        for attribute in &pause.attributes {
+            let name = piece(&attribute.name)?;
+            reader.attributes.push(Attribute {
+                name,
+                local: name.get(attribute.local..)?,
+                uri: attribute.uri,
+                value: Cow::Borrowed(piece(&attribute.value)?),
+            });
+        }
+        let tag = reader.open.last()?;
+        reader.name = tag.name;
+        reader.local = tag.name.get(tag.local..)?;
+        reader.uri = tag.uri;
+        reader.at = pause.at;
+        reader.empty = pause.empty;
         reader.nodes = pause.nodes;
         reader.rooted = true;
+        reader.again = true;
         Some(reader)
     }
 
-    /// Where this reading is, for another to go on there. Nothing outside of the root element, and where
-    /// namespaces are many or do not stand in the document as they are.
+    /// Where this reading is, behind a start tag, for another to go on there. Nothing where namespaces are
+    /// many, or the tag does not have them or its attributes' values as they are.
     pub fn pause(&self) -> Option<Pause> {
-        if self.open.is_empty() || self.empty || self.uri_ids.is_some() {
+        if self.open.is_empty() || self.uri_ids.is_some() {
             return None;
         }
         let text = self.scanner.text();
         let start = text.as_ptr().addr();
         let range = |piece: &str| {
+            // Such as the default prefix, which nobody writes.
+            if piece.is_empty() {
+                return Some(0..0);
+            }
             let from = piece.as_ptr().addr().checked_sub(start)?;
             (from + piece.len() <= text.len()).then(|| from..from + piece.len())
         };
-        let uris = self.uris[2..].iter().map(|uri| match uri {
-            Cow::Borrowed(uri) => range(uri),
+        let as_it_is = |value: &Cow<'_, str>| match value {
+            Cow::Borrowed(value) => range(value),
             Cow::Owned(_) => None,
-        });
+        };
+        let uris = self.uris[2..].iter().map(as_it_is);
         let scope = self.scope[1..].iter();
-        let open = self.open.iter();
+        let open = self.open.iter().map(|open| {
+            Some(PausedOpen {
+                name: range(open.name)?,
+                local: open.local,
+                uri: open.uri,
+                outside: open.outside,
+            })
+        });
+        let attributes = self.attributes.iter().map(|attribute| {
+            Some(PausedAttribute {
+                name: range(attribute.name)?,
+                local: attribute.name.len() - attribute.local.len(),
+                uri: attribute.uri,
+                value: as_it_is(&attribute.value)?,
+            })
+        });
         Some(Pause {
             place: self.scanner.place(),
             limits: self.limits,
             nodes: self.nodes,
             uris: uris.collect::<Option<_>>()?,
             scope: scope
-                .map(|(prefix, uri)| {
-                    // The default one is declared without a prefix.
-                    let prefix = if prefix.is_empty() {
-                        Some(0..0)
-                    } else {
-                        range(prefix)
-                    };
-                    Some((prefix?, *uri))
-                })
+                .map(|(prefix, uri)| Some((range(prefix)?, *uri)))
                 .collect::<Option<_>>()?,
-            open: open
-                .map(|open| {
-                    Some(PausedOpen {
-                        name: range(open.name)?,
-                        local: open.local,
-                        uri: open.uri,
-                        outside: open.outside,
-                    })
-                })
-                .collect::<Option<_>>()?,
+            open: open.collect::<Option<_>>()?,
+            at: self.at,
+            attributes: attributes.collect::<Option<_>>()?,
+            empty: self.empty,
         })
     }
 
@@ -348,6 +383,7 @@ impl<'a> Reader<'a> {
             local: "",
             uri: 0,
             empty: false,
+            again: false,
         }
     }
 
@@ -429,7 +465,11 @@ impl<'a> Reader<'a> {
     /// The next event; nothing where something was read that is none.
     #[inline]
     fn advance(&mut self) -> Result<Option<Step<'a>>, String> {
-        if self.empty {
+        if self.empty || self.again {
+            if self.again {
+                self.again = false;
+                return Ok(Some(Step::Start));
+            }
             self.empty = false;
             return Ok(Some(self.close()));
         }
@@ -676,12 +716,24 @@ impl<'a> Reader<'a> {
                 _ => return Err(format!("the value of the attribute '{name}' is not quoted")),
             };
             at += 1;
-            let Some(length) = memchr::memchr(quote, &bytes[at..]) else {
-                return Err(format!("the value of the attribute '{name}' does not end"));
+            // Most values hold nothing that stands for something else.
+            let plain = bytes[at..].iter().position(|byte| !VALUE[*byte as usize]);
+            let value = match plain.map(|plain| at + plain) {
+                Some(end) if bytes[end] == quote => {
+                    let value = &text[at..end];
+                    at = end + 1;
+                    Cow::Borrowed(value)
+                }
+                _ => {
+                    let Some(length) = memchr::memchr(quote, &bytes[at..]) else {
+                        return Err(format!("the value of the attribute '{name}' does not end"));
+                    };
+                    let value = attribute_value(&text[at..at + length])
+                        .map_err(|error| format!("attribute '{name}': {error}"))?;
+                    at += length + 1;
+                    value
+                }
             };
-            let value = attribute_value(&text[at..at + length])
-                .map_err(|error| format!("attribute '{name}': {error}"))?;
-            at += length + 1;
             if self.attributes.len() + self.scope.len() - outside >= self.limits.attributes {
                 return Err(format!(
                     "more than {} attributes at one element",
@@ -779,11 +831,21 @@ fn normalise_lines(text: &str) -> Cow<'_, str> {
     }
 }
 
+/// Bytes of values that stand for themselves and end none.
+const VALUE: [bool; 256] = {
+    let mut bytes = [false; 256];
+    let mut at = 0;
+    while at < 256 {
+        bytes[at] = at >= 0x20 && !matches!(at as u8, b'"' | b'\'' | b'&' | b'<');
+        at += 1;
+    }
+    bytes
+};
+
 /// An attribute's value by section 3.3.3 (no DTD: every attribute is CDATA).
 fn attribute_value(raw: &str) -> Result<Cow<'_, str>, String> {
-    // Without branches, for most have nothing of the kind.
-    let special = |any, byte: &u8| any | (*byte < b' ') | (*byte == b'&') | (*byte == b'<');
-    if !raw.as_bytes().iter().fold(false, special) {
+    let is_special = |byte: &u8| *byte < b' ' || matches!(byte, b'&' | b'<');
+    if !raw.as_bytes().iter().any(is_special) {
         return Ok(Cow::Borrowed(raw));
     }
     let raw = normalise_lines(raw);

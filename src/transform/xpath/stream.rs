@@ -134,7 +134,7 @@ impl Plain {
 pub(crate) enum Source<'a> {
     Text(&'a str),
     /// Bytes that are to be UTF-8, as far as they are read; and where another reading of them has paused:
-    /// each element that is open there is the first of its name in the one around it.
+    /// the tag is the first in the element around it, and each around it the first of its name in its own.
     Bytes(&'a [u8], Option<&'a Pause>),
 }
 
@@ -333,8 +333,8 @@ impl<'p> Search<'p> {
         }
     }
 
-    /// Whether nothing can matter that lies before the place where a reader has paused: the path leads
-    /// through the elements that are open there, by their names alone, and on.
+    /// Whether nothing can matter that lies before the tag that a reader has paused behind: the path leads
+    /// through the elements around it, by their names alone, and on.
     fn leads_to(&self, reader: &Reader<'_>) -> bool {
         let mut steps = self.plain.steps.iter();
         let leads = |step: &PlainStep, local: &str, uri: &str| {
@@ -347,15 +347,14 @@ impl<'p> Search<'p> {
             };
             named && !step.descendant && step.tests.is_empty()
         };
-        reader
-            .open()
-            .all(|(local, uri)| steps.next().is_some_and(|step| leads(step, local, uri)))
+        let mut around = reader.open().take(reader.depth().saturating_sub(1));
+        around.all(|(local, uri)| steps.next().is_some_and(|step| leads(step, local, uri)))
             && steps.next().is_some()
     }
 
-    /// Takes up the search where a reader has paused to which it [`leads_to`](Self::leads_to).
+    /// Takes up the search at the tag of a reader that it [`leads_to`](Self::leads_to).
     fn skip_to(&mut self, reader: &Reader<'_>) {
-        for depth in 1..=reader.depth() {
+        for depth in 1..reader.depth() {
             self.states.push(1 << depth);
         }
     }
@@ -572,8 +571,7 @@ mod tests {
         }
     }
 
-    /// Every place behind a start tag, as far as the document can be read, where each open element is
-    /// the first of its name in the one around it.
+    /// Every place, as far as the document can be read, that [`Source::Bytes`] allows.
     fn pauses(text: &str, limits: &XmlLimits) -> Vec<Pause> {
         let mut reader = Reader::of_bytes(text.as_bytes(), limits);
         let mut seen: Vec<Vec<(String, String)>> = vec![Vec::new()];
@@ -585,10 +583,11 @@ mod tests {
                     let tag = reader.tag();
                     let name = (tag.local.to_owned(), tag.namespace().to_owned());
                     let siblings = seen.last_mut().unwrap();
+                    if repeated == 0 && siblings.is_empty() {
+                        pauses.extend(reader.pause());
+                    }
                     if repeated > 0 || siblings.contains(&name) {
                         repeated += 1;
-                    } else {
-                        pauses.extend(reader.pause());
                     }
                     siblings.push(name);
                     seen.push(Vec::new());
@@ -639,7 +638,7 @@ mod tests {
 
     #[test]
     fn what_lies_before_a_pause_is_read_once() {
-        let text = "<a xmlns='u'><x>0</x><b y='1'><c>1</c></b></a>";
+        let text = "<a xmlns='u'><x>0</x><b y='1'><c z='2'>1</c></b></a>";
         let pause = pauses(text, &limits()).swap_remove(2);
         // What would be a mistake to whoever reads it.
         let marred = text.replace("y='1'", "y=<1'");
@@ -653,6 +652,9 @@ mod tests {
         assert_eq!(first("/u:a/u:b/u:c", &allowed), one);
         assert_eq!(first("/u:a/u:b//u:c", &allowed), one);
         assert_eq!(first("/u:a/u:b/u:c/text()", &allowed), one);
+        assert_eq!(first("/u:a/u:b/u:c[@z='2']", &allowed), one);
+        let two = Ok(Some("2".to_owned()));
+        assert_eq!(first("/u:a/u:b/u:c/@z", &allowed), two);
         for path in [
             "//u:c",
             "/u:a/*/u:c",
