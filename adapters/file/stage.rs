@@ -199,8 +199,17 @@ impl Stage for StagedFile {
     }
 
     fn commit(&self) -> BoxFuture<'_, Result<(), SendError>> {
+        let body = self.body.clone();
+        self.blocking(move |token| {
+            commit(token, body.as_ref()).map_err(|error| failure(&error, &token.shown()))?;
+            reserve::release(token);
+            Ok(())
+        })
+    }
+
+    fn commit_again(&self) -> BoxFuture<'_, Result<(), SendError>> {
         self.blocking(|token| {
-            commit(token).map_err(|error| failure(&error, &token.shown()))?;
+            commit_again(token).map_err(|error| failure(&error, &token.shown()))?;
             reserve::release(token);
             Ok(())
         })
@@ -342,28 +351,58 @@ fn fill(mut file: File, token: &Token, body: &[u8]) -> io::Result<()> {
     file.sync_all()
 }
 
-fn commit(token: &Token) -> io::Result<()> {
-    let folder = match open_folder(&token.dir, &token.folders, false) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        other => other?,
-    };
+/// Gives what was staged its name. Somebody may have taken it away meanwhile: then it is written anew, or, where
+/// only an earlier process knew the content, is an error.
+fn commit(token: &Token, body: Option<&Bytes>) -> io::Result<()> {
+    let folder = open_folder(&token.dir, &token.folders, false)?;
     let temporary = token.temporary();
-    match status(&folder, &temporary)? {
-        // What was staged and is gone has been committed: nothing else takes it away.
+    if status(&folder, &temporary)?.is_none() && !has_its_name(&folder, token, body)? {
+        match body {
+            Some(body) => write_temporary(&folder, token, body)?,
+            None => {
+                return Err(io::Error::other(format!(
+                    "{temporary} in its folder, which held it until the message was decided, was taken away by somebody; \
+                     once a file of that name is there again it is given its name"
+                )));
+            }
+        }
+    }
+    finish(&folder, token)
+}
+
+/// As [`commit`] after a crash: what was staged and is gone had been given its name, and may have been taken
+/// by its reader since.
+fn commit_again(token: &Token) -> io::Result<()> {
+    finish(&open_folder(&token.dir, &token.folders, false)?, token)
+}
+
+/// Whether the file with the name is this message's own.
+fn has_its_name(folder: &OwnedFd, token: &Token, body: Option<&Bytes>) -> io::Result<bool> {
+    match (status(folder, &token.name)?, body) {
+        (None, _) => Ok(false),
+        (Some(there), Some(body)) => is_own(folder, token, there, body),
+        (Some(_), None) => Ok(marked(folder, &token.name, token)),
+    }
+}
+
+fn finish(folder: &OwnedFd, token: &Token) -> io::Result<()> {
+    let temporary = token.temporary();
+    match status(folder, &temporary)? {
+        // It has its name.
         None => {}
         // Linked to its name already, by a file system without renames that replace nothing.
-        Some(staged) if staged.linked => remove(&folder, &temporary)?,
-        Some(_) => match give_name(&folder, token) {
+        Some(staged) if staged.linked => remove(folder, &temporary)?,
+        Some(_) => match give_name(folder, token) {
             // Somebody put a file there after staging. The decision has fallen: nobody's file is
             // replaced and this one gets a number.
             Err(error) if disk::is_taken(&error) => {
-                let name = rename_numbered(&folder, token, &temporary)?;
+                let name = rename_numbered(folder, token, &temporary)?;
                 tracing::warn!(file = %token.shown(), written_as = %name, "the name was taken after the message was accepted");
             }
             other => other?,
         },
     }
-    disk::sync_folder(&folder)
+    disk::sync_folder(folder)
 }
 
 /// Gives the temporary file its name; `AlreadyExists` when it is another's and must not be replaced.
@@ -739,6 +778,34 @@ mod tests {
         resumed.commit().await.unwrap();
         assert_eq!(names(dir.path()), ["x"]);
         resumed.commit().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_somebody_took_away_before_it_had_its_name_does_not_count_as_done() {
+        let dir = tempfile::tempdir().unwrap();
+        let (out, aside) = (dir.path().join("out"), dir.path().join("aside"));
+        let token = token(&out, "x", Exists::Fail);
+        let staged = StagedFile::new(token.clone(), Some(Bytes::from("body")));
+        staged.stage().await.unwrap();
+        fs::rename(&out, &aside).unwrap();
+        let error = staged.commit().await.unwrap_err();
+        assert_eq!(error.class, Class::Outage);
+        fs::create_dir(&out).unwrap();
+        // Only an earlier process knew the content.
+        let resumed = StagedFile::resumed(token.clone());
+        let error = resumed.commit().await.unwrap_err();
+        assert!(
+            error.detail.contains(&token.temporary()),
+            "{}",
+            error.detail
+        );
+        // After a crash it may have had its name, and a reader who took it.
+        resumed.commit_again().await.unwrap();
+        assert!(names(&out).is_empty());
+        staged.commit().await.unwrap();
+        assert_eq!(fs::read(out.join("x")).unwrap(), b"body");
+        resumed.commit().await.unwrap();
+        assert_eq!(names(&out), ["x"]);
     }
 
     #[tokio::test]

@@ -17,17 +17,17 @@ LANES = 32
 FAILING = 100
 
 
-def raw_log(setup):
+def raw_log(setup, how="synced"):
     """One file for all runs: making it is nobody's to pay."""
-    return limit("log", setup.under_test, os.path.join(Place.work(), "log.bin"), "synced")
+    return limit("log", setup.under_test, os.path.join(Place.work(), "log.bin"), how)
 
 
 def accept(setup):
     """5: a message is acknowledged when it is synced; beside a raw log with group commit behind HTTP."""
     body = order(KIB)
 
-    def raw(connections):
-        with raw_log(setup) as program:
+    def raw(connections, how="synced"):
+        with raw_log(setup, how) as program:
             return loaded(setup, program, connections, body)[0]
 
     def bus(connections, **variables):
@@ -58,7 +58,7 @@ def accept(setup):
         if connections >= 32:
             aims = [at_least("rate, of the raw log", 0.6, lambda case: case.ratio("xbus", "limit")),
                     at_least("rate, of our own without sync", 0.8, lambda case: case.ratio("xbus", "xbus, store in memory"))]
-        sides = {"limit": raw, "xbus": bus, "xbus, store in memory": in_memory}
+        sides = {"limit": raw, "limit, not synced": partial(raw, how="unsynced"), "xbus": bus, "xbus, store in memory": in_memory}
         yield Case(f"5 durable accept, 1 KiB, c={connections}", {name: partial(side, connections) for name, side in sides.items()}, aims)
 
 

@@ -33,13 +33,15 @@ def connections(setup):
                     return found | ({"start": running.started * 1e3} if of_bus else {})
         return run
 
-    def slow(program, destination):
+    def slow(spread):
         """Each caller sends a known number of requests, so that the rate has no ragged edge."""
-        meter = Meter(program.pids(), destination.pids())
-        found = tool("load", setup.under_test, "/in/r{lane}", callers, 120, callers * each, 1024, meter=meter)
-        spent = meter.read()
-        must(not found["errors"] and found["requests"] == callers * each, f"7: {found}")
-        return found | {"cpu": spent["own"] / found["requests"] * 1e6, "foreign": spent["foreign"]}, found["requests"], 0
+        def measure(program, destination):
+            meter = Meter(program.pids(), destination.pids())
+            found = tool("load", setup.under_test, "/in/r{lane}", callers, 120, callers * each, 1024, callers, spread, meter=meter)
+            spent = meter.read()
+            must(not found["errors"] and found["requests"] == callers * each, f"7: {found}")
+            return found | {"cpu": spent["own"] / found["requests"] * 1e6, "foreign": spent["foreign"]}, found["requests"], 0
+        return measure
 
     def quick(program, destination):
         found, count = loaded(setup, program, callers, order(1024), path="/in/r%d", paths=routes, also=[destination])
@@ -48,9 +50,11 @@ def connections(setup):
     def sides(delay, measure):
         return {"limit": side(proxy, False, delay, measure), "xbus": side(bus, True, delay, measure)}
 
-    yield Case(f"7 {callers} connections, {routes} routes, 500 ms", sides(500, slow),
-               [at_least("rate, of connections ÷ delay", 0.98, lambda case: case.of("xbus", "of limit")),
-                at_most("resident MiB at the most", 64, lambda case: case.of("xbus", "memory")),
-                at_most("ms to start", 200, lambda case: case.of("xbus", "start"))])
-    yield Case(f"7 {callers} connections, {routes} routes, 30 ms", sides(30, quick),
+    slowly = [at_least("rate, of connections ÷ delay", 0.98, lambda case: case.of("xbus", "of limit")),
+              at_most("resident MiB at the most", 64, lambda case: case.of("xbus", "memory"))]
+    starts = [at_most("ms to start", 200, lambda case: case.of("xbus", "start"))]
+    name = f"7 {callers} connections, {routes} routes"
+    yield Case(f"{name}, 500 ms", sides(500, slow(0)), slowly + starts)
+    yield Case(f"{name}, 500 ms, spread", sides(500, slow(500)), slowly)
+    yield Case(f"{name}, 30 ms", sides(30, quick),
                [at_most("resident MiB at the most", 64, lambda case: case.of("xbus", "memory"))])

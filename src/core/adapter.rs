@@ -127,7 +127,11 @@ pub trait Stage: Send + Sync {
     fn stage(&self) -> BoxFuture<'_, Result<(), SendError>>;
     /// Makes it visible, durably. It ends by itself, however long the destination takes.
     fn commit(&self) -> BoxFuture<'_, Result<(), SendError>>;
-    /// The same until `deadline`. A sender whose commit may have arrived by then says so in a method
+    /// The same, where a process that has died may have done so already.
+    fn commit_again(&self) -> BoxFuture<'_, Result<(), SendError>> {
+        self.commit()
+    }
+    /// As [`Stage::commit`] until `deadline`. A sender whose commit may have arrived by then says so in a method
     /// of its own; otherwise a commit that is not done by then counts as not done, and is repeated.
     fn commit_until(&self, deadline: Instant) -> BoxFuture<'_, Result<(), SendError>> {
         Box::pin(crate::distribute::within(deadline, self.commit()))

@@ -347,11 +347,11 @@ impl Bus {
         }
     }
 
-    /// Goes on with a decided distribution in the background.
-    pub(crate) fn finish_later(self: &Arc<Self>, id: MessageId) {
+    /// Goes on with a decided distribution in the background, see [`recovery::finish`].
+    pub(crate) fn finish_later(self: &Arc<Self>, id: MessageId, crashed: bool) {
         let bus = self.clone();
         self.tasks
-            .spawn(async move { recovery::finish(&bus, id).await });
+            .spawn(async move { recovery::finish(&bus, id, crashed).await });
     }
 
     /// Decides what an unknown outcome was: done (`commit`) or not. Gives the entry as it is then.

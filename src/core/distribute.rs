@@ -1,7 +1,7 @@
 //! Distribution: every target gets the same message, all or nothing.
 //!
 //! The order is make, stage, deliver, commit (see docs/guarantees.md). A single target needs no
-//! protocol: its own answer is the decision. Targets that are all entries of embedded queues need
+//! protocol, but where a repeat has to be known: its own answer is the decision. Targets that are all entries of embedded queues need
 //! none either: one commit of the store takes them all.
 
 use std::sync::Arc;
@@ -63,7 +63,7 @@ impl<'a> Journey<'a> {
         } else if outside == 0 {
             self.decide(&made, &[]).await?;
             reply.status
-        } else if made.len() == 1 && !self.begun {
+        } else if made.len() == 1 && !self.begun && !self.may_be_repeated() {
             self.single(&made[0]).await?;
             reply.status
         } else {
@@ -154,6 +154,12 @@ impl<'a> Journey<'a> {
             )));
         }
         Ok(())
+    }
+
+    /// Whether a caller that learns nothing, since the bus is killed, comes again with a key by which it
+    /// is to be known: then even one target alone needs records that outlive the kill.
+    fn may_be_repeated(&self) -> bool {
+        self.waits && self.underway.is_some()
     }
 
     /// One target outside of the store: its answer is the decision.
@@ -327,7 +333,10 @@ impl<'a> Journey<'a> {
                 },
             );
         }
-        let changes: Vec<Change> = records.iter().map(|r| r.change(self.id())).collect();
+        let mut changes: Vec<Change> = records.iter().map(|r| r.change(self.id())).collect();
+        if !self.begun {
+            changes.extend(self.underway.clone());
+        }
         self.bus
             .store()
             .commit(Commit::from(changes), Durability::Synced)
@@ -529,7 +538,7 @@ impl<'a> Journey<'a> {
         if open.is_empty() {
             return status;
         }
-        self.bus.finish_later(self.id());
+        self.bus.finish_later(self.id(), false);
         Status::Accepted
     }
 
@@ -631,7 +640,11 @@ impl<'a> Journey<'a> {
         let mut clean = self.undo_all_stages(&staged).await;
         while let Some(done) = self.done.pop() {
             match compensate(self.bus, self.route, &self.context, &done).await {
-                Ok(()) => self.note(&done.step.name, Outcome::Compensated, None),
+                Ok(()) => {
+                    self.note(&done.step.name, Outcome::Compensated, None);
+                    let step = done.step.name.clone();
+                    self.write(vec![Record::Compensated { step }]).await;
+                }
                 Err(fault) => {
                     clean = false;
                     self.in_doubt = true;

@@ -103,6 +103,12 @@ impl First<'_> {
         self.change(keep, encode(self.print, message, Ok(&reply)))
     }
 
+    /// What is remembered before anything happens that cannot be seen as not having happened: the outcome is
+    /// unknown, and the journal tells it once a crash has been looked into.
+    pub(crate) fn underway(&self, keep: Duration, message: &Message) -> Change {
+        self.change(keep, encode(self.print, message, Err(())))
+    }
+
     /// What is remembered at the end: the answer; nothing of a failure, so that a repeat may
     /// succeed; of an unknown outcome that it is unknown.
     pub(crate) async fn end(

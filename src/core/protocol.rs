@@ -35,6 +35,8 @@ pub(crate) enum Record {
     InDoubt,
     /// The decision: all of it is to happen.
     Decided,
+    /// What it did was made good, which is not to be done twice.
+    Compensated { step: Arc<str> },
 }
 
 /// A target in a Targets record.
@@ -102,6 +104,9 @@ impl Record {
             Record::Decided => {
                 out.u8(7);
             }
+            Record::Compensated { step } => {
+                out.u8(8).text(step);
+            }
         }
         out.finish()
     }
@@ -131,6 +136,7 @@ impl Record {
             5 => Record::Refused { step: data.name()? },
             6 => Record::InDoubt,
             7 => Record::Decided,
+            8 => Record::Compensated { step: data.name()? },
             _ => return None,
         })
     }
@@ -237,6 +243,9 @@ mod tests {
                 response: message.clone(),
             },
             Record::Decided,
+            Record::Compensated {
+                step: "book".into(),
+            },
         ];
         for record in &records {
             let back = Record::decode(record.encode()).expect("readable");

@@ -44,6 +44,8 @@ struct Story {
     open: Vec<Arc<str>>,
     /// Compensable requests that were answered, in order.
     ended: Vec<(Arc<str>, Arc<Message>, Arc<Message>)>,
+    /// Those of which nothing is left to compensate.
+    compensated: Vec<Arc<str>>,
     in_doubt: bool,
     decided: bool,
 }
@@ -57,7 +59,7 @@ pub(crate) async fn recover(bus: &Arc<Bus>) {
         };
         if story.decided {
             story.reopen(bus).await;
-            bus.finish_later(id);
+            bus.finish_later(id, true);
         } else if story.in_doubt || !story.open.is_empty() {
             story.keep_in_doubt(bus).await;
         } else {
@@ -66,8 +68,9 @@ pub(crate) async fn recover(bus: &Arc<Bus>) {
     }
 }
 
-/// Makes the staged targets of a decided distribution visible, again until done.
-pub(crate) async fn finish(bus: &Arc<Bus>, id: MessageId) {
+/// Makes the staged targets of a decided distribution visible, again until done. `crashed`: a process that
+/// has died may have done so with some of them.
+pub(crate) async fn finish(bus: &Arc<Bus>, id: MessageId, crashed: bool) {
     let mut failed = 0;
     loop {
         let story = bus
@@ -77,7 +80,7 @@ pub(crate) async fn finish(bus: &Arc<Bus>, id: MessageId) {
             .find(|(known, _)| *known == id)
             .and_then(|(id, records)| Story::read(id, records));
         let Some(story) = story else { return };
-        if story.try_to_finish(bus).await {
+        if !story.decided || story.try_to_finish(bus, crashed).await {
             return;
         }
         failed += 1;
@@ -161,6 +164,7 @@ impl Story {
             targets: Vec::new(),
             open: Vec::new(),
             ended: Vec::new(),
+            compensated: Vec::new(),
             in_doubt: false,
             decided: false,
         };
@@ -180,6 +184,10 @@ impl Story {
                 Record::Refused { step } => story.open.retain(|open| *open != step),
                 Record::InDoubt => story.in_doubt = true,
                 Record::Decided => story.decided = true,
+                Record::Compensated { step } => {
+                    story.ended.retain(|(ended, ..)| *ended != step);
+                    story.compensated.push(step);
+                }
             }
         }
         Some(story)
@@ -329,6 +337,9 @@ impl Story {
                 set(entry, &planned.target, Outcome::Undone, None);
             }
         }
+        for name in &self.compensated {
+            set(entry, name, Outcome::Compensated, None);
+        }
         let context = Context::new(route.name.clone(), self.received.clone());
         for (name, request, response) in self.ended.iter().rev() {
             let Some(step) = step_named(route, name) else {
@@ -345,6 +356,8 @@ impl Story {
                 return false;
             }
             set(entry, name, Outcome::Compensated, None);
+            let step = name.clone();
+            commit(bus, vec![Record::Compensated { step }.change(self.id)]).await;
         }
         true
     }
@@ -383,30 +396,33 @@ impl Story {
                 bus.wake(queue, key);
             }
         }
-        if !self.try_to_finish_as(bus, true).await {
-            bus.finish_later(self.id);
+        if !self.try_to_finish(bus, false).await {
+            bus.finish_later(self.id, false);
         }
         Ok(())
     }
 
-    async fn try_to_finish(&self, bus: &Arc<Bus>) -> bool {
-        self.try_to_finish_as(bus, self.decided).await
-    }
-
     /// Makes what is staged visible; whether that is done.
-    async fn try_to_finish_as(&self, bus: &Arc<Bus>, decided: bool) -> bool {
-        if !decided {
-            return true;
-        }
+    async fn try_to_finish(&self, bus: &Arc<Bus>, crashed: bool) -> bool {
         let Some(route) = self.route(bus) else {
             return false;
         };
         let Some(stages) = self.stages(&route) else {
             return false;
         };
+        // What this process has made visible is not looked for: its reader may have taken it.
+        let entry = self.entry(bus);
+        let done = |name: &Arc<str>| {
+            let mut targets = entry.targets.iter();
+            targets.any(|target| target.name == *name && target.outcome == Outcome::Delivered)
+        };
         let mut changes = Vec::new();
-        for (target, stage) in &stages {
-            if let Err(error) = stage.commit().await {
+        for (target, stage) in stages.iter().filter(|(target, _)| !done(target)) {
+            let committed = match crashed {
+                true => stage.commit_again().await,
+                false => stage.commit().await,
+            };
+            if let Err(error) = committed {
                 tracing::warn!(id = %self.id, %target, error = %error.detail, "a decided target is not visible yet");
                 bus.incidents().failed(
                     &self.route,
@@ -416,6 +432,9 @@ impl Story {
                     Some(self.id),
                     None,
                 );
+                if !changes.is_empty() {
+                    commit(bus, changes).await;
+                }
                 return false;
             }
             bus.incidents().succeeded(&self.route, target);

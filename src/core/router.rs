@@ -39,6 +39,8 @@ pub(crate) struct Journey<'a> {
     pub(crate) done: Vec<Compensable<'a>>,
     /// Keys to remember in the commit that accepts the message.
     pub(crate) remember: Vec<Change>,
+    /// The key of `once`, remembered with the protocol's first record.
+    pub(crate) underway: Option<Change>,
     /// Some target's outcome, or that of a compensation, is unknown.
     pub(crate) in_doubt: bool,
     /// The message is what was received: it is worth keeping.
@@ -125,6 +127,7 @@ impl<'a> Journey<'a> {
                     until: None,
                 })
                 .collect(),
+            underway: None,
             in_doubt: false,
             complete: true,
             journalled: false,
@@ -186,6 +189,7 @@ impl<'a> Journey<'a> {
             }
             Turn::First(first) => {
                 self.remember.push(first.remember(plan.keep, &received));
+                self.underway = Some(first.underway(plan.keep, &received));
                 let result = self.travel().await;
                 first
                     .end(bus.store(), &result, self.in_doubt, plan.keep, &received)

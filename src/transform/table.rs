@@ -76,7 +76,7 @@ impl Table {
                     {
                         return Err(format!(
                             "not valid CSV: the quote that opens in line {} is never closed",
-                            text[..at].matches('\n').count() + 1
+                            line(text, at)
                         ));
                     }
                 }
@@ -98,9 +98,10 @@ impl Table {
             }
             first = false;
             if named && record.len() != table.columns.len() {
+                let begin = record.position().map_or(0, csv::Position::byte);
                 return Err(format!(
                     "not valid CSV: line {} has {} fields, the header has {}",
-                    record.position().map_or(0, csv::Position::line),
+                    line(text, usize::try_from(begin).unwrap_or_default()),
                     record.len(),
                     table.columns.len()
                 ));
@@ -118,6 +119,21 @@ impl Table {
         let from = if at == 0 { 0 } else { self.ends[at - 1] };
         &self.cells[from..self.ends[at]]
     }
+}
+
+/// The 1-based line of the record that is read from a byte on. The crate begins to read it before the line
+/// feed of the line before, and before empty lines.
+fn line(text: &str, from: usize) -> usize {
+    let text = text.as_bytes();
+    let ends = |byte: &u8| matches!(byte, b'\r' | b'\n');
+    let skipped = text[from..].iter().take_while(|byte| ends(byte)).count();
+    let before = &text[..from + skipped];
+    let feeds = before.iter().filter(|byte| **byte == b'\n').count();
+    let lone = before
+        .iter()
+        .enumerate()
+        .filter(|(at, byte)| **byte == b'\r' && text.get(at + 1) != Some(&b'\n'));
+    feeds + lone.count() + 1
 }
 
 /// Where the quoted field begins that does not end before the text does; `from` begins a record.
@@ -264,8 +280,17 @@ mod tests {
     #[test]
     fn ragged_rows_and_doubled_columns_are_refused() {
         let options = CsvOptions::default();
-        let error = Table::parse("a,b\n1,2\n3\n", &options).unwrap_err();
-        assert!(error.contains("line 3 has 1 fields"), "{error}");
+        for text in [
+            "a,b\n1,2\n3\n",
+            "a,b\r\n1,2\r\n3\r\n",
+            "a,b\r1,2\r3\r",
+            "a,b\n\n3\n",
+            "a,b\r\n\r\n3\r\n",
+            "a,\"\nb\"\n3\n4,5",
+        ] {
+            let error = Table::parse(text, &options).unwrap_err();
+            assert!(error.contains("line 3 has 1 fields"), "{text}: {error}");
+        }
         assert!(Table::parse("a,a\n", &options).is_err());
     }
 }

@@ -30,6 +30,7 @@ mod log;
 mod mail;
 mod mail_sending;
 mod mailbox;
+mod once;
 mod rabbit_harness;
 mod refused;
 mod regressions;

@@ -1,6 +1,9 @@
 //! Sync distribution, all or nothing: definite failures, unknown outcomes, compensation, and
 //! crashes in the middle.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use crate::support::{Answer, Destination, Installation, post, wait_for};
@@ -289,6 +292,106 @@ invoke:
     assert_eq!(target(&failed[0], "first")["outcome"], "compensated");
 }
 
+/// Two compensable targets and one that fails; the second compensation ends as `unbook` says while `broken` is set.
+fn half_compensated(
+    broken: &Arc<AtomicBool>,
+    unbook: fn() -> Answer,
+) -> (Destination, Installation) {
+    let broken = broken.clone();
+    let system = Destination::with(move |got| match got.path.as_str() {
+        "/last" => Answer::Status(500, "text/plain", Vec::new()),
+        "/unfirst" if broken.load(SeqCst) => unbook(),
+        _ => Answer::ok(),
+    });
+    let installation = Installation::new();
+    installation.route(
+        "r",
+        &format!(
+            "receive: {{ http: {{ path: /r }} }}
+distribute:
+  - name: first
+    http: {{ url: \"{base}/first\" }}
+    compensate: {{ http: {{ url: \"{base}/unfirst\" }}, timeout: 60s }}
+  - name: second
+    http: {{ url: \"{base}/second\" }}
+    compensate: {{ http: {{ url: \"{base}/unsecond\" }} }}
+  - name: last
+    http: {{ url: \"{base}/last\" }}
+",
+            base = system.url("")
+        ),
+    );
+    (system, installation)
+}
+
+fn paths(system: &Destination) -> Vec<String> {
+    system.got().iter().map(|got| got.path.clone()).collect()
+}
+
+#[test]
+fn what_was_compensated_is_not_compensated_again_when_the_rest_is_resolved() {
+    let broken = Arc::new(AtomicBool::new(true));
+    let refuse = || Answer::Status(500, "text/plain", Vec::new());
+    let (system, installation) = half_compensated(&broken, refuse);
+    let bus = installation.start();
+    let answer = post(bus.http, "/r", "application/json", b"{}");
+    assert_eq!(answer.status, 504, "{}", answer.text());
+    broken.store(false, SeqCst);
+    bus.json(&["messages", "resolve", &answer.id(), "--abort"]);
+    let all = [
+        "/first",
+        "/second",
+        "/last",
+        "/unsecond",
+        "/unfirst",
+        "/unfirst",
+    ];
+    assert_eq!(paths(&system), all);
+    let entry = bus.json(&["messages", "show", &answer.id()]);
+    assert_eq!(entry["outcome"], "failed", "{entry}");
+    for name in ["first", "second"] {
+        assert_eq!(target(&entry, name)["outcome"], "compensated", "{entry}");
+    }
+}
+
+#[test]
+fn what_was_compensated_is_not_compensated_again_after_a_crash() {
+    let broken = Arc::new(AtomicBool::new(true));
+    let hang = || Answer::Hang(Duration::from_secs(60));
+    let (system, installation) = half_compensated(&broken, hang);
+    let bus = installation.start();
+    let address = bus.http;
+    let caller = std::thread::spawn(move || {
+        let json = [("Content-Type", "application/json")];
+        crate::support::request(address, "POST", "/r", &json, b"{}")
+    });
+    system.wait_for_count(5);
+    bus.kill();
+    let _ = caller.join();
+    broken.store(false, SeqCst);
+    let bus = installation.start();
+    let failed = wait_for("the journal", || {
+        let failed = bus.json(&["messages", "--outcome", "failed"]);
+        (failed.as_array().map(Vec::len) == Some(1)).then_some(failed)
+    });
+    let all = [
+        "/first",
+        "/second",
+        "/last",
+        "/unsecond",
+        "/unfirst",
+        "/unfirst",
+    ];
+    assert_eq!(paths(&system), all);
+    for name in ["first", "second"] {
+        assert_eq!(
+            target(&failed[0], name)["outcome"],
+            "compensated",
+            "{failed}"
+        );
+    }
+}
+
 #[test]
 fn without_rollback_all_targets_run_and_the_journal_says_which_had_it() {
     let good = Destination::start();
@@ -316,4 +419,30 @@ distribute:
     let entry = bus.json(&["messages", "show", &answer.id()]);
     assert_eq!(target(&entry, "good")["outcome"], "delivered");
     assert_eq!(target(&entry, "bad")["outcome"], "failed");
+}
+
+#[test]
+fn a_staged_file_that_somebody_took_away_is_not_told_to_be_delivered() {
+    let system = Destination::with(|_| Answer::Close);
+    let installation = mixed(&system);
+    let out = installation.path().join("out");
+    let bus = installation.start();
+    let answer = post(bus.http, "/r", "text/plain", b"x");
+    assert_eq!(answer.status, 504, "{}", answer.text());
+    let staged = std::fs::read_dir(&out).expect("a folder");
+    let staged = staged.flatten().next().expect("a staged file").path();
+    std::fs::remove_file(&staged).expect("removed");
+    let id = answer.id();
+    bus.json(&["messages", "resolve", &id, "--commit"]);
+    let entry = bus.json(&["messages", "show", &id]);
+    assert_eq!(entry["outcome"], "pending", "{entry}");
+    assert_eq!(target(&entry, "file")["outcome"], "queued", "{entry}");
+    let alerts = bus.json(&["alerts"]).to_string();
+    assert!(alerts.contains("taken away"), "{alerts}");
+    std::fs::write(&staged, "x").expect("put back");
+    wait_for("the file", || {
+        let entry = bus.json(&["messages", "show", &id]);
+        (entry["outcome"] == "delivered").then_some(())
+    });
+    assert!(out.join(format!("{id}.txt")).exists());
 }

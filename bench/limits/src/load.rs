@@ -1,8 +1,9 @@
 //! Callers that send lanes of numbered messages: the next when the one before was answered well, the same one
 //! again when it was not. So the order of each lane is known, and what was begun is waited for, so that counts are exact.
 //!
-//! `load <port> <path> <callers> <seconds> <count> <size> [<lanes>]` ends after the seconds or the messages, whichever
-//! comes first, and prints what came out. Where there are more lanes than callers each caller has some in turn.
+//! `load <port> <path> <callers> <seconds> <count> <size> [<lanes> [<spread>]]` ends after the seconds or the messages, whichever
+//! comes first, and prints what came out. Where there are more lanes than callers each caller has some in turn. Callers
+//! begin one after the other over `spread` milliseconds, or all at once; the rate leaves that time out.
 //! `{lane}` in the path is the lane; the header `x-lane` has it too. Sent to the destination itself it is the bare
 //! client that delivers lanes in order.
 
@@ -37,22 +38,27 @@ pub struct Load {
     pub count: u64,
     /// Bytes of a message, at least the 16 that hold its lane and number.
     pub size: usize,
+    /// Over which the callers begin.
+    pub spread: Duration,
 }
 
 impl Load {
     /// From the words of the command.
     pub fn read(words: &[&str]) -> Fallible<Self> {
-        let [port, path, callers, seconds, count, size, lanes @ ..] = words else {
-            return Err("load <port> <path> <callers> <seconds> <count> <size> [<lanes>]".into());
+        let [port, path, callers, seconds, count, size, more @ ..] = words else {
+            return Err(
+                "load <port> <path> <callers> <seconds> <count> <size> [<lanes> [<spread>]]".into(),
+            );
         };
         Ok(Self {
             port: port.parse()?,
             path: (*path).to_owned(),
             callers: callers.parse()?,
-            lanes: lanes.first().unwrap_or(callers).parse()?,
+            lanes: more.first().unwrap_or(callers).parse()?,
             seconds: seconds.parse()?,
             count: count.parse()?,
             size: size.parse()?,
+            spread: Duration::from_millis(more.get(1).unwrap_or(&"0").parse()?),
         })
     }
 }
@@ -86,6 +92,7 @@ impl Running {
         stream.set_nodelay(true)?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         tokio::task::spawn_local(connection);
+        tokio::time::sleep(self.load.spread * caller / self.load.callers).await;
         let mut lanes = Vec::new();
         for lane in (caller..self.load.lanes).step_by(self.load.callers as usize) {
             let path = self.load.path.replace("{lane}", &lane.to_string());
@@ -125,7 +132,7 @@ impl Running {
 /// Runs it to its end.
 pub fn run(load: Load) -> Fallible<()> {
     let begun = Instant::now();
-    let callers = load.callers;
+    let (callers, spread) = (load.callers, load.spread);
     let running = Rc::new(Running {
         until: begun + Duration::from_secs_f64(load.seconds),
         load,
@@ -145,7 +152,7 @@ pub fn run(load: Load) -> Fallible<()> {
         }
         Fallible::Ok(())
     })?;
-    let seconds = begun.elapsed().as_secs_f64();
+    let seconds = begun.elapsed().saturating_sub(spread).as_secs_f64();
     let mut took = running.took.take();
     took.sort_unstable();
     let at = |share: f64| {
