@@ -399,6 +399,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The last start tag.
+    #[inline]
     pub fn tag(&self) -> Start<'_, 'a> {
         Start {
             at: self.at,

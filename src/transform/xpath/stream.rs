@@ -259,10 +259,10 @@ impl<'a> Sink<'a> for Search<'_> {
         }
         let steps = &self.plain.steps;
         let mut here = 0;
-        for (at, step) in steps.iter().enumerate() {
-            if above & (1 << at) == 0 {
-                continue;
-            }
+        let mut left = above;
+        while let Some(step) = steps.get(left.trailing_zeros() as usize) {
+            let at = left.trailing_zeros();
+            left &= left - 1;
             if step.descendant {
                 here |= 1 << at;
             }
