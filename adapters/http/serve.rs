@@ -774,6 +774,9 @@ async fn arrival(
         attachments: std::mem::take(&mut carried.attachments),
         format: door.config.format,
     };
+    if let Some(pause) = seen.as_mut().and_then(|seen| seen.pause.take()) {
+        xbus_xml::cache::paused(&message, pause);
+    }
     let mut arrival = Arrival::from(message);
     arrival.caller = caller;
     arrival.passing = passing;
