@@ -13,6 +13,7 @@ use xbus_core::transform::Scope;
 use xbus_core::{Compiler, Problems};
 
 use crate::files::{Files, nearest_file};
+use crate::hidden::{holds_secret, takes_secret};
 use crate::tables::{INVOKE, TARGET};
 use crate::words::{expected, fits, shown, visible};
 
@@ -49,14 +50,15 @@ impl Checker<'_> {
             return true;
         }
         match &node.raw {
-            Raw::Map(_) | Raw::Null => {}
+            Raw::Map(_) | Raw::Null => self.files.judged.open_keys(node),
             _ => {
                 // Of a few keys all are shown.
                 let shown = match tables {
                     [one] if one.len() <= 8 && beside.is_empty() => *one,
                     _ => &[],
                 };
-                return self.wrong(node, &Type::Object(shown), what);
+                let hidden = tables.iter().any(|table| holds_secret(table));
+                return self.wrong_as(node, &Type::Object(shown), what, hidden);
             }
         }
         let fields = || tables.iter().copied().flatten();
@@ -116,6 +118,15 @@ impl Checker<'_> {
 
     /// Checks one value; says whether it is well.
     pub(crate) fn value(&self, node: &Node, kind: &Type, what: &str) -> bool {
+        let judged = &self.files.judged;
+        match kind {
+            Type::Secret => judged.close(node),
+            // Who reads it judges it.
+            Type::Any | Type::Object(_) | Type::Either(_) => {}
+            Type::Map(_) => judged.open_keys(node),
+            kind if takes_secret(kind, true) => {}
+            _ => judged.open(&node.place),
+        }
         if self.files.is_unknown(node) {
             return true;
         }
@@ -210,8 +221,14 @@ impl Checker<'_> {
     }
 
     pub(crate) fn wrong(&self, node: &Node, kind: &Type, what: &str) -> bool {
+        self.wrong_as(node, kind, what, takes_secret(kind, true))
+    }
+
+    /// The same; a text that may be a secret is not told.
+    fn wrong_as(&self, node: &Node, kind: &Type, what: &str, hidden: bool) -> bool {
         let found = match &node.raw {
             Raw::Null => String::from("nothing"),
+            Raw::Scalar(_) if hidden => String::from("a text"),
             Raw::Scalar(scalar) => shown(scalar),
             Raw::List(_) => String::from("a list"),
             Raw::Map(_) => String::from("a map"),

@@ -10,6 +10,7 @@ use xbus_core::problem::{Place, nearest};
 use xbus_core::spec::{Node, Raw, Scalar};
 
 use crate::environment::{Lookup, Mode, Replace};
+use crate::hidden::Judged;
 use crate::yaml;
 
 /// Largest file that is read as YAML, in bytes.
@@ -26,6 +27,8 @@ pub(crate) struct Files {
     unknown: BTreeSet<Place>,
     /// Files that were found to be there: many routes name the same ones.
     found: Mutex<HashSet<PathBuf>>,
+    /// What of them may be quoted.
+    pub(crate) judged: Judged,
 }
 
 /// What reading a file takes.
@@ -64,9 +67,16 @@ impl Files {
         Some(root)
     }
 
-    /// Lets go of the text of a file about which there is nothing more to say.
-    pub(crate) fn forget_text(&mut self, path: &Path) {
+    /// Lets go of what is only known to tell of mistakes in a file.
+    pub(crate) fn forget(&mut self, path: &Path) {
         self.texts.remove(path);
+        self.judged.forget(path);
+    }
+
+    /// The text of a file of the folder `root`.
+    pub(crate) fn text(&self, root: &Path, path: &Path) -> Option<String> {
+        let read = || std::fs::read_to_string(root.join(path)).ok();
+        self.texts.get(path).cloned().or_else(read)
     }
 
     /// Whether there is a file of that path.

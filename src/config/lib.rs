@@ -16,6 +16,7 @@ mod compile;
 mod compiled;
 mod environment;
 mod files;
+mod hidden;
 mod lane;
 mod receive;
 mod render;
@@ -192,7 +193,9 @@ impl<'a> Installation<'a> {
                 lenient: self.mode == Mode::Check,
             };
             drafts.extend(shop.route(path, &node));
-            self.files.forget_text(path);
+            if !self.problems.are_of(path) {
+                self.files.forget(path);
+            }
         }
         let (healths, brokers) = seen_as(kinds, &connections);
         rules::across(&drafts, &brokers, &self.problems);
@@ -216,6 +219,18 @@ impl<'a> Installation<'a> {
             plan
         });
         let mut problems = self.problems.into_sorted();
+        let tables = tables::ALL.iter().copied().chain([extra]);
+        let names = hidden::Names::new(tables.chain(kinds.iter().flat_map(|kind| {
+            [
+                kind.receiver.as_ref().map(|receiver| receiver.fields),
+                kind.sender.as_ref().map(|sender| sender.fields),
+                kind.connection.as_ref().map(|connection| connection.fields),
+            ]
+            .into_iter()
+            .flatten()
+        })));
+        let text_of = |file: &Path| self.files.text(&self.root, file);
+        self.files.judged.hide(&mut problems, text_of, &names);
         problems.dedup_by(|a, b| a.place == b.place && a.code == b.code && a.message == b.message);
         let loaded = plan.map(|plan| Loaded {
             plan,

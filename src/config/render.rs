@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Write;
+use std::ops::Range;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -40,7 +41,8 @@ pub fn render(problems: &[Problem], root: &Path, colour: bool) -> String {
             .checked_sub(1)
             .and_then(|skip| source.as_deref()?.lines().nth(skip));
         if let Some(line) = line {
-            quote(&mut out, line, place.line, place.column, &paint, style);
+            let (line, column) = masked(line, place.column, &problem.hidden);
+            quote(&mut out, &line, place.line, column, &paint, style);
         }
         if let Some(help) = &problem.help {
             let _ = writeln!(out, "  {} {}", paint.with("1;36", "help:"), clean(help));
@@ -77,6 +79,60 @@ fn quote(out: &mut String, line: &str, number: usize, column: usize, paint: &Pai
         let mark = "^".repeat(token(&line, before).max(1));
         let _ = writeln!(out, " {margin} {bar} {gap}{}", paint.with(style, &mark));
     }
+}
+
+/// What stands for what is not shown: as long whatever it hides.
+const MASK: &str = "***";
+
+/// A line without what is hidden on it and without the user parts of URLs, and where its column is then.
+fn masked(line: &str, column: usize, hidden: &[Range<usize>]) -> (String, usize) {
+    let chars: Vec<char> = line.chars().collect();
+    let mut ranges: Vec<Range<usize>> = hidden.iter().cloned().chain(users(&chars)).collect();
+    ranges.sort_by_key(|range| range.start);
+    let (mut out, mut at, mut moved) = (String::with_capacity(line.len()), 0, column);
+    for range in ranges {
+        let end = range.end.min(chars.len());
+        if range.start >= at {
+            out.extend(&chars[at..range.start.min(end)]);
+            if column > range.start {
+                // Within what is hidden the column is where that begins.
+                moved = match column > end {
+                    true => out.chars().count() + MASK.len() + (column - end),
+                    false => out.chars().count() + 1,
+                };
+            }
+            out.push_str(MASK);
+        }
+        at = at.max(end);
+    }
+    out.extend(&chars[at.min(chars.len())..]);
+    (out, moved)
+}
+
+/// Where the user parts of URLs stand, between `://` and `@`.
+fn users(chars: &[char]) -> Vec<Range<usize>> {
+    let mut found = Vec::new();
+    let mut at = 0;
+    while let Some(next) = chars[at..]
+        .windows(3)
+        .position(|three| three == [':', '/', '/'])
+    {
+        let from = at + next + 3;
+        let quote = chars[..from].iter().rev().find(|c| matches!(c, '"' | '\''));
+        let ends = |c: char| match quote {
+            Some(quote) => c == *quote,
+            None => c.is_whitespace() || matches!(c, ',' | '}' | ']'),
+        };
+        let rest = &chars[from..];
+        let rest = &rest[..rest.iter().position(|c| ends(*c)).unwrap_or(rest.len())];
+        if let Some(end) = rest.iter().rposition(|c| *c == '@').filter(|end| *end > 0) {
+            found.push(from..from + end);
+            at = from + end;
+        } else {
+            at = from;
+        }
+    }
+    found
 }
 
 /// How many characters belong to the word or quoted text at a column.

@@ -485,3 +485,9 @@ pub static LOG: &[Field] = &[
     )
     .default("info"),
 ];
+
+/// What the others do not lead to by themselves.
+pub(crate) static ALL: &[&[Field]] = &[
+    BUS, ROUTE, RECEIVE, INVOKE, TARGET, UNDO, REPLY, ASYNC, LANE, LANE_RETRY, RETRY, SCHEMAS,
+    CONVERSION, ADMIN, JOURNAL, DEFAULTS, LOG,
+];

@@ -4,6 +4,7 @@ mod bus;
 mod circles;
 mod environment;
 mod grammar;
+mod hidden;
 mod robust;
 mod values;
 

@@ -71,6 +71,8 @@ pub struct Problem {
     pub place: Place,
     /// How to mend it.
     pub help: Option<String>,
+    /// Columns of its source line, from 0, that nobody shall see: secrets stand there.
+    pub hidden: Vec<std::ops::Range<usize>>,
 }
 
 /// Collects problems; every problem is found before any is reported.
@@ -119,6 +121,7 @@ impl Problems {
             message,
             place: place.clone(),
             help: (!help.is_empty()).then_some(help),
+            hidden: Vec::new(),
         };
         self.0
             .lock()
@@ -141,6 +144,15 @@ impl Problems {
             .unwrap_or_else(|poisoned| poisoned.into_inner())
             .iter()
             .any(|problem| problem.severity == Severity::Error)
+    }
+
+    /// Whether there are any of a file.
+    pub fn are_of(&self, file: &Path) -> bool {
+        let all = self
+            .0
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        all.iter().any(|problem| *problem.place.file == *file)
     }
 
     /// All of them, by file, line and column.

@@ -250,7 +250,7 @@ fn problems_show_the_line_with_a_mark_under_the_column() {
     let (_, problems) = folder.load(Mode::Run);
     assert_eq!(
         render(&problems, folder.root(), false),
-        "error[unknown-key]: 'http' has no key 'max_bdy'\n  --> routes/r.yaml:1:30\n   |\n 1 | receive: { http: { path: /é, max_bdy: 1 } }\n   |                              ^^^^^^^\n  help: did you mean 'max_body'?\n\n1 error\n"
+        "error[unknown-key]: 'http' has no key 'max_bdy'\n  --> routes/r.yaml:1:30\n   |\n 1 | receive: { http: { path: /é, max_bdy: *** } }\n   |                              ^^^^^^^\n  help: did you mean 'max_body'?\n\n1 error\n"
     );
     let coloured = render(&problems, folder.root(), true);
     assert!(coloured.contains("\x1b[1;31merror[unknown-key]\x1b[0m"));
