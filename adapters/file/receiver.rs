@@ -20,7 +20,7 @@ use crate::claim::{BEAT, Busy, CLAIMS, Lease, Refusal};
 use crate::disk::{self, Stamp};
 use crate::events::Events;
 use crate::folders::Done;
-use crate::scan::{Order, Ready, Ripening, Watch, files_beneath};
+use crate::scan::{self, Order, Ready, Ripening, Watch, files_beneath};
 use crate::settle::{Accepted, settle};
 use crate::take::{self, Claimed, Content, Door, Rules, blocking};
 
@@ -267,7 +267,9 @@ fn ready(args: &Args<'_>) -> Option<Ready> {
 
 impl Receiver for FileReceiver {
     fn claim(&self) -> Option<String> {
-        Some(format!("{} in {}", self.pattern, self.watch.dir.display()))
+        // However it is written, it is the same folder.
+        let dir = scan::plain(&self.watch.dir).unwrap_or_else(|| self.watch.dir.clone());
+        Some(format!("{} in {}", self.pattern, dir.display()))
     }
 
     fn takes(&self, file: &Path) -> bool {

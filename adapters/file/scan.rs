@@ -181,7 +181,7 @@ impl Watch {
 }
 
 /// An absolute path without `.` and `..`; nothing when the working directory is gone.
-fn plain(path: &Path) -> Option<PathBuf> {
+pub(crate) fn plain(path: &Path) -> Option<PathBuf> {
     let mut plain = PathBuf::new();
     for part in std::path::absolute(path).ok()?.components() {
         match part {

@@ -750,3 +750,17 @@ async fn a_stop_does_not_wait_for_what_cannot_be_moved_and_the_next_start_moves_
     assert_eq!(route.names().len(), 9, "each was taken once");
     assert!(route.keys.lock().unwrap().is_empty());
 }
+
+#[test]
+fn a_folder_is_the_same_however_it_is_written() {
+    let root = tempfile::tempdir().unwrap();
+    let claim = |dir: &str| {
+        let receiver = build(root.path(), "n1", &[&format!("dir={dir}")]).unwrap();
+        xbus_core::Receiver::claim(&*receiver).unwrap()
+    };
+    let absolute = root.path().join("in").display().to_string();
+    for dir in ["./in", "in/", "in/.", "a/../in", &absolute] {
+        assert_eq!(claim(dir), claim("in"), "{dir}");
+    }
+    assert_ne!(claim("in"), claim("in2"));
+}

@@ -28,7 +28,7 @@ pub static LISTENER_FIELDS: &[Field] = &[
     Field::new(
         "trusted_proxies",
         Type::OneOrMany(&Type::Text),
-        "Networks (`10.0.0.0/8`) whose X-Forwarded-* and Forwarded headers count. From anybody else they are dropped.",
+        "Networks (`10.0.0.0/8`) whose X-Forwarded-* headers count. From anybody else they are dropped.",
     ),
     Field::new(
         "max_connections",

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use croner::errors::CronError;
 use futures_util::future::BoxFuture;
 use jiff::tz::TimeZone;
 use xbus_core::adapter::OpenError;
@@ -75,9 +76,8 @@ pub(crate) fn build(args: Args<'_>) -> Option<Arc<dyn Receiver>> {
 }
 
 fn ticks(args: &Args<'_>) -> Option<Ticks> {
-    let problem = |name: &str, code, message: String, help: &str| {
-        let place = args.place(name);
-        args.build.problems.error(&place, code, message, help);
+    let problem = |name, code, message, help| {
+        tell(args, name, code, message, help);
         None
     };
     match (args.duration("every"), args.text("cron")) {
@@ -92,35 +92,61 @@ fn ticks(args: &Args<'_>) -> Option<Ticks> {
             }
             Some(Ticks::every(period))
         }
-        (None, Some(expression)) => {
-            let name = args.text("timezone")?;
-            let zone = match TimeZone::get(&name) {
-                Ok(zone) => zone,
-                Err(_) => {
-                    return problem(
-                        "timezone",
-                        "unknown-timezone",
-                        format!("there is no time zone '{name}'"),
-                        "write a name of the IANA database such as Europe/Berlin or UTC",
-                    );
-                }
-            };
-            match Ticks::cron(&expression, zone) {
-                Ok(ticks) => Some(ticks),
-                Err(error) => problem(
-                    "cron",
-                    "bad-cron",
-                    format!("the cron expression '{expression}' is wrong: {error}"),
-                    "write five fields: minute, hour, day of month, month, day of week, such as '0 6 * * MON-FRI'",
-                ),
-            }
+        (None, Some(expression)) => cron(args, &expression),
+        (Some(_), Some(expression)) => {
+            tell(
+                args,
+                "every",
+                "bad-schedule",
+                String::from("a schedule cannot have both 'every' and 'cron'"),
+                "keep one of the two",
+            );
+            // What else is wrong with it is told too.
+            cron(args, &expression);
+            None
         }
-        _ => problem(
+        (None, None) => problem(
             "every",
             "bad-schedule",
             String::from("a schedule needs either 'every' or 'cron'"),
             "write every: 5m, or cron: \"0 6 * * *\"",
         ),
+    }
+}
+
+fn tell(args: &Args<'_>, name: &str, code: &'static str, message: String, help: &str) {
+    let place = args.place(name);
+    args.build.problems.error(&place, code, message, help);
+}
+
+fn cron(args: &Args<'_>, expression: &str) -> Option<Ticks> {
+    let name = args.text("timezone")?;
+    let zone = TimeZone::get(&name);
+    if zone.is_err() {
+        tell(
+            args,
+            "timezone",
+            "unknown-timezone",
+            format!("there is no time zone '{name}'"),
+            "write a name of the IANA database such as Europe/Berlin or UTC",
+        );
+    }
+    match Ticks::cron(expression, zone.clone().unwrap_or(TimeZone::UTC)) {
+        Ok(ticks) => zone.is_ok().then_some(ticks),
+        Err(error) => {
+            let (message, help) = match error {
+                CronError::TimeSearchLimitExceeded => (
+                    format!("the cron expression '{expression}' never comes: there is no such day"),
+                    "look at the day of the month beside the month",
+                ),
+                error => (
+                    format!("the cron expression '{expression}' is wrong: {error}"),
+                    "write five fields: minute, hour, day of month, month, day of week, such as '0 6 * * MON-FRI'",
+                ),
+            };
+            tell(args, "cron", "bad-cron", message, help);
+            None
+        }
     }
 }
 
@@ -274,6 +300,94 @@ mod tests {
 
         fn route(&self) -> Arc<str> {
             Arc::from("r")
+        }
+    }
+
+    struct NoCompiler;
+
+    impl xbus_core::Compiler for NoCompiler {
+        fn transform(
+            &self,
+            _: xbus_core::transform::Source<'_>,
+            _: &xbus_core::transform::Scope,
+        ) -> Result<Arc<dyn xbus_core::Transform>, xbus_core::transform::CompileError> {
+            unreachable!()
+        }
+
+        fn expression(
+            &self,
+            _: &str,
+            _: &xbus_core::transform::Scope,
+        ) -> Result<Arc<dyn xbus_core::Expression>, xbus_core::transform::CompileError> {
+            unreachable!()
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_schedule_is_said_at_once() {
+        use xbus_core::problem::{Place, Problems};
+        use xbus_core::spec::{Build, Key, Node, Raw, Role, Scalar};
+        let told = |pairs: &[(&str, &str)]| {
+            let problems = Problems::new();
+            let place = Place::file(std::path::Path::new("r.yaml"));
+            let scalar = |text: &&str| Scalar {
+                text: (*text).to_owned(),
+                literal: Vec::new(),
+                secret: false,
+            };
+            let entries = pairs.iter().map(|(name, text)| {
+                let key = Key {
+                    name: (*name).to_owned(),
+                    place: place.clone(),
+                };
+                let raw = Raw::Scalar(scalar(text));
+                (
+                    key,
+                    Node {
+                        place: place.clone(),
+                        raw,
+                    },
+                )
+            });
+            let node = Node {
+                place: place.clone(),
+                raw: Raw::Map(entries.collect()),
+            };
+            let build = Build {
+                route: "r".into(),
+                step: "receive".into(),
+                role: Role::Other,
+                bus: "bus".into(),
+                node: "n".into(),
+                root: std::path::Path::new("/"),
+                compiler: &NoCompiler,
+                scope: &xbus_core::transform::Scope::default(),
+                connections: &std::collections::BTreeMap::new(),
+                timeout: Duration::from_secs(1),
+                max_body: 1,
+                problems: &problems,
+            };
+            let made = super::build(Args::new(Some(&node), FIELDS, &build));
+            let problems = problems.into_sorted();
+            assert_eq!(made.is_some(), problems.is_empty());
+            let messages = problems.into_iter().map(|problem| problem.message);
+            messages.collect::<Vec<_>>().join("; ")
+        };
+        assert_eq!(told(&[("cron", "0 6 * * *")]), "");
+        assert_eq!(told(&[]), "a schedule needs either 'every' or 'cron'");
+        let never = told(&[("cron", "0 0 30 2 *")]);
+        assert!(never.contains("'0 0 30 2 *' never comes"), "{never}");
+        let all = told(&[
+            ("every", "5s"),
+            ("cron", "61 * * * *"),
+            ("timezone", "No/where"),
+        ]);
+        for part in [
+            "cannot have both",
+            "no time zone 'No/where'",
+            "'61 * * * *' is wrong",
+        ] {
+            assert!(all.contains(part), "{part}: {all}");
         }
     }
 
