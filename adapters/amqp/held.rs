@@ -337,6 +337,7 @@ impl Desk {
             cause,
             replayed: false,
             attempts: held.carried.attempts,
+            fits: None,
         };
         self.door.deliver(arrival, held.ask.is_some()).await
     }

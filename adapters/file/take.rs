@@ -160,6 +160,7 @@ pub(crate) async fn take(
                     cause: None,
                     replayed: false,
                     attempts: attempts - 1,
+                    fits: None,
                 };
                 match door.deliver(arrival).await {
                     Ok(_) => return Some(key),

@@ -109,7 +109,7 @@ impl HttpCall {
     }
 
     async fn exchange(&self, sent: &AtomicBool) -> Result<Message, SendError> {
-        let mut moved: Option<Redirect> = None;
+        let mut moved: Option<Box<Redirect>> = None;
         for _ in 0..=REDIRECTS {
             let (method, target) = match &moved {
                 Some(moved) => (&moved.method, &moved.target),
@@ -134,7 +134,7 @@ impl HttpCall {
             if !good && self.config.follow && head.status.is_redirection() {
                 match self.redirect(method, head.status, &head.headers) {
                     Ok(next) => {
-                        moved = Some(next);
+                        moved = Some(Box::new(next));
                         continue;
                     }
                     Err(why) => {
@@ -153,7 +153,7 @@ impl HttpCall {
     }
 
     fn request(&self, method: &Method, target: &Uri, body: Bytes) -> Request<Full<Bytes>> {
-        let mut headers = self.config.usual.clone();
+        let mut headers = self.config.usual().clone();
         // By name and not by `insert`, for which each name would be hashed.
         for (name, value) in &mut headers {
             match *name {
@@ -199,7 +199,8 @@ impl HttpCall {
     > {
         let destination = &self.config.destination;
         let body = self.body()?;
-        let mut request = self.request(method, target, body.clone());
+        // Made when there is a connection for it, so that nothing holds it while there is none.
+        let mut unsent: Option<Box<Request<Full<Bytes>>>> = None;
         loop {
             let (mut handle, kept) = match destination.take().await {
                 Some(handle) => (handle, true),
@@ -212,15 +213,19 @@ impl HttpCall {
                 }
             };
             let before = sent.swap(true, Relaxed);
-            let mut failure = match handle.try_send_request(request).await {
+            let sending = handle.try_send_request(match unsent.take() {
+                Some(request) => *request,
+                None => self.request(method, target, body.clone()),
+            });
+            let mut failure = match sending.await {
                 Ok(answer) => return Ok((answer, handle)),
                 Err(failure) => failure,
             };
             match failure.take_message() {
-                Some(unsent) => {
+                Some(request) => {
                     sent.store(before, Relaxed);
                     if kept {
-                        request = unsent;
+                        unsent = Some(Box::new(request));
                         continue;
                     }
                     return Err(SendError::outage(format!(
@@ -237,7 +242,6 @@ impl HttpCall {
                     }
                     let harmless = matches!(*method, Method::GET | Method::HEAD);
                     if kept && harmless && (error.is_incomplete_message() || error.is_closed()) {
-                        request = self.request(method, target, body.clone());
                         continue;
                     }
                     let what = if error.is_parse() {

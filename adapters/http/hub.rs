@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use futures_util::FutureExt;
 use futures_util::task::AtomicWaker;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -473,11 +474,11 @@ impl Connections {
             service_fn(move |request| {
                 let connection = connection.clone();
                 let _answering = connection.watch.answering();
-                // hyper keeps room for this future as long as the connection is open.
-                Box::pin(async move {
-                    let answer = serve::answer(&connection, request).await;
+                let answer = serve::answer(connection, request).map(|answer| {
                     Ok::<_, Infallible>(answer.map(|body| Watched { body, _answering }))
-                })
+                });
+                // hyper keeps room for this future as long as the connection is open.
+                Box::pin(answer)
             })
         };
         let mut http = pin!(builder.serve_connection(TokioIo::new(guard), service));

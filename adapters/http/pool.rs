@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http::header::HeaderValue;
+use http::header::{HeaderMap, HeaderValue};
 use http_body_util::Full;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
@@ -56,6 +56,8 @@ pub(crate) struct Destination {
     tls: Option<TlsIdentity>,
     /// `host` or `host:port`, as the header Host says it.
     pub(crate) authority: HeaderValue,
+    /// The headers that all requests have, of those without a body and of those with one.
+    usual: [OnceLock<HeaderMap>; 2],
     idle: [Shelf; SHELVES],
     reaping: AtomicBool,
 }
@@ -109,11 +111,22 @@ impl Destination {
             key,
             tls: secure.then_some(tls),
             authority,
+            usual: Default::default(),
             idle: Default::default(),
             reaping: AtomicBool::new(false),
         });
         same.push(Arc::downgrade(&destination));
         Some(destination)
+    }
+
+    /// The headers that all requests have that are sent with (`bodied`) or without a body, made once for all
+    /// senders.
+    pub(crate) fn usual(
+        &self,
+        bodied: bool,
+        make: impl FnOnce(&HeaderValue) -> HeaderMap,
+    ) -> &HeaderMap {
+        self.usual[usize::from(bodied)].get_or_init(|| make(&self.authority))
     }
 
     /// The idle connections of whoever asks.

@@ -1,9 +1,10 @@
 //! The good answer: what a route replies, in the caller's shape.
 
+use bytes::Bytes;
 use http::StatusCode;
 use http::header::{HeaderName, HeaderValue};
 use http_body_util::Full;
-use xbus_core::{Code, Fault, Format, Reply};
+use xbus_core::{Code, Fault, Fits, Format, Message, Reply};
 
 use crate::door::Config;
 use crate::heads::passes;
@@ -36,15 +37,7 @@ pub(crate) fn answer(
     };
     if let (Shape::Soap(version), true) = (shape, config.soap.is_some()) {
         let charset = given.and_then(xbus_charset::label);
-        let not_xml = |why: String| {
-            Refusal::from(
-                Fault::new(Code::Transform, "the reply is not an XML document").detail(why),
-            )
-        };
-        let (enveloped, changed) = wrap::into_envelope(version, &body, charset).map_err(not_xml)?;
-        if !changed && soap::is_cut_off(&enveloped) {
-            return Err(not_xml("the envelope ends in the middle".to_owned()));
-        }
+        let (enveloped, changed) = envelope(version, message)?;
         let fitting = given
             .is_some_and(|given| xml::essence(given).eq_ignore_ascii_case(version.media_type()));
         if changed || !fitting {
@@ -79,6 +72,27 @@ pub(crate) fn answer(
         }
     }
     Ok((answer, own))
+}
+
+/// A reply as an envelope, and whether that was made of it.
+fn envelope(version: Version, reply: &Message) -> Result<(Bytes, bool), Fault> {
+    let not_xml =
+        |why: String| Fault::new(Code::Transform, "the reply is not an XML document").detail(why);
+    let body = reply.body.bytes();
+    let charset = reply.content_type().and_then(xbus_charset::label);
+    let (enveloped, changed) = wrap::into_envelope(version, body, charset).map_err(not_xml)?;
+    if !changed && soap::is_cut_off(&enveloped) {
+        return Err(not_xml("the envelope ends in the middle".to_owned()));
+    }
+    Ok((enveloped, changed))
+}
+
+/// Whether a reply can be given to a caller of that version: see [`xbus_core::Arrival::fits`].
+pub(crate) fn fits(version: Version) -> Fits {
+    match version {
+        Version::V11 => |reply| envelope(Version::V11, reply).map(drop),
+        Version::V12 => |reply| envelope(Version::V12, reply).map(drop),
+    }
 }
 
 /// Whether an answer goes with the attachments of its reply: with SOAP as the route says, and else where

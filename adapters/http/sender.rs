@@ -166,8 +166,6 @@ pub(crate) struct Config {
     pub(crate) method: Method,
     url: Url,
     pub(crate) destination: Arc<Destination>,
-    /// The headers that every request has; the values of those that differ are filled in.
-    pub(crate) usual: HeaderMap,
     headers: Sent,
     pub(crate) credential: Option<(HeaderName, HeaderValue)>,
     soap: Option<SoapOut>,
@@ -271,7 +269,6 @@ pub(crate) fn build(args: Args<'_>) -> Option<HttpSender> {
     let method = method?;
     Some(HttpSender(Arc::new(Config {
         step: args.build.step.clone(),
-        usual: usual(&destination, &method),
         method,
         destination,
         url,
@@ -336,7 +333,6 @@ pub(crate) fn build_post(args: Args<'_>, step: &str) -> Option<HttpSender> {
     Some(HttpSender(Arc::new(Config {
         step: Arc::from(step),
         method: Method::POST,
-        usual: usual(&destination, &Method::POST),
         destination,
         url,
         headers: Sent::Made(headers?),
@@ -365,20 +361,26 @@ impl HttpSender {
     }
 }
 
-/// The headers of every request, in the order in which they go out.
-fn usual(destination: &Destination, method: &Method) -> HeaderMap {
-    let later = HeaderValue::from_static("");
-    // Room for what hyper looks for, so that a copy does not grow.
-    let mut headers = HeaderMap::with_capacity(12);
-    headers.insert(HOST, destination.authority.clone());
-    for name in [&heads::MESSAGE_ID, &CORRELATION_ID, &IDEMPOTENCY_KEY] {
-        headers.insert(name.clone(), later.clone());
+impl Config {
+    /// The headers that every request has, in the order in which they go out; the values of those
+    /// that differ are to be filled in.
+    pub(crate) fn usual(&self) -> &HeaderMap {
+        let bodied = !matches!(self.method, Method::GET | Method::HEAD);
+        self.destination.usual(bodied, |authority| {
+            let later = HeaderValue::from_static("");
+            // Room for what hyper looks for, so that a copy does not grow.
+            let mut headers = HeaderMap::with_capacity(12);
+            headers.insert(HOST, authority.clone());
+            for name in [&heads::MESSAGE_ID, &CORRELATION_ID, &IDEMPOTENCY_KEY] {
+                headers.insert(name.clone(), later.clone());
+            }
+            if bodied {
+                headers.insert(CONTENT_TYPE, later.clone());
+                headers.insert(CONTENT_LENGTH, later);
+            }
+            headers
+        })
     }
-    if !matches!(*method, Method::GET | Method::HEAD) {
-        headers.insert(CONTENT_TYPE, later.clone());
-        headers.insert(CONTENT_LENGTH, later);
-    }
-    headers
 }
 
 fn url(args: Args<'_>, template: &Template) -> Option<Url> {

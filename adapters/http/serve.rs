@@ -47,11 +47,18 @@ impl Asker {
     }
 }
 
-/// Answers a request.
-pub(crate) async fn answer(connection: &Arc<Connection>, request: Request<Incoming>) -> Answer {
+/// Answers a request. No async function: that would hold the head twice, as it came and as it is read.
+pub(crate) fn answer(
+    connection: Arc<Connection>,
+    request: Request<Incoming>,
+) -> impl Future<Output = Answer> {
+    let (mut head, body) = request.into_parts();
+    async move { answer_to(&connection, &mut head, body).await }
+}
+
+async fn answer_to(connection: &Arc<Connection>, head: &mut Parts, body: Incoming) -> Answer {
     let (_active, ambiguous) = connection.watch.begin();
     let id = MessageId::new();
-    let (mut head, body) = request.into_parts();
     let mut asker = Asker {
         shape: Shape::of(&head.headers),
         addressed: None,
@@ -63,16 +70,16 @@ pub(crate) async fn answer(connection: &Arc<Connection>, request: Request<Incomi
         )
         .status(StatusCode::BAD_REQUEST)
         .close())
-    } else if let Some(described) = describe::answer(connection, &head, id, &mut asker.shape) {
+    } else if let Some(described) = describe::answer(connection, head, id, &mut asker.shape) {
         return match described {
             Ok(answer) => answer,
             Err(refusal) => {
-                Box::pin(refused::tell(connection, &head, id, &refusal)).await;
+                Box::pin(refused::tell(connection, head, id, &refusal)).await;
                 shape::fault(asker.shape, id, &refusal)
             }
         };
     } else {
-        take(connection, &mut head, body, id, &mut asker).await
+        take(connection, head, body, id, &mut asker).await
     };
     let shape = asker.shape;
     let (answer, own, taken) = match result {
@@ -92,7 +99,7 @@ pub(crate) async fn answer(connection: &Arc<Connection>, request: Request<Incomi
         },
         Err(refusal) => {
             if !refusal.delivered {
-                Box::pin(refused::tell(connection, &head, id, &refusal)).await;
+                Box::pin(refused::tell(connection, head, id, &refusal)).await;
             }
             (shape::fault(shape, id, &refusal), true, None)
         }
@@ -767,9 +774,15 @@ async fn arrival(
         attachments: std::mem::take(&mut carried.attachments),
         format: door.config.format,
     };
+    if let Some(pause) = seen.as_mut().and_then(|seen| seen.pause.take()) {
+        xbus_xml::cache::paused(&message, pause);
+    }
     let mut arrival = Arrival::from(message);
     arrival.caller = caller;
     arrival.passing = passing;
+    if let (Some(seen), true) = (&*seen, door.config.soap.is_some()) {
+        arrival.fits = seen.version.map(reply::fits);
+    }
     Ok((arrival, one_way))
 }
 

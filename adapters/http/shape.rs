@@ -334,12 +334,12 @@ pub(crate) fn ack_status(status: Status) -> StatusCode {
 }
 
 fn acknowledgement_element(id: MessageId, status: &str) -> String {
-    let id = id.to_string();
+    let mut buffer = [0; MessageId::LENGTH];
     [
         "<ack xmlns=\"",
         NAMESPACE,
         "\" id=\"",
-        &id,
+        id.encode(&mut buffer),
         "\" status=\"",
         status,
         "\"/>",

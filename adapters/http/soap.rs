@@ -6,13 +6,15 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::sync::LazyLock;
 
 use http::StatusCode;
-use memchr::{memmem, memrchr};
+use memchr::memmem::Finder;
+use memchr::memrchr;
 use xbus_core::long;
 use xbus_core::spec::Args;
 use xbus_xml::XmlLimits;
-use xbus_xml::reader::{Reader, Start, Step};
+use xbus_xml::reader::{Pause, Reader, Start, Step};
 
 use crate::addressing::{self, Addressed};
 use crate::security;
@@ -156,6 +158,8 @@ pub(crate) struct Envelope {
     pub(crate) security: Vec<Block>,
     /// Where its parts lie.
     pub(crate) places: Places,
+    /// The first element of the Body, for who reads on from there in the same bytes.
+    pub(crate) pause: Option<Pause>,
 }
 
 /// A header block that is looked into.
@@ -213,6 +217,13 @@ pub(crate) fn look(
         match look_at(Reader::of_bytes(bytes, &XmlLimits::default()), want_element) {
             // Whether it is text at all is what is told first.
             Err(NotSoap::Malformed(_)) => {}
+            Ok(mut seen) => {
+                // The mark counts in what is read on.
+                if bytes.len() < body.len() {
+                    seen.pause = None;
+                }
+                return Ok(seen);
+            }
             seen => return seen,
         }
     }
@@ -222,7 +233,12 @@ pub(crate) fn look(
         return Err(malformed("the body is empty"));
     }
     let reader = Reader::of_text(text, &XmlLimits::default());
-    long::over(text.len(), long::PARSED, || look_at(reader, want_element))
+    let seen = long::over(text.len(), long::PARSED, || look_at(reader, want_element))?;
+    // These were other bytes.
+    Ok(Envelope {
+        pause: None,
+        ..seen
+    })
 }
 
 fn malformed(error: impl std::fmt::Display) -> NotSoap {
@@ -422,6 +438,7 @@ fn first_in_body(
             local: tag.local.to_owned(),
         });
     }
+    seen.pause = reader.pause();
     if is_fault {
         seen.fault = Some(fault_side(reader)?);
     }
@@ -491,7 +508,8 @@ pub(crate) fn fault_in(content_type: Option<&str>, body: &[u8]) -> Option<(Versi
     // Without the element's name there is none, and a short body is sooner searched than read; in
     // UTF-16 alone it looks otherwise.
     let wide = body.iter().take(4).any(|byte| matches!(byte, 0 | 0xfe..));
-    if !wide && body.len() <= SHORT && memmem::find(body, b"Fault").is_none() {
+    static FAULT: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"Fault"));
+    if !wide && body.len() <= SHORT && FAULT.find(body).is_none() {
         return None;
     }
     match look(body, xbus_charset::label(content_type), false) {

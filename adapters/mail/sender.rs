@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use xbus_core::adapter::{Call, Reach, Request};
 use xbus_core::spec::{Args, Field, Node, Raw, Type};
 use xbus_core::template::{Part, Template};
-use xbus_core::{Context, Fault, Format, Message, SendError, Sender};
+use xbus_core::{Code, Context, Fault, Format, Message, SendError, Sender};
 
 use crate::address::{self, Recipient};
 use crate::compose::{Attached, Composed, Draft, message_id};
@@ -330,16 +330,19 @@ impl MailSender {
                     name,
                     content_type: kind,
                     body,
-                } => attachments.push(Attached {
-                    name: text(name)?.unwrap_or_else(|| file_name(message)),
-                    content_type: text(kind)?
-                        .unwrap_or_else(|| content_type(message, body.is_some())),
-                    content_id: None,
-                    content: match text(body)? {
-                        Some(text) => text.into(),
-                        None => message.body.bytes().clone(),
-                    },
-                }),
+                } => {
+                    let content_type =
+                        text(kind)?.unwrap_or_else(|| content_type(message, body.is_some()));
+                    attachments.push(Attached {
+                        name: text(name)?.unwrap_or_else(|| file_name(message)),
+                        content_id: None,
+                        content: match text(body)? {
+                            Some(text) => in_its_charset(&text, &content_type)?.into(),
+                            None => message.body.bytes().clone(),
+                        },
+                        content_type,
+                    });
+                }
             }
         }
         if body.is_none() && html.is_none() && !self.attach.iter().any(Attach::takes_body) {
@@ -418,6 +421,18 @@ fn carried(message: &Message) -> impl Iterator<Item = Attached> {
             content_id: one.content_id.as_deref().map(str::to_owned),
             content: one.body.clone(),
         }
+    })
+}
+
+/// A text in the charset that its content type names, UTF-8 where it names none.
+fn in_its_charset(text: &str, content_type: &str) -> Result<Vec<u8>, Fault> {
+    let label = xbus_charset::label(content_type).unwrap_or("utf-8");
+    xbus_charset::encode(text, label).map_err(|error| {
+        Fault::new(
+            Code::Transform,
+            "an attachment cannot be written in its charset",
+        )
+        .detail(error.to_string())
     })
 }
 
@@ -552,6 +567,26 @@ mod tests {
             mail.contains("see below") && mail.contains("filename=\"message.xml\""),
             "{mail}"
         );
+    }
+
+    #[test]
+    fn a_text_that_is_attached_is_in_the_charset_that_it_names() {
+        let attached = |content_type: &'static str, text: &'static str| {
+            let mut sender = sender(1);
+            sender.attach = vec![Attach::Made {
+                name: Some(Template::constant("a.txt")),
+                content_type: Some(Template::constant(content_type)),
+                body: Some(Template::constant(text)),
+            }];
+            let message = Arc::new(Message::new("x"));
+            let context = Context::new(Arc::from("r"), message.clone());
+            let draft = sender.draft(&message, &context)?;
+            Ok::<_, Fault>(draft.attachments[0].content.to_vec())
+        };
+        assert_eq!(attached("text/plain", "é").unwrap(), "é".as_bytes());
+        let latin = "text/plain; charset=iso-8859-1";
+        assert_eq!(attached(latin, "é").unwrap(), [0xe9]);
+        assert_eq!(attached(latin, "ł").unwrap_err().code, Code::Transform);
     }
 
     #[test]

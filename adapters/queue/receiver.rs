@@ -119,6 +119,7 @@ impl Consumer for Reader {
                 cause: head.cause,
                 replayed: false,
                 attempts: head.attempts,
+                fits: None,
             };
             self.inbox.deliver(arrival).await.map(|_| Vec::new())
         })

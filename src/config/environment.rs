@@ -21,6 +21,11 @@ pub enum Mode {
 /// Where variables come from.
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
 
+/// The process's own environment.
+pub(crate) fn of_process(name: &str) -> Option<String> {
+    std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
+}
+
 /// Replaces the references of a tree.
 pub(crate) struct Replace<'a> {
     pub(crate) root: &'a Path,

@@ -67,9 +67,16 @@ impl Files {
         Some(root)
     }
 
-    /// The text of a file that was read.
-    pub(crate) fn text(&self, path: &Path) -> Option<String> {
-        self.texts.get(path).cloned()
+    /// Lets go of what is only known to tell of mistakes in a file.
+    pub(crate) fn forget(&mut self, path: &Path) {
+        self.texts.remove(path);
+        self.judged.forget(path);
+    }
+
+    /// The text of a file of the folder `root`.
+    pub(crate) fn text(&self, root: &Path, path: &Path) -> Option<String> {
+        let read = || std::fs::read_to_string(root.join(path)).ok();
+        self.texts.get(path).cloned().or_else(read)
     }
 
     /// Whether there is a file of that path.

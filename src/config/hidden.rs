@@ -1,7 +1,7 @@
 //! What a quoted source line must not show: secrets, and what may be one under a mistyped key.
 //!
 //! Checking opens what the tables know and do not call secret; every other value is hidden. Of a file that cannot be read
-//! as YAML nothing is known but the names of keys: there a value is shown under the name of one that is secret nowhere.
+//! as YAML, or had no mistake by itself, nothing is known but the names of keys: there a value is shown under the name of one that is secret nowhere.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -34,6 +34,12 @@ impl Judged {
             files.insert(file.clone(), Places::default());
         }
         act(files.entry(file.clone()).or_default())
+    }
+
+    /// Of a file in which no mistake was found: should one be found between files yet, names tell what is hidden.
+    pub(crate) fn forget(&self, file: &Path) {
+        let mut files = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        files.remove(file);
     }
 
     /// What begins there may be shown; of a list or map everything in it.
@@ -81,7 +87,9 @@ impl Judged {
                 let Some(text) = text_of(file) else {
                     continue;
                 };
-                let found = self.with(file, |places| values(&text, places));
+                let files = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+                let found = files.get(file).and_then(|places| values(&text, places));
+                drop(files);
                 hidden.insert(file.clone(), (text, found));
             }
             let Some((text, found)) = hidden.get(file) else {

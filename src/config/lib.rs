@@ -1,9 +1,9 @@
 //! From an installation folder to a [`Plan`].
 //!
 //! Two phases, because adapters need settings of xbus.yaml before their kinds exist:
-//! [`Installation::read`] reads the files, replaces references to the environment and gives the
-//! bus's settings; [`Installation::plan`] checks everything against the adapters' tables and builds
-//! the routes. Every problem is collected before any is reported. No I/O but reading files.
+//! [`Installation::read`] reads xbus.yaml, replaces references to the environment and gives the
+//! bus's settings; [`Installation::plan`] reads the routes one after the other, checks everything against the
+//! adapters' tables and builds the routes. Every problem is collected before any is reported. No I/O but reading files.
 //!
 //! Absent: any knowledge of a protocol or a script language; those come in as
 //! [`Kind`]s and a [`Compiler`].
@@ -52,13 +52,15 @@ use files::{Files, Reader};
 /// The name of the bus's own file.
 const BUS_FILE: &str = "xbus.yaml";
 
-/// An installation folder as it was read.
-pub struct Installation {
+/// An installation folder of which xbus.yaml was read.
+pub struct Installation<'a> {
     root: PathBuf,
     mode: Mode,
+    lookup: Lookup<'a>,
     files: Files,
     tree: Option<Node>,
-    routes: Vec<(PathBuf, Option<Node>)>,
+    /// The files of the routes.
+    routes: Vec<PathBuf>,
     problems: Problems,
     /// What xbus.yaml says.
     pub bus: BusConfig,
@@ -74,16 +76,14 @@ pub struct Loaded {
     pub connections: Connections,
 }
 
-impl Installation {
+impl<'a> Installation<'a> {
     /// Reads the folder with the process's environment.
     pub fn read(root: &Path, mode: Mode) -> Self {
-        Self::read_with(root, mode, &|name| {
-            std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
-        })
+        Self::read_with(root, mode, &environment::of_process)
     }
 
     /// Reads the folder; variables come from `lookup`.
-    pub fn read_with(root: &Path, mode: Mode, lookup: Lookup<'_>) -> Self {
+    pub fn read_with(root: &Path, mode: Mode, lookup: Lookup<'a>) -> Self {
         let problems = Problems::new();
         let mut files = Files::default();
         let reader = Reader {
@@ -98,13 +98,7 @@ impl Installation {
             if root.join(BUS_FILE).exists() {
                 tree = files.read(Path::new(BUS_FILE), &reader);
             }
-            routes = files::routes(root, &problems)
-                .into_iter()
-                .map(|path| {
-                    let node = files.read(&path, &reader);
-                    (path, node)
-                })
-                .collect();
+            routes = files::routes(root, &problems);
         } else {
             problems.error(
                 &Place::file(root),
@@ -117,6 +111,7 @@ impl Installation {
         Self {
             root: root.to_owned(),
             mode,
+            lookup,
             files,
             tree,
             routes,
@@ -144,11 +139,11 @@ impl Installation {
         node.is_none_or(|node| !self.files.has_unknown(node))
     }
 
-    /// Checks everything and builds the routes. `extra` is the table of the top-level keys of
+    /// Reads the routes, checks everything and builds them. `extra` is the table of the top-level keys of
     /// xbus.yaml that are not this crate's own. The plan is there when no problem is an error; in
     /// [`Mode::Check`] it is missing too when a variable that it needs is not set.
     pub fn plan(
-        self,
+        mut self,
         kinds: &[Kind],
         extra: &'static [Field],
         compiler: &dyn Compiler,
@@ -171,18 +166,37 @@ impl Installation {
             bus::check(tree, extra, &self.bus, &checker);
             connections = bus::connections(tree, kinds, &self.bus, &checker);
         }
-        let shop = route::Shop {
-            kinds,
-            bus: &self.bus,
-            connections: &connections,
-            checker,
-            lenient: self.mode == Mode::Check,
+        let reader = Reader {
+            root: &self.root,
+            mode: self.mode,
+            lookup: self.lookup,
+            problems: &self.problems,
         };
-        let drafts: Vec<route::Draft> = self
-            .routes
-            .iter()
-            .filter_map(|(path, node)| shop.route(path, node.as_ref()?))
-            .collect();
+        let mut drafts = Vec::with_capacity(self.routes.len());
+        // One after the other, so that no two trees are in memory at once.
+        for path in &self.routes {
+            let Some(node) = self.files.read(path, &reader) else {
+                continue;
+            };
+            let shop = route::Shop {
+                kinds,
+                bus: &self.bus,
+                connections: &connections,
+                checker: Checker {
+                    root: &self.root,
+                    files: &self.files,
+                    compiler: &memo,
+                    scope: &scope,
+                    connections: &connection_kinds,
+                    problems: &self.problems,
+                },
+                lenient: self.mode == Mode::Check,
+            };
+            drafts.extend(shop.route(path, &node));
+            if !self.problems.are_of(path) {
+                self.files.forget(path);
+            }
+        }
         let (healths, brokers) = seen_as(kinds, &connections);
         rules::across(&drafts, &brokers, &self.problems);
         circles::check(&drafts, &self.problems);
@@ -215,7 +229,7 @@ impl Installation {
             .into_iter()
             .flatten()
         })));
-        let text_of = |file: &Path| self.files.text(file);
+        let text_of = |file: &Path| self.files.text(&self.root, file);
         self.files.judged.hide(&mut problems, text_of, &names);
         problems.dedup_by(|a, b| a.place == b.place && a.code == b.code && a.message == b.message);
         let loaded = plan.map(|plan| Loaded {

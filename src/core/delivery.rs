@@ -32,6 +32,7 @@ impl Delivery {
     pub(crate) fn new(bus: &Arc<Bus>, route: &Arc<Route>, arrival: Arrival, waits: bool) -> Self {
         let (bus, route) = (bus.clone(), route.clone());
         let (id, name) = (arrival.message.id, route.name.clone());
+        let arrival = Box::new(arrival);
         // The bus waits for it when it stops.
         let counted = bus.tasks().token();
         let run = async move {

@@ -24,6 +24,9 @@ pub struct Inbox {
     pub(crate) route: Arc<Route>,
 }
 
+/// Says why a reply cannot be given.
+pub type Fits = fn(&Message) -> Result<(), Fault>;
+
 /// A message at the door, with what its receiver knows beside it.
 #[derive(Debug)]
 pub struct Arrival {
@@ -46,6 +49,8 @@ pub struct Arrival {
     pub replayed: bool,
     /// How often its receiver has tried it before.
     pub attempts: u32,
+    /// Whether a reply can be given to its sender, asked before anything is distributed.
+    pub fits: Option<Fits>,
 }
 
 impl From<Message> for Arrival {
@@ -59,6 +64,7 @@ impl From<Message> for Arrival {
             cause: None,
             replayed: false,
             attempts: 0,
+            fits: None,
         }
     }
 }

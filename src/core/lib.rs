@@ -48,7 +48,7 @@ pub use adapter::{Call, Kind, Reach, Receiver, Request, SendError, Sender, Stage
 pub use attachment::{Attachment, Attachments};
 pub use delivery::Delivery;
 pub use fault::{Code, Fault};
-pub use inbox::{Arrival, Inbox, Reply, Status};
+pub use inbox::{Arrival, Fits, Inbox, Reply, Status};
 pub use message::{Body, Format, Headers, Message, MessageId, essence};
 pub use plan::Plan;
 pub use problem::{Problem, Problems};

@@ -105,8 +105,18 @@ impl First<'_> {
 
     /// What is remembered before anything happens that cannot be seen as not having happened: the outcome is
     /// unknown, and the journal tells it once a crash has been looked into.
-    pub(crate) fn underway(&self, keep: Duration, message: &Message) -> Change {
-        self.change(keep, encode(self.print, message, Err(())))
+    pub(crate) fn underway(&self, message: &Message) -> Change {
+        self.unknown(message)
+    }
+
+    /// That the outcome is unknown, until it is resolved.
+    fn unknown(&self, message: &Message) -> Change {
+        Change::Remember {
+            scope: self.scope.clone(),
+            key: self.key.clone(),
+            value: encode(self.print, message, Err(())),
+            until: None,
+        }
     }
 
     /// What is remembered at the end: the answer; nothing of a failure, so that a repeat may
@@ -123,7 +133,7 @@ impl First<'_> {
             || matches!(result, Err(fault) if matches!(fault.code, Code::InDoubt | Code::Timeout));
         let change = match result {
             Ok(reply) => self.change(keep, encode(self.print, message, Ok(reply))),
-            Err(_) if unknown => self.change(keep, encode(self.print, message, Err(()))),
+            Err(_) if unknown => self.unknown(message),
             Err(_) => Change::Forget {
                 scope: self.scope.clone(),
                 key: self.key.clone(),

@@ -146,6 +146,15 @@ impl Problems {
             .any(|problem| problem.severity == Severity::Error)
     }
 
+    /// Whether there are any of a file.
+    pub fn are_of(&self, file: &Path) -> bool {
+        let all = self
+            .0
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        all.iter().any(|problem| *problem.place.file == *file)
+    }
+
     /// All of them, by file, line and column.
     pub fn into_sorted(self) -> Vec<Problem> {
         let mut all = self

@@ -368,13 +368,13 @@ impl Story {
         for planned in &self.targets {
             match planned.how {
                 How::Put { .. } => set(entry, &planned.target, Outcome::Undone, None),
-                How::Called => match self.came_to(planned) {
-                    outcome @ (Outcome::Skipped | Outcome::Failed) => {
+                How::Called => {
+                    let outcome = self.came_to(planned);
+                    if matches!(outcome, Outcome::Skipped | Outcome::Failed) {
                         let error = known_error(entry, &planned.target);
                         set(entry, &planned.target, outcome, error.as_deref());
                     }
-                    _ => {}
-                },
+                }
                 How::Staged(_) => {}
             }
         }

@@ -12,7 +12,7 @@ use crate::bus::Bus;
 use crate::codec::Decoder;
 use crate::distribute::{Distributed, is_unknown};
 use crate::fault::Code;
-use crate::inbox::{seen_scope, underway_scope};
+use crate::inbox::{Fits, seen_scope, underway_scope};
 use crate::once::{self, Turn};
 use crate::plan::{Once, Payloads, ReplyPlan, Route, Step};
 use crate::protocol::Record;
@@ -52,6 +52,7 @@ pub(crate) struct Journey<'a> {
     pub(crate) journalled: bool,
     caller: Option<Arc<str>>,
     passing: Vec<Range<usize>>,
+    fits: Option<Fits>,
     replayed: bool,
     cause: Option<MessageId>,
     attempts: u32,
@@ -68,15 +69,17 @@ pub(crate) struct Compensable<'a> {
 }
 
 /// Runs `route` for one message, to its end; `waits`: its sender waits for the answer.
+///
+/// The arrival is boxed: a future has room for what it was given until its end.
 pub(crate) async fn run(
     bus: &Arc<Bus>,
     route: &Arc<Route>,
-    arrival: Arrival,
+    arrival: Box<Arrival>,
     waits: bool,
 ) -> Result<Reply, Fault> {
     route.stats.received.add();
     let _running = route.stats.running.enter();
-    let mut journey = Journey::new(bus, route, arrival);
+    let mut journey = Journey::new(bus, route, *arrival);
     journey.waits = waits;
     let result = journey.admit().await;
     route.stats.latency.observe(journey.started.elapsed());
@@ -139,6 +142,7 @@ impl<'a> Journey<'a> {
             journalled: false,
             caller: arrival.caller,
             passing: arrival.passing,
+            fits: arrival.fits,
             replayed: arrival.replayed,
             cause: arrival.cause,
             attempts: arrival.attempts,
@@ -242,7 +246,7 @@ impl<'a> Journey<'a> {
             }
             Turn::First(first) => {
                 self.remember.push(first.remember(plan.keep, &received));
-                self.underway = Some(first.underway(plan.keep, &received));
+                self.underway = Some(first.underway(&received));
                 let result = self.travel().await;
                 first
                     .end(bus.store(), &result, self.in_doubt, plan.keep, &received)
@@ -295,8 +299,9 @@ impl<'a> Journey<'a> {
         let mut message = received;
         let route: &'a Route = self.route;
         for step in &route.steps {
+            // A fault is boxed, so that what waits for the response has no room for it.
             let applies = match &step.when {
-                Some(when) => holds(&**when, &message, &self.context),
+                Some(when) => holds(&**when, &message, &self.context).map_err(Box::new),
                 None => Ok(true),
             };
             let response = match applies {
@@ -394,7 +399,11 @@ impl<'a> Journey<'a> {
                 message
                     .headers
                     .set("content-type", Format::Json.media_type());
-                Some(self.make_reply(plan, &Arc::new(message)).await?)
+                let reply = self.make_reply(plan, &Arc::new(message)).await?;
+                if let Some(fits) = self.fits {
+                    fits(&reply).map_err(|fault| fault.at(&Arc::from("reply")))?;
+                }
+                Some(reply)
             }
             _ => None,
         };
@@ -596,7 +605,12 @@ impl<'a> Journey<'a> {
             self.note_the_rest(fault, outcome);
             let changes = self.journal(outcome, Some(fault));
             let commit = Commit::from(changes);
-            if let Err(error) = self.bus.store().commit(commit, Durability::Lazy).await {
+            // Who decides an unknown outcome needs its reason, also after a kill.
+            let durability = match outcome {
+                Outcome::InDoubt => Durability::Written,
+                _ => Durability::Lazy,
+            };
+            if let Err(error) = self.bus.store().commit(commit, durability).await {
                 tracing::warn!(%error, "a journal entry was not kept");
             }
         }

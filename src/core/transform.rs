@@ -84,9 +84,27 @@ impl Value {
             Value::Unit => String::new(),
             Value::Bool(value) => value.to_string(),
             Value::Int(value) => value.to_string(),
-            Value::Float(value) => value.to_string(),
+            Value::Float(value) => float_text(value),
             Value::Text(value) => value,
         }
+    }
+}
+
+/// A number as XPath 1.0 writes it (section 4.2): `NaN`, `Infinity`, no zero below zero, no exponent, no
+/// point when it is whole.
+pub fn float_text(number: f64) -> String {
+    if number.is_infinite() {
+        let text = if number > 0.0 {
+            "Infinity"
+        } else {
+            "-Infinity"
+        };
+        text.to_owned()
+    } else if number == 0.0 {
+        "0".to_owned()
+    } else {
+        // The shortest digits that read back.
+        number.to_string()
     }
 }
 

@@ -45,7 +45,7 @@ pub fn xpath(path: &str, xml: &str) {
     let first = nodes.first().map(|id| document.string_value(*id));
     assert_eq!(streamed.as_ref().ok(), Some(&first), "{path}");
     if let Some(plain) = &compiled.plain {
-        let read = plain.first(Source::Bytes(xml.as_bytes()), &limits);
+        let read = plain.first(Source::Bytes(xml.as_bytes(), None), &limits);
         assert_eq!(read, streamed, "{path}");
     }
 }

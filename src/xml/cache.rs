@@ -6,12 +6,14 @@ use std::sync::{Arc, OnceLock};
 use xbus_core::Message;
 use xbus_core::message::Parsed;
 
+use crate::reader::Pause;
 use crate::{Document, XmlLimits};
 
 /// What lies with a body: its document, and a place for what others make of it.
 #[derive(Default)]
 pub struct Cache {
     xml: OnceLock<Result<Arc<Document>, String>>,
+    pause: Option<Pause>,
     other: OnceLock<Parsed>,
 }
 
@@ -26,7 +28,23 @@ pub fn of(message: &Message) -> Arc<Cache> {
         .unwrap_or_default()
 }
 
+/// Leaves with a body where a look at it has paused, for whoever looks for something there or behind: the
+/// tag is the first in the element around it, and each around it the first of its name in its own.
+pub fn paused(message: &Message, pause: Pause) {
+    let cache = Cache {
+        pause: Some(pause),
+        ..Cache::default()
+    };
+    // What lies there already has read more.
+    let _ = message.body.parsed().set(Arc::new(cache));
+}
+
 impl Cache {
+    /// Where a look at the body has paused, as [`paused`] says.
+    pub fn pause(&self) -> Option<&Pause> {
+        self.pause.as_ref()
+    }
+
     /// The document of `message`, whose cache this is; parsed once, whoever asks first. The error
     /// says what is wrong and where.
     pub fn document(&self, message: &Message, limits: &XmlLimits) -> Result<Arc<Document>, String> {

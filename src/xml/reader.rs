@@ -1,18 +1,18 @@
 //! Reads XML as a stream of checked events, namespaces resolved.
 //!
 //! quick-xml finds the markup; what it leaves open is checked here: names, attributes, references,
-//! the declaration, one root, namespace constraints, and the limits; characters one step before, in
-//! `scan`. Trees, the streaming XPath and the look at an envelope read through the same code, so that
-//! they cannot disagree.
+//! the declaration, one root, namespace constraints, and the limits; characters and end tags one step before,
+//! in `scan`. Trees, the streaming XPath and the look at an envelope read through the same code, so that
+//! they cannot disagree, and one may go on where another has paused.
 
 use std::borrow::Cow;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 use ahash::{AHashMap, AHashSet};
 use quick_xml::name::NamespaceError;
 use quick_xml::reader::NsReader;
 
-use super::scan::{Scanner, Token};
+use super::scan::{Place, Scanner, Token};
 use super::{
     XML_NAMESPACE, XMLNS_NAMESPACE, XmlLimits, ascii_name, is_ncname, is_space, is_xml_char, same,
     split_name,
@@ -164,6 +164,53 @@ pub enum Step<'a> {
     Document,
 }
 
+/// An element that is open.
+struct Open<'a> {
+    name: &'a str,
+    /// Where its local part begins.
+    local: usize,
+    /// Number of its namespace.
+    uri: u32,
+    /// Length of `scope` outside of it.
+    outside: usize,
+}
+
+/// The same without a text to borrow of.
+#[derive(Debug, PartialEq)]
+struct PausedOpen {
+    name: Range<usize>,
+    local: usize,
+    uri: u32,
+    outside: usize,
+}
+
+/// The same of an attribute.
+#[derive(Debug, PartialEq)]
+struct PausedAttribute {
+    name: Range<usize>,
+    /// Where the local part begins.
+    local: usize,
+    uri: u32,
+    value: Range<usize>,
+}
+
+/// Where a reading has paused, behind a start tag: what is open there, what is in scope, and the tag.
+#[derive(Debug, PartialEq)]
+pub struct Pause {
+    place: Place,
+    limits: XmlLimits,
+    nodes: usize,
+    open: Vec<PausedOpen>,
+    scope: Vec<(Range<usize>, u32)>,
+    /// Namespaces after the first two, which every document has.
+    uris: Vec<Range<usize>>,
+    /// Where the tag begins.
+    at: usize,
+    attributes: Vec<PausedAttribute>,
+    /// It is empty.
+    empty: bool,
+}
+
 /// Reads a document event by event.
 pub struct Reader<'a> {
     scanner: Scanner<'a>,
@@ -172,10 +219,8 @@ pub struct Reader<'a> {
     uri_ids: Option<AHashMap<Cow<'a, str>, u32>>,
     /// Prefixes in scope, innermost last.
     scope: Vec<(&'a str, u32)>,
-    /// Length of `scope` outside each open element.
-    marks: Vec<u32>,
+    open: Vec<Open<'a>>,
     attributes: Vec<Attribute<'a>>,
-    declarations: Vec<(&'a str, u32)>,
     limits: XmlLimits,
     nodes: usize,
     rooted: bool,
@@ -188,6 +233,8 @@ pub struct Reader<'a> {
     uri: u32,
     /// It was empty: its end comes next.
     empty: bool,
+    /// It is to be told first.
+    again: bool,
 }
 
 impl<'a> Reader<'a> {
@@ -201,6 +248,120 @@ impl<'a> Reader<'a> {
         Self::new(Scanner::of_bytes(bytes), limits)
     }
 
+    /// A reader that goes on where another has paused in the same bytes, with the start tag as its first
+    /// event; nothing where it could come to something else than a reading from the beginning under these
+    /// limits.
+    pub fn resume(bytes: &'a [u8], pause: &Pause, limits: &XmlLimits) -> Option<Self> {
+        let known = &pause.limits;
+        if limits.depth < known.depth
+            || limits.attributes < known.attributes
+            || limits.nodes < known.nodes
+        {
+            return None;
+        }
+        let scanner = Scanner::resume(bytes, pause.place)?;
+        let text = scanner.text();
+        let piece = |range: &Range<usize>| text.get(range.clone());
+        let mut reader = Self::new(scanner, limits);
+        for uri in &pause.uris {
+            reader.uris.push(Cow::Borrowed(piece(uri)?));
+        }
+        for (prefix, uri) in &pause.scope {
+            reader.scope.push((piece(prefix)?, *uri));
+        }
+        for open in &pause.open {
+            reader.open.push(Open {
+                name: piece(&open.name)?,
+                local: open.local,
+                uri: open.uri,
+                outside: open.outside,
+            });
+        }
+        for attribute in &pause.attributes {
+            let name = piece(&attribute.name)?;
+            reader.attributes.push(Attribute {
+                name,
+                local: name.get(attribute.local..)?,
+                uri: attribute.uri,
+                value: Cow::Borrowed(piece(&attribute.value)?),
+            });
+        }
+        let tag = reader.open.last()?;
+        reader.name = tag.name;
+        reader.local = tag.name.get(tag.local..)?;
+        reader.uri = tag.uri;
+        reader.at = pause.at;
+        reader.empty = pause.empty;
+        reader.nodes = pause.nodes;
+        reader.rooted = true;
+        reader.again = true;
+        Some(reader)
+    }
+
+    /// Where this reading is, behind a start tag, for another to go on there. Nothing where namespaces are
+    /// many, or the tag does not have them or its attributes' values as they are.
+    pub fn pause(&self) -> Option<Pause> {
+        if self.open.is_empty() || self.uri_ids.is_some() {
+            return None;
+        }
+        let text = self.scanner.text();
+        let start = text.as_ptr().addr();
+        let range = |piece: &str| {
+            // Such as the default prefix, which nobody writes.
+            if piece.is_empty() {
+                return Some(0..0);
+            }
+            let from = piece.as_ptr().addr().checked_sub(start)?;
+            (from + piece.len() <= text.len()).then(|| from..from + piece.len())
+        };
+        let as_it_is = |value: &Cow<'_, str>| match value {
+            Cow::Borrowed(value) => range(value),
+            Cow::Owned(_) => None,
+        };
+        let uris = self.uris[2..].iter().map(as_it_is);
+        let scope = self.scope[1..].iter();
+        let open = self.open.iter().map(|open| {
+            Some(PausedOpen {
+                name: range(open.name)?,
+                local: open.local,
+                uri: open.uri,
+                outside: open.outside,
+            })
+        });
+        let attributes = self.attributes.iter().map(|attribute| {
+            Some(PausedAttribute {
+                name: range(attribute.name)?,
+                local: attribute.name.len() - attribute.local.len(),
+                uri: attribute.uri,
+                value: as_it_is(&attribute.value)?,
+            })
+        });
+        Some(Pause {
+            place: self.scanner.place(),
+            limits: self.limits,
+            nodes: self.nodes,
+            uris: uris.collect::<Option<_>>()?,
+            scope: scope
+                .map(|(prefix, uri)| Some((range(prefix)?, *uri)))
+                .collect::<Option<_>>()?,
+            open: open.collect::<Option<_>>()?,
+            at: self.at,
+            attributes: attributes.collect::<Option<_>>()?,
+            empty: self.empty,
+        })
+    }
+
+    /// How many elements are open.
+    pub fn depth(&self) -> usize {
+        self.open.len()
+    }
+
+    /// The local names of the elements that are open, outermost first, and their namespaces.
+    pub fn open(&self) -> impl Iterator<Item = (&'a str, &str)> {
+        let open = self.open.iter();
+        open.map(|open| (&open.name[open.local..], &*self.uris[open.uri as usize]))
+    }
+
     fn new(scanner: Scanner<'a>, limits: &XmlLimits) -> Self {
         let mut uris = Vec::with_capacity(FEW_URIS);
         uris.extend([Cow::Borrowed(""), Cow::Borrowed(XML_NAMESPACE)]);
@@ -211,9 +372,8 @@ impl<'a> Reader<'a> {
             uris,
             uri_ids: None,
             scope,
-            marks: Vec::with_capacity(16),
+            open: Vec::with_capacity(16),
             attributes: Vec::new(),
-            declarations: Vec::new(),
             limits: *limits,
             nodes: 0,
             rooted: false,
@@ -223,6 +383,7 @@ impl<'a> Reader<'a> {
             local: "",
             uri: 0,
             empty: false,
+            again: false,
         }
     }
 
@@ -238,6 +399,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The last start tag.
+    #[inline]
     pub fn tag(&self) -> Start<'_, 'a> {
         Start {
             at: self.at,
@@ -245,7 +407,7 @@ impl<'a> Reader<'a> {
             local: self.local,
             uri: self.uri,
             attributes: &self.attributes,
-            declarations: &self.declarations,
+            declarations: &self.scope[self.outside()..],
             uris: &self.uris,
         }
     }
@@ -271,7 +433,13 @@ impl<'a> Reader<'a> {
         self.scope.iter().enumerate().skip(1).filter_map(visible)
     }
 
-    fn into_sink(mut self, sink: &mut impl Sink<'a>) -> Result<End, XmlError> {
+    /// Length of `scope` outside of the innermost open element.
+    fn outside(&self) -> usize {
+        self.open.last().map_or(0, |open| open.outside)
+    }
+
+    /// Reads what is left into `sink`.
+    pub fn into_sink(mut self, sink: &mut impl Sink<'a>) -> Result<End, XmlError> {
         loop {
             let flow = match self.advance() {
                 Err(message) => return Err(self.wrong(message)),
@@ -292,18 +460,22 @@ impl<'a> Reader<'a> {
 
     #[cold]
     fn wrong(&self, message: String) -> XmlError {
-        place(self.scanner.text(), self.begun, message)
+        place(&self.scanner.before(self.begun), self.begun, message)
     }
 
     /// The next event; nothing where something was read that is none.
     #[inline]
     fn advance(&mut self) -> Result<Option<Step<'a>>, String> {
-        if self.empty {
+        if self.empty || self.again {
+            if self.again {
+                self.again = false;
+                return Ok(Some(Step::Start));
+            }
             self.empty = false;
             return Ok(Some(self.close()));
         }
         self.begun = self.scanner.at();
-        match self.scanner.next() {
+        match self.scanner.next(self.open.last().map(|open| open.name)) {
             Ok(Token::Start { name, rest, empty }) => self.start(name, rest, empty),
             Ok(Token::End) => Ok(Some(self.close())),
             Ok(Token::Text(text)) => self.characters(text),
@@ -316,15 +488,15 @@ impl<'a> Reader<'a> {
     }
 
     fn close(&mut self) -> Step<'a> {
-        if let Some(mark) = self.marks.pop() {
-            self.scope.truncate(mark as usize);
+        if let Some(open) = self.open.pop() {
+            self.scope.truncate(open.outside);
         }
         Step::End
     }
 
     #[inline]
     fn characters(&mut self, text: &'a str) -> Result<Option<Step<'a>>, String> {
-        if self.marks.is_empty() {
+        if self.open.is_empty() {
             return if text.bytes().all(is_space) {
                 Ok(None)
             } else {
@@ -354,7 +526,7 @@ impl<'a> Reader<'a> {
     fn rare(&mut self, token: Token<'a>) -> Result<Option<Step<'a>>, String> {
         match token {
             Token::CData(data) => {
-                if self.marks.is_empty() {
+                if self.open.is_empty() {
                     return Err("a CDATA section outside the root element".into());
                 }
                 self.node()?;
@@ -365,7 +537,7 @@ impl<'a> Reader<'a> {
                 })
             }
             Token::Reference(name) => {
-                if self.marks.is_empty() {
+                if self.open.is_empty() {
                     return Err("a reference outside the root element".into());
                 }
                 self.node()?;
@@ -378,7 +550,7 @@ impl<'a> Reader<'a> {
             Token::Instruction(content) => self.instruction(content),
             Token::DocType => Err("a document type declaration (DTD) is not accepted".into()),
             _ => {
-                if !self.marks.is_empty() {
+                if !self.open.is_empty() {
                     Err("the document ends within an element".into())
                 } else if !self.rooted {
                     Err("there is no root element".into())
@@ -415,30 +587,30 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
+    #[inline]
     fn start(
         &mut self,
         name: &'a str,
         rest: &'a str,
         empty: bool,
     ) -> Result<Option<Step<'a>>, String> {
-        if self.marks.is_empty() {
+        if self.open.is_empty() {
             if self.rooted {
                 return Err("a second root element".into());
             }
             self.rooted = true;
         }
-        if self.marks.len() >= self.limits.depth {
+        if self.open.len() >= self.limits.depth {
             return Err(format!(
                 "elements nested more than {} deep",
                 self.limits.depth
             ));
         }
         self.node()?;
-        let mark = self.scope.len() as u32;
+        let outside = self.scope.len();
         self.attributes.clear();
-        self.declarations.clear();
         if !rest.is_empty() {
-            self.read_attributes(rest)?;
+            self.read_attributes(rest, outside)?;
         }
         let (prefix, local) = split(name)?;
         if prefix == "xmlns" {
@@ -460,20 +632,20 @@ impl<'a> Reader<'a> {
         self.name = name;
         self.local = local;
         self.empty = empty;
-        self.marks.push(mark);
+        self.open.push(Open {
+            name,
+            local: name.len() - local.len(),
+            uri: self.uri,
+            outside,
+        });
         Ok(Some(Step::Start))
     }
 
     fn lookup(&self, prefix: &str) -> Result<u32, String> {
-        for (known, uri) in self.scope.iter().rev() {
-            if same(known, prefix) {
-                return Ok(*uri);
-            }
-        }
-        if prefix.is_empty() {
-            Ok(0)
-        } else {
-            Err(format!("the prefix '{prefix}' is not declared"))
+        match find(&self.scope, prefix) {
+            Some(uri) => Ok(uri),
+            None if prefix.is_empty() => Ok(0),
+            None => Err(format!("the prefix '{prefix}' is not declared")),
         }
     }
 
@@ -498,7 +670,7 @@ impl<'a> Reader<'a> {
         id
     }
 
-    fn read_attributes(&mut self, text: &'a str) -> Result<(), String> {
+    fn read_attributes(&mut self, text: &'a str, outside: usize) -> Result<(), String> {
         let bytes = text.as_bytes();
         let mut at = 0;
         loop {
@@ -536,13 +708,25 @@ impl<'a> Reader<'a> {
                 _ => return Err(format!("the value of the attribute '{name}' is not quoted")),
             };
             at += 1;
-            let Some(length) = memchr::memchr(quote, &bytes[at..]) else {
-                return Err(format!("the value of the attribute '{name}' does not end"));
+            // Most values hold nothing that stands for something else.
+            let plain = bytes[at..].iter().position(|byte| !VALUE[*byte as usize]);
+            let value = match plain.map(|plain| at + plain) {
+                Some(end) if bytes[end] == quote => {
+                    let value = &text[at..end];
+                    at = end + 1;
+                    Cow::Borrowed(value)
+                }
+                _ => {
+                    let Some(length) = memchr::memchr(quote, &bytes[at..]) else {
+                        return Err(format!("the value of the attribute '{name}' does not end"));
+                    };
+                    let value = attribute_value(&text[at..at + length])
+                        .map_err(|error| format!("attribute '{name}': {error}"))?;
+                    at += length + 1;
+                    value
+                }
             };
-            let value = attribute_value(&text[at..at + length])
-                .map_err(|error| format!("attribute '{name}': {error}"))?;
-            at += length + 1;
-            if self.attributes.len() + self.declarations.len() >= self.limits.attributes {
+            if self.attributes.len() + self.scope.len() - outside >= self.limits.attributes {
                 return Err(format!(
                     "more than {} attributes at one element",
                     self.limits.attributes
@@ -554,9 +738,9 @@ impl<'a> Reader<'a> {
                 None => split(name)?,
             };
             if prefix == "xmlns" {
-                self.declare(local, value)?;
+                self.declare(local, value, outside)?;
             } else if prefix.is_empty() && local == "xmlns" {
-                self.declare("", value)?;
+                self.declare("", value, outside)?;
             } else {
                 self.attributes.push(Attribute {
                     name,
@@ -568,8 +752,14 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Takes a namespace declaration (Namespaces in XML 1.0 sections 3 and 5).
-    fn declare(&mut self, prefix: &'a str, uri: Cow<'a, str>) -> Result<(), String> {
+    /// Takes a namespace declaration (Namespaces in XML 1.0 sections 3 and 5) of the element outside of
+    /// which `scope` has that length.
+    fn declare(
+        &mut self,
+        prefix: &'a str,
+        uri: Cow<'a, str>,
+        outside: usize,
+    ) -> Result<(), String> {
         if prefix == "xmlns" || uri == XMLNS_NAMESPACE {
             return Err("the prefix xmlns and its namespace cannot be declared".into());
         }
@@ -579,11 +769,7 @@ impl<'a> Reader<'a> {
         if !prefix.is_empty() && uri.is_empty() {
             return Err(format!("the prefix '{prefix}' cannot be undeclared"));
         }
-        if self
-            .declarations
-            .iter()
-            .any(|(known, _)| same(known, prefix))
-        {
+        if find(&self.scope[outside..], prefix).is_some() {
             return Err(format!("the prefix '{prefix}' is declared twice"));
         }
         // `xml` has not been declared.
@@ -591,7 +777,6 @@ impl<'a> Reader<'a> {
             return Err(too_many());
         }
         let id = self.uri(uri);
-        self.declarations.push((prefix, id));
         self.scope.push((prefix, id));
         Ok(())
     }
@@ -618,6 +803,13 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// The namespace that a prefix stands for where these are in scope.
+#[inline]
+fn find(scope: &[(&str, u32)], prefix: &str) -> Option<u32> {
+    let found = scope.iter().rev().find(|(known, _)| same(known, prefix));
+    found.map(|(_, uri)| *uri)
+}
+
 fn split(name: &str) -> Result<(&str, &str), String> {
     split_name(name).ok_or_else(|| format!("'{name}' is not a name"))
 }
@@ -631,11 +823,21 @@ fn normalise_lines(text: &str) -> Cow<'_, str> {
     }
 }
 
+/// Bytes of values that stand for themselves and end none.
+const VALUE: [bool; 256] = {
+    let mut bytes = [false; 256];
+    let mut at = 0;
+    while at < 256 {
+        bytes[at] = at >= 0x20 && !matches!(at as u8, b'"' | b'\'' | b'&' | b'<');
+        at += 1;
+    }
+    bytes
+};
+
 /// An attribute's value by section 3.3.3 (no DTD: every attribute is CDATA).
 fn attribute_value(raw: &str) -> Result<Cow<'_, str>, String> {
-    let bytes = raw.as_bytes();
     let is_special = |byte: &u8| *byte < b' ' || matches!(byte, b'&' | b'<');
-    if !bytes.iter().any(is_special) {
+    if !raw.as_bytes().iter().any(is_special) {
         return Ok(Cow::Borrowed(raw));
     }
     let raw = normalise_lines(raw);

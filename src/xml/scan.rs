@@ -1,16 +1,22 @@
 //! quick-xml's events as pieces of the document, of which no more is looked at than is asked for.
 //!
-//! quick-xml finds the markup, and whether each end tag has its start. What it leaves open about the
-//! text as such is checked here: that the bytes are UTF-8 as far as they are read, and that every
-//! character may stand in XML (1.0, production 2). What lies between the marks is checked by the
-//! reader.
+//! quick-xml finds the markup. What it leaves open about the text as such is checked here: that the bytes
+//! are UTF-8 as far as they are read, and that every character may stand in XML (1.0, production 2).
+//! What lies between the marks is checked by the reader. Whether each end tag has its start is checked
+//! here too, so that a reading may begin in the middle of a document, where another has paused.
+
+use std::borrow::Cow;
 
 use memchr::memchr;
+use quick_xml::errors::IllFormedError;
 use quick_xml::events::Event;
 
 /// Bytes that are looked through first; then four times as many each time, so that a document of
 /// which only the beginning is wanted costs nothing by its length. In tests everything is cut.
 const FIRST: usize = if cfg!(test) { 4 } else { 512 };
+
+/// A byte order mark.
+const MARK: &[u8] = "\u{feff}".as_bytes();
 
 /// What is wrong, and at which byte.
 pub(crate) type Wrong = (usize, String);
@@ -41,18 +47,29 @@ pub(crate) enum Token<'a> {
 /// Reads tokens one after the other.
 pub(crate) struct Scanner<'a> {
     markup: quick_xml::Reader<&'a [u8]>,
+    /// The byte at which `markup` has begun to read: after a byte order mark, which it does not count,
+    /// or in the middle.
+    base: usize,
     bytes: &'a [u8],
     /// The same as text, where that is known beforehand.
     whole: Option<&'a str>,
     /// What has been looked through.
     text: &'a str,
-    /// Where the document begins: after a byte order mark, which quick-xml does not count.
+    /// Where the document begins: after a byte order mark.
     start: usize,
     /// Whether there is a carriage return or a `]` in what was looked through.
     seen: Seen,
 }
 
-#[derive(Clone, Copy, Default)]
+/// Where a scanner was.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Place {
+    at: usize,
+    looked: usize,
+    seen: Seen,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Seen {
     returns: bool,
     brackets: bool,
@@ -68,17 +85,14 @@ impl<'a> Scanner<'a> {
 
     /// Of bytes that are to be UTF-8, which is checked on the way.
     pub(crate) fn of_bytes(bytes: &'a [u8]) -> Self {
-        let mut markup = quick_xml::Reader::from_reader(bytes);
-        let config = markup.config_mut();
-        config.check_comments = true;
-        config.check_end_names = true;
-        let start = if bytes.starts_with("\u{feff}".as_bytes()) {
-            3
+        let start = if bytes.starts_with(MARK) {
+            MARK.len()
         } else {
             0
         };
         Self {
-            markup,
+            markup: markup(bytes),
+            base: start,
             bytes,
             whole: None,
             text: "",
@@ -87,10 +101,36 @@ impl<'a> Scanner<'a> {
         }
     }
 
+    /// Where this one is.
+    pub(crate) fn place(&self) -> Place {
+        Place {
+            at: self.at(),
+            looked: self.text.len(),
+            seen: self.seen,
+        }
+    }
+
+    /// A scanner that goes on where another was in the same bytes; nothing where they are others, or
+    /// where it would read something else.
+    pub(crate) fn resume(bytes: &'a [u8], place: Place) -> Option<Self> {
+        let text = std::str::from_utf8(bytes.get(..place.looked)?).ok()?;
+        let rest = bytes.get(place.at..)?;
+        if rest.starts_with(MARK) {
+            return None;
+        }
+        Some(Self {
+            markup: markup(rest),
+            base: place.at,
+            text,
+            seen: place.seen,
+            ..Self::of_bytes(bytes)
+        })
+    }
+
     /// The byte after the last token.
     #[inline]
     pub(crate) fn at(&self) -> usize {
-        self.start + self.markup.buffer_position() as usize
+        self.base + self.markup.buffer_position() as usize
     }
 
     /// Whether a byte is where the document begins.
@@ -103,6 +143,12 @@ impl<'a> Scanner<'a> {
         self.text
     }
 
+    /// What stands before a byte, whether or not it has been looked through.
+    #[cold]
+    pub(crate) fn before(&self, at: usize) -> Cow<'a, str> {
+        String::from_utf8_lossy(self.bytes.get(..at).unwrap_or(self.bytes))
+    }
+
     /// Whether a carriage return may stand in a token.
     pub(crate) fn has_returns(&self) -> bool {
         self.seen.returns
@@ -113,14 +159,23 @@ impl<'a> Scanner<'a> {
         self.seen.brackets
     }
 
-    /// The next token.
+    /// The next token. `open` is the name of the innermost element that is open.
     #[inline]
-    pub(crate) fn next(&mut self) -> Result<Token<'a>, Wrong> {
+    pub(crate) fn next(&mut self, open: Option<&str>) -> Result<Token<'a>, Wrong> {
         let at = self.at();
         let event = match self.markup.read_event() {
             Ok(event) => event,
-            Err(error) => return Err(self.wrong(&error)),
+            Err(error) => {
+                let at = self.base + self.markup.error_position() as usize;
+                return Err(self.wrong(at, &error));
+            }
         };
+        if let Event::End(tag) = &event
+            && open != Some(tag.name().as_ref())
+        {
+            let error = unmatched(open, tag.name().as_ref());
+            return Err(self.wrong(at, &error));
+        }
         if self.at() > self.text.len() {
             self.look_to(self.at())?;
         }
@@ -153,12 +208,11 @@ impl<'a> Scanner<'a> {
     }
 
     #[cold]
-    fn wrong(&mut self, error: &quick_xml::Error) -> Wrong {
+    fn wrong(&mut self, at: usize, error: &quick_xml::Error) -> Wrong {
         // What is no text, or may not stand in XML, is told first.
         if let Err(wrong) = self.look_to(self.at()) {
             return wrong;
         }
-        let at = self.start + self.markup.error_position() as usize;
         (at, error.to_string())
     }
 
@@ -193,6 +247,30 @@ impl<'a> Scanner<'a> {
         self.seen.brackets |= seen.brackets;
         Ok(())
     }
+}
+
+/// quick-xml's reader of a document, or of what is left of one.
+fn markup(bytes: &[u8]) -> quick_xml::Reader<&[u8]> {
+    let mut markup = quick_xml::Reader::from_reader(bytes);
+    let config = markup.config_mut();
+    config.check_comments = true;
+    config.check_end_names = false;
+    config.allow_unmatched_ends = true;
+    markup
+}
+
+/// What quick-xml itself says of an end tag that is not that of the open element.
+#[cold]
+fn unmatched(open: Option<&str>, found: &str) -> quick_xml::Error {
+    let found = found.to_owned();
+    let error = match open {
+        Some(expected) => IllFormedError::MismatchedEndTag {
+            expected: expected.to_owned(),
+            found,
+        },
+        None => IllFormedError::UnmatchedEndTag(found),
+    };
+    error.into()
 }
 
 /// Looks at what may not stand in a document, from a byte on.

@@ -17,6 +17,28 @@ fn refused(text: &str) -> String {
 }
 
 #[test]
+fn a_character_that_may_not_stand_in_xml_is_told_with_its_place() {
+    let place = |bytes: &[u8]| {
+        let mut reader = Reader::of_bytes(bytes, &limits());
+        loop {
+            match reader.step() {
+                Ok(Step::Document) => panic!("well-formed"),
+                Ok(_) => {}
+                Err(error) => return (error.line, error.column),
+            }
+        }
+    };
+    for wrong in [&b"\x01"[..], b"\xff"] {
+        assert_eq!(
+            place(&[b"<a>\n<n>CO", wrong, b"N</n></a>"].concat()),
+            (2, 6)
+        );
+        let far = [b"<a>".repeat(300), b"\n\xc3\xa9".to_vec(), wrong.to_vec()].concat();
+        assert_eq!(place(&far), (2, 2));
+    }
+}
+
+#[test]
 fn what_is_not_well_formed_is_refused_with_its_place() {
     for (text, part) in [
         ("", "no root element"),

@@ -41,6 +41,40 @@ distribute:
     (system, installation)
 }
 
+#[test]
+fn a_key_in_doubt_outlives_its_time() {
+    let system = Destination::with(|_| Answer::Close);
+    let installation = Installation::new();
+    installation.route(
+        "r",
+        &format!(
+            "receive: {{ http: {{ path: /r }} }}
+once: {{ key: 'header(\"idempotency-key\")', keep: 1s }}
+distribute:
+  - name: system
+    http: {{ url: \"{0}\" }}
+",
+            system.url("/")
+        ),
+    );
+    let bus = installation.start();
+    let first = send(&bus).expect("an answer");
+    assert_eq!(first.status, 504, "{}", first.text());
+    // What another key remembers is forgotten by then.
+    let other = || {
+        let headers = [("Idempotency-Key", "other"), ("Content-Type", "text/plain")];
+        request(bus.http, "POST", "/r", &headers, b"x").expect("an answer")
+    };
+    system.now(|_| Answer::ok());
+    let before = other().id();
+    wait_for("the other key to be forgotten", || {
+        (other().id() != before).then_some(())
+    });
+    assert_eq!(send(&bus).expect("an answer").status, 504);
+    bus.json(&["messages", "resolve", &first.id(), "--abort"]);
+    assert_eq!(send(&bus).expect("an answer").status, 200);
+}
+
 /// What recovery says of the only message.
 fn in_doubt(bus: &Bus<'_>) -> String {
     wait_for("the journal", || {

@@ -800,3 +800,38 @@ fn a_lost_answer_that_is_asked_for_again_is_an_incident() {
     destination.now(|_| crate::support::Answer::ok());
     crate::support::wait_for("its end", || open(&bus).is_empty().then_some(()));
 }
+
+#[test]
+fn a_reply_that_fits_no_envelope_is_found_before_anything_is_sent() {
+    let system = Destination::start();
+    let installation = Installation::new();
+    installation
+        .route(
+            "r",
+            &format!(
+                "receive: {{ http: {{ path: /r, soap: any }} }}
+distribute:
+  - name: file
+    file: {{ dir: out, name: \"{{{{ id }}}}.xml\" }}
+  - name: system
+    http: {{ url: \"{}\" }}
+reply: {{ transform: reply.rhai }}
+",
+                system.url("/")
+            ),
+        )
+        .script("reply.rhai", "#{ a: 1 }");
+    let bus = installation.start();
+    let body = envelope(SOAP_11, "", "<a/>");
+    let answer = crate::support::post(bus.http, "/r", "text/xml", body.as_bytes());
+    assert_eq!(answer.status, 500, "{}", answer.text());
+    assert!(
+        answer.text().contains("not an XML document"),
+        "{}",
+        answer.text()
+    );
+    assert_eq!(system.count(), 0);
+    let failed = bus.json(&["messages", "--outcome", "failed"]);
+    assert_eq!(failed.as_array().map(Vec::len), Some(1), "{failed}");
+    assert!(!installation.path().join("out").exists());
+}

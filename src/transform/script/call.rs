@@ -343,8 +343,8 @@ pub(crate) fn stream(
     let asked = namespaces.asked();
     Some(
         match asked.iter().position(|asked| Arc::ptr_eq(asked, xpath)) {
-            Some(at) if asked.len() > 1 => stream_among(message, asked, at, &cache, limits),
-            _ => as_it_is_read(message, |source| plain.first(source, limits)),
+            Some(at) if asked.len() > 1 => stream_among(message, &lying, asked, at, &cache, limits),
+            _ => as_it_is_read(message, &lying, |source| plain.first(source, limits)),
         },
     )
 }
@@ -352,6 +352,7 @@ pub(crate) fn stream(
 /// One of several paths, and what is learnt of the others on the way.
 fn stream_among(
     message: &Message,
+    lying: &crate::xml::cache::Cache,
     asked: &[Arc<XPath>],
     at: usize,
     cache: &Cache,
@@ -361,7 +362,7 @@ fn stream_among(
         .iter()
         .filter_map(|xpath| xpath.plain.as_ref())
         .collect();
-    let answers = as_it_is_read(message, |source| {
+    let answers = as_it_is_read(message, lying, |source| {
         Plain::first_among(&plains, at, source, limits)
     })?;
     let found = answers.get(at).cloned().flatten().flatten();
@@ -372,12 +373,15 @@ fn stream_among(
 /// What `search` finds in the XML of a message, of which no more is looked at than it reads.
 fn as_it_is_read<T>(
     message: &Message,
+    lying: &crate::xml::cache::Cache,
     search: impl Fn(Source<'_>) -> Result<T, XmlError>,
 ) -> Result<T, String> {
     let bytes = message.body.bytes();
     let label = message.content_type().and_then(xbus_charset::label);
     if xbus_charset::is_utf8(bytes, label)
-        && let Ok(found) = long::over(bytes.len(), READ, || search(Source::Bytes(bytes)))
+        && let Ok(found) = long::over(bytes.len(), READ, || {
+            search(Source::Bytes(bytes, lying.pause()))
+        })
     {
         return Ok(found);
     }

@@ -7,6 +7,7 @@ use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use rhai::{Blob, Dynamic, EvalAltResult, FLOAT, INT, ImmutableString, Map, Position};
 use sha2::Digest;
 use xbus_charset::Charset;
+use xbus_core::transform::float_text;
 use xbus_core::{Code, Format};
 
 use super::call::{self, current};
@@ -466,8 +467,8 @@ fn small_functions(engine: &mut rhai::Engine) {
                 Ok(text.replace(from, to))
             },
         )
-        .register_fn("to_string", |value: FLOAT| output::float_text(value))
-        .register_fn("print", |value: FLOAT| output::float_text(value));
+        .register_fn("to_string", |value: FLOAT| float_text(value))
+        .register_fn("print", |value: FLOAT| float_text(value));
 }
 
 /// A number with exactly so many digits after the point, halves away from zero as they are written.

@@ -22,11 +22,6 @@ use crate::xml::tree::Id;
 /// Nesting of maps and arrays that JSON is written from.
 const MAX_DEPTH: usize = 128;
 
-/// A number as people write it: without a point when it is whole.
-pub(crate) fn float_text(number: f64) -> String {
-    number.to_string()
-}
-
 /// The message that a script's value makes; `changed` are its attachments, where the script set them.
 pub(crate) fn message(
     call: &Call,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use rhai::{Dynamic, ImmutableString, Map};
 use serde_json_path::{JsonPath, PathElement};
+use xbus_core::transform::float_text;
 use xbus_core::{Format, Message};
 
 use super::attachments;
@@ -258,7 +259,7 @@ pub(crate) fn plain_text(value: &Dynamic) -> Result<ImmutableString, ScriptError
         return Ok(ImmutableString::new());
     }
     if let Ok(number) = value.as_float() {
-        return Ok(super::output::float_text(number).into());
+        return Ok(float_text(number).into());
     }
     if value.is_int() || value.is_bool() || value.is_char() {
         return Ok(value.to_string().into());

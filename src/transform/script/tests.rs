@@ -136,6 +136,31 @@ fn simple_expressions_mean_the_same() {
 }
 
 #[test]
+fn numbers_are_written_as_xpath_says() {
+    let bench = Bench::new();
+    for (number, text) in [
+        ("1 div 0", "Infinity"),
+        ("-1 div 0", "-Infinity"),
+        ("0 div 0", "NaN"),
+        ("-1 * 0", "0"),
+        ("number(3)", "3"),
+        ("number('-1.50')", "-1.5"),
+    ] {
+        let read = format!(r#"xpath("{number}")"#);
+        let value = |text: &str| bench.expression(text, order()).unwrap().into_text();
+        assert_eq!(value(&read), text);
+        assert_eq!(value(&format!("{read}.to_string()")), text);
+        assert_eq!(value(&format!(r#""" + {read}"#)), text);
+        assert_eq!(value(&format!("`${{{read}}}`")), text);
+        assert_eq!(
+            value(&format!(r#"element("a", {read}).to_xml()"#)),
+            format!("<a>{text}</a>")
+        );
+        assert_eq!(value(&format!(r#"xpath("string({number})")"#)), text);
+    }
+}
+
+#[test]
 fn expressions_read_the_message() {
     let bench = Bench::new();
     for (text, value) in [

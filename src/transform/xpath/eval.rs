@@ -5,6 +5,8 @@ use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::time::Instant;
 
+use xbus_core::transform::float_text;
+
 use super::XPath;
 use super::parse::{Axis, Expr, Function, Op, Start, Step, Test};
 use crate::script::call;
@@ -84,25 +86,6 @@ impl XPath {
                 size: 1,
             },
         )
-    }
-}
-
-/// A number as section 4.2 writes it.
-pub(crate) fn number_text(number: f64) -> String {
-    if number.is_nan() {
-        "NaN".into()
-    } else if number.is_infinite() {
-        if number > 0.0 {
-            "Infinity"
-        } else {
-            "-Infinity"
-        }
-        .into()
-    } else if number == 0.0 {
-        "0".into()
-    } else {
-        // Rust writes the shortest digits that read back, never an exponent.
-        number.to_string()
     }
 }
 
@@ -213,7 +196,7 @@ impl<'d> Evaluator<'d> {
         Ok(match value {
             Value::Text(text) => text,
             Value::Bool(value) => value.to_string(),
-            Value::Number(number) => number_text(number),
+            Value::Number(number) => float_text(number),
             Value::Nodes(nodes) => match nodes.first() {
                 Some(node) => self.string_value(*node)?.into_owned(),
                 None => String::new(),

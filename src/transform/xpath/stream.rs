@@ -11,7 +11,7 @@ use std::ops::ControlFlow;
 
 use super::XPath;
 use super::parse::{Axis, Expr, Op, Start as PathStart, Step, Test};
-use crate::xml::reader::{self, Attribute, End, Sink, Start, XmlError};
+use crate::xml::reader::{Attribute, End, Pause, Reader, Sink, Start, XmlError};
 use crate::xml::{XmlLimits, same};
 
 /// Steps that one path may have; states are kept in the bits of a word.
@@ -89,7 +89,12 @@ impl Plain {
         limits: &XmlLimits,
     ) -> Result<Option<String>, XmlError> {
         let mut search = Search::new(self);
-        match text.read(limits, &mut search)? {
+        let paused = text.resume(limits).filter(|paused| search.leads_to(paused));
+        if let Some(paused) = &paused {
+            search.skip_to(paused);
+        }
+        let reader = paused.unwrap_or_else(|| text.reader(limits));
+        match reader.into_sink(&mut search)? {
             End::Document | End::Early => Ok(search.found),
         }
     }
@@ -107,7 +112,15 @@ impl Plain {
             asked,
             dead: 0,
         };
-        let end = text.read(limits, &mut searches)?;
+        let leads = |paused: &Reader<'_>| searches.all.iter().all(|search| search.leads_to(paused));
+        let paused = text.resume(limits).filter(leads);
+        if let Some(paused) = &paused {
+            for search in &mut searches.all {
+                search.skip_to(paused);
+            }
+        }
+        let reader = paused.unwrap_or_else(|| text.reader(limits));
+        let end = reader.into_sink(&mut searches)?;
         let answer = |search: Search<'_>| match (search.found, end) {
             (None, End::Early) => None,
             (found, _) => Some(found),
@@ -120,15 +133,23 @@ impl Plain {
 #[derive(Clone, Copy)]
 pub(crate) enum Source<'a> {
     Text(&'a str),
-    /// Bytes that are to be UTF-8, as far as they are read.
-    Bytes(&'a [u8]),
+    /// Bytes that are to be UTF-8, as far as they are read; and where another reading of them has paused:
+    /// the tag is the first in the element around it, and each around it the first of its name in its own.
+    Bytes(&'a [u8], Option<&'a Pause>),
 }
 
 impl<'a> Source<'a> {
-    fn read(self, limits: &XmlLimits, sink: &mut impl Sink<'a>) -> Result<End, XmlError> {
+    fn reader(self, limits: &XmlLimits) -> Reader<'a> {
         match self {
-            Self::Text(text) => reader::read(text, limits, sink),
-            Self::Bytes(bytes) => reader::read_bytes(bytes, limits, sink),
+            Self::Text(text) => Reader::of_text(text, limits),
+            Self::Bytes(bytes, _) => Reader::of_bytes(bytes, limits),
+        }
+    }
+
+    fn resume(self, limits: &XmlLimits) -> Option<Reader<'a>> {
+        match self {
+            Self::Bytes(bytes, Some(pause)) => Reader::resume(bytes, pause, limits),
+            _ => None,
         }
     }
 }
@@ -238,10 +259,10 @@ impl<'a> Sink<'a> for Search<'_> {
         }
         let steps = &self.plain.steps;
         let mut here = 0;
-        for (at, step) in steps.iter().enumerate() {
-            if above & (1 << at) == 0 {
-                continue;
-            }
+        let mut left = above;
+        while let Some(step) = steps.get(left.trailing_zeros() as usize) {
+            let at = left.trailing_zeros();
+            left &= left - 1;
             if step.descendant {
                 here |= 1 << at;
             }
@@ -309,6 +330,32 @@ impl<'p> Search<'p> {
             capture: None,
             value: String::new(),
             found: None,
+        }
+    }
+
+    /// Whether nothing can matter that lies before the tag that a reader has paused behind: the path leads
+    /// through the elements around it, by their names alone, and on.
+    fn leads_to(&self, reader: &Reader<'_>) -> bool {
+        let mut steps = self.plain.steps.iter();
+        let leads = |step: &PlainStep, local: &str, uri: &str| {
+            let named = match &step.name {
+                NameTest::Name {
+                    uri: wanted,
+                    local: name,
+                } => name == local && same(wanted, uri),
+                _ => false,
+            };
+            named && !step.descendant && step.tests.is_empty()
+        };
+        let mut around = reader.open().take(reader.depth().saturating_sub(1));
+        around.all(|(local, uri)| steps.next().is_some_and(|step| leads(step, local, uri)))
+            && steps.next().is_some()
+    }
+
+    /// Takes up the search at the tag of a reader that it [`leads_to`](Self::leads_to).
+    fn skip_to(&mut self, reader: &Reader<'_>) {
+        for depth in 1..reader.depth() {
+            self.states.push(1 << depth);
         }
     }
 
@@ -395,6 +442,7 @@ mod tests {
 
     use super::*;
     use crate::xml::Document;
+    use crate::xml::reader::Step;
     use crate::xml::tree::Id;
     use crate::xpath::{Budget, Value};
 
@@ -493,7 +541,7 @@ mod tests {
             let expected = full(&compiled, &xml);
             if let Some(plain) = Plain::of(&compiled) {
                 prop_assert_eq!(plain.first(Source::Text(&xml), &limits()).unwrap(), expected.clone());
-                let bytes = Source::Bytes(xml.as_bytes());
+                let bytes = Source::Bytes(xml.as_bytes(), None);
                 prop_assert_eq!(plain.first(bytes, &limits()).unwrap(), expected);
             }
         }
@@ -521,6 +569,108 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Every place, as far as the document can be read, that [`Source::Bytes`] allows.
+    fn pauses(text: &str, limits: &XmlLimits) -> Vec<Pause> {
+        let mut reader = Reader::of_bytes(text.as_bytes(), limits);
+        let mut seen: Vec<Vec<(String, String)>> = vec![Vec::new()];
+        let mut repeated = 0;
+        let mut pauses = Vec::new();
+        loop {
+            match reader.step() {
+                Ok(Step::Start) => {
+                    let tag = reader.tag();
+                    let name = (tag.local.to_owned(), tag.namespace().to_owned());
+                    let siblings = seen.last_mut().unwrap();
+                    if repeated == 0 && siblings.is_empty() {
+                        pauses.extend(reader.pause());
+                    }
+                    if repeated > 0 || siblings.contains(&name) {
+                        repeated += 1;
+                    }
+                    siblings.push(name);
+                    seen.push(Vec::new());
+                }
+                Ok(Step::End) => {
+                    seen.pop();
+                    repeated = usize::saturating_sub(repeated, 1);
+                }
+                Ok(Step::Document) | Err(_) => return pauses,
+                Ok(_) => {}
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 3000, ..ProptestConfig::default() })]
+
+        #[test]
+        fn going_on_where_another_has_paused_changes_nothing(
+            xml in xml(),
+            paths in prop::collection::vec(path(), 1..4),
+            cut in any::<prop::sample::Index>(),
+            is_cut in any::<bool>(),
+            nodes in prop_oneof![Just(1_000), 1..30_usize],
+            asked in any::<prop::sample::Index>(),
+        ) {
+            let cut = if is_cut { cut.index(xml.len()) } else { xml.len() };
+            let text = &xml[..cut];
+            let limits = XmlLimits { nodes, ..limits() };
+            let compiled: Vec<XPath> = paths.iter().map(|path| compile(path)).collect();
+            let plains: Vec<Plain> = compiled.iter().filter_map(Plain::of).collect();
+            prop_assume!(!plains.is_empty());
+            let all: Vec<&Plain> = plains.iter().collect();
+            let asked = asked.index(all.len());
+            let whole = Source::Bytes(text.as_bytes(), None);
+            for pause in &pauses(text, &limits) {
+                let from = Source::Bytes(text.as_bytes(), Some(pause));
+                for plain in &all {
+                    prop_assert_eq!(plain.first(from, &limits), plain.first(whole, &limits));
+                }
+                prop_assert_eq!(
+                    Plain::first_among(&all, asked, from, &limits),
+                    Plain::first_among(&all, asked, whole, &limits)
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn what_lies_before_a_pause_is_read_once() {
+        let text = "<a xmlns='u'><x>0</x><b y='1'><c z='2'>1</c></b></a>";
+        let pause = pauses(text, &limits()).swap_remove(2);
+        // What would be a mistake to whoever reads it.
+        let marred = text.replace("y='1'", "y=<1'");
+        let first = |path: &str, limits: &XmlLimits| {
+            let namespaces = BTreeMap::from([("u".to_owned(), "u".to_owned())]);
+            let plain = Plain::of(&XPath::compile(path, &namespaces).unwrap()).unwrap();
+            plain.first(Source::Bytes(marred.as_bytes(), Some(&pause)), limits)
+        };
+        let allowed = limits();
+        let one = Ok(Some("1".to_owned()));
+        assert_eq!(first("/u:a/u:b/u:c", &allowed), one);
+        assert_eq!(first("/u:a/u:b//u:c", &allowed), one);
+        assert_eq!(first("/u:a/u:b/u:c/text()", &allowed), one);
+        assert_eq!(first("/u:a/u:b/u:c[@z='2']", &allowed), one);
+        let two = Ok(Some("2".to_owned()));
+        assert_eq!(first("/u:a/u:b/u:c/@z", &allowed), two);
+        for path in [
+            "//u:c",
+            "/u:a/*/u:c",
+            "/u:a/u:b[@y]/u:c",
+            "/u:a/u:b",
+            "/u:a/u:b/@y",
+            "/u:a/u:d/u:c",
+            "/a/b/c",
+        ] {
+            assert!(first(path, &allowed).is_err(), "{path}");
+        }
+        let fewer = XmlLimits {
+            depth: 3,
+            ..allowed
+        };
+        assert!(first("/u:a/u:b/u:c", &fewer).is_err());
     }
 
     #[test]
@@ -555,7 +705,7 @@ mod tests {
         bytes.push(0xff);
         let first = |path: &str| {
             let plain = Plain::of(&compile(path)).unwrap();
-            plain.first(Source::Bytes(&bytes), &limits())
+            plain.first(Source::Bytes(&bytes, None), &limits())
         };
         assert_eq!(first("/a/b"), Ok(Some("1".into())));
         assert!(first("/a/c").is_err());

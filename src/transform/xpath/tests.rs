@@ -20,7 +20,7 @@ fn run(xml: &str, xpath: &str) -> Result<String, String> {
                 .collect::<Vec<_>>()
                 .join("|"),
             Value::Bool(value) => value.to_string(),
-            Value::Number(number) => eval::number_text(number),
+            Value::Number(number) => xbus_core::transform::float_text(number),
             Value::Text(text) => text,
         },
     )
