@@ -13,6 +13,7 @@ use crate::incident::Incidents;
 use crate::lanes::Lanes;
 use crate::once::Once;
 use crate::plan::{Plan, Route};
+use crate::recovery::Left;
 use crate::store::{Commit, Durability, JournalEntry, Settlement, Store, StoreError};
 use crate::target::TargetConsumer;
 use crate::{Inbox, MessageId, Stop, Timestamp, recovery};
@@ -348,10 +349,10 @@ impl Bus {
     }
 
     /// Goes on with a decided distribution in the background, see [`recovery::finish`].
-    pub(crate) fn finish_later(self: &Arc<Self>, id: MessageId, crashed: bool) {
+    pub(crate) fn finish_later(self: &Arc<Self>, id: MessageId, left: Left) {
         let bus = self.clone();
         self.tasks
-            .spawn(async move { recovery::finish(&bus, id, crashed).await });
+            .spawn(async move { recovery::finish(&bus, id, left).await });
     }
 
     /// Decides what an unknown outcome was: done (`commit`) or not. Gives the entry as it is then.

@@ -16,8 +16,9 @@ use crate::forward::Handover;
 use crate::inbox::underway_scope;
 use crate::plan::{Route, Step, Target};
 use crate::protocol::{How, Planned, Record};
+use crate::recovery::Left;
 use crate::request::{self, holds};
-use crate::router::{Compensable, Journey, cannot_keep};
+use crate::router::{Compensable, Journey, cannot_keep, this_run};
 use crate::store::{Change, Commit, Durability, Outcome, TargetEntry};
 use crate::transform::{Context, Value};
 use crate::{
@@ -357,7 +358,7 @@ impl<'a> Journey<'a> {
     /// and a journal entry with its keys.
     fn in_case_of_a_crash(&self) -> Vec<Change> {
         let mut id = Encoder::new();
-        id.id(self.id());
+        id.id(self.id()).id(this_run());
         let value = id.finish();
         let scope = underway_scope(&self.route.name);
         let until = Some(Timestamp::now().after(SEEN_AGAIN));
@@ -578,7 +579,8 @@ impl<'a> Journey<'a> {
         if open.is_empty() {
             return status;
         }
-        self.bus.finish_later(self.id(), false);
+        let left = open.iter().map(|made| made.step.name.clone()).collect();
+        self.bus.finish_later(self.id(), Left::These(left));
         Status::Accepted
     }
 

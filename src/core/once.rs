@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use crate::codec::{Decoder, Encoder};
 use crate::long;
+use crate::protocol::Record;
 use crate::store::{Change, Commit, Durability, Outcome, Query, Store};
 use crate::{Code, Fault, Headers, Message, MessageId, Reply, Status, Timestamp};
 
@@ -224,7 +225,7 @@ pub(crate) fn resolved(store: &Arc<dyn Store>, id: MessageId) -> Option<Result<R
     let status = match outcome {
         Some(Outcome::Failed) => return None,
         Some(Outcome::Delivered) => Status::Delivered,
-        Some(Outcome::Pending) => Status::Accepted,
+        Some(Outcome::Pending) if !is_undecided(store, id) => Status::Accepted,
         _ => {
             return Some(Err(Fault::new(
                 Code::InDoubt,
@@ -239,6 +240,13 @@ pub(crate) fn resolved(store: &Arc<dyn Store>, id: MessageId) -> Option<Result<R
         http_status: None,
         headers: Headers::new(),
     }))
+}
+
+/// Whether a distribution is under way that nobody has decided yet.
+fn is_undecided(store: &Arc<dyn Store>, id: MessageId) -> bool {
+    let decided = |data| matches!(Record::decode(data), Some(Record::Decided));
+    let open = store.protocols().into_iter().find(|(open, _)| *open == id);
+    open.is_some_and(|(_, records)| !records.into_iter().any(decided))
 }
 
 /// The message's outcome was unknown.

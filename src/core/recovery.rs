@@ -34,6 +34,14 @@ const AGAIN: Retry = Retry {
 /// A staged target and its name.
 type Staged = (Arc<str>, Box<dyn Stage>);
 
+/// What of a decided distribution is to be made visible yet.
+pub(crate) enum Left {
+    /// All of it; a process that has died may have done so with some.
+    Crashed,
+    /// These targets. What this process has made visible is not looked for: its reader may have taken it.
+    These(Vec<Arc<str>>),
+}
+
 /// What the records of one message say.
 struct Story {
     id: MessageId,
@@ -61,7 +69,7 @@ pub(crate) async fn recover(bus: &Arc<Bus>) {
         };
         if story.decided {
             story.reopen(bus).await;
-            bus.finish_later(id, true);
+            bus.finish_later(id, Left::Crashed);
         } else if story.in_doubt || !story.open.is_empty() {
             story.keep_in_doubt(bus).await;
         } else {
@@ -70,9 +78,8 @@ pub(crate) async fn recover(bus: &Arc<Bus>) {
     }
 }
 
-/// Makes the staged targets of a decided distribution visible, again until done. `crashed`: a process that
-/// has died may have done so with some of them.
-pub(crate) async fn finish(bus: &Arc<Bus>, id: MessageId, crashed: bool) {
+/// Makes the staged targets of a decided distribution visible, again until done.
+pub(crate) async fn finish(bus: &Arc<Bus>, id: MessageId, mut left: Left) {
     let mut failed = 0;
     loop {
         let story = bus
@@ -82,7 +89,7 @@ pub(crate) async fn finish(bus: &Arc<Bus>, id: MessageId, crashed: bool) {
             .find(|(known, _)| *known == id)
             .and_then(|(id, records)| Story::read(id, records));
         let Some(story) = story else { return };
-        if !story.decided || story.try_to_finish(bus, crashed).await {
+        if !story.decided || story.try_to_finish(bus, &mut left).await {
             return;
         }
         failed += 1;
@@ -439,14 +446,17 @@ impl Story {
                 bus.wake(queue, key);
             }
         }
-        if !self.try_to_finish(bus, false).await {
-            bus.finish_later(self.id, false);
+        let staged = |planned: &&Planned| matches!(planned.how, How::Staged(_));
+        let staged = self.targets.iter().filter(staged);
+        let mut left = Left::These(staged.map(|planned| planned.target.clone()).collect());
+        if !self.try_to_finish(bus, &mut left).await {
+            bus.finish_later(self.id, left);
         }
         Ok(())
     }
 
     /// Makes what is staged visible; whether that is done.
-    async fn try_to_finish(&self, bus: &Arc<Bus>, crashed: bool) -> bool {
+    async fn try_to_finish(&self, bus: &Arc<Bus>, left: &mut Left) -> bool {
         let Some(stages) = self.route(bus).and_then(|route| self.stages(&route)) else {
             let why = "what was decided cannot be made visible: the route or its target is gone; it is done once it is there again";
             tracing::warn!(id = %self.id, route = %self.route, why);
@@ -461,17 +471,12 @@ impl Story {
             );
             return false;
         };
-        // What this process has made visible is not looked for: its reader may have taken it.
-        let entry = self.entry(bus);
-        let done = |name: &Arc<str>| {
-            let mut targets = entry.targets.iter();
-            targets.any(|target| target.name == *name && target.outcome == Outcome::Delivered)
-        };
         let mut changes = Vec::new();
-        for (target, stage) in stages.iter().filter(|(target, _)| !done(target)) {
-            let committed = match crashed {
-                true => stage.commit_again().await,
-                false => stage.commit().await,
+        for (target, stage) in &stages {
+            let committed = match left {
+                Left::Crashed => stage.commit_again().await,
+                Left::These(left) if left.contains(target) => stage.commit().await,
+                Left::These(_) => continue,
             };
             if let Err(error) = committed {
                 tracing::warn!(id = %self.id, %target, error = %error.detail, "a decided target is not visible yet");
@@ -487,6 +492,9 @@ impl Story {
                     commit(bus, changes).await;
                 }
                 return false;
+            }
+            if let Left::These(left) = left {
+                left.retain(|name| name != target);
             }
             bus.incidents().succeeded(&self.route, target);
             changes.push(Change::Target {

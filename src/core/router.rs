@@ -4,7 +4,7 @@
 //! by the journal, and in no other way.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use tokio::time::Instant;
 
@@ -92,6 +92,12 @@ pub(crate) async fn run(
         Err(_) => route.stats.failed.add(),
     }
     result
+}
+
+/// Tells what this process has begun from what one before it had.
+pub(crate) fn this_run() -> MessageId {
+    static RUN: OnceLock<MessageId> = OnceLock::new();
+    *RUN.get_or_init(MessageId::new)
 }
 
 /// Journals a message that failed before it could set out, and tells whom it concerns.
@@ -204,12 +210,18 @@ impl<'a> Journey<'a> {
         let scope = underway_scope(&self.route.name);
         let keys = self.seen_again_as();
         let first = keys.iter().find_map(|key| store.recall(&scope, key))?;
-        let known = once::resolved(store, Decoder::new(first).id()?);
+        let mut first = Decoder::new(first);
+        let (id, run) = (first.id()?, first.id()?);
+        // What this process has begun, its receiver knows by itself.
+        if run == this_run() {
+            return None;
+        }
+        let known = once::resolved(store, id);
         if !matches!(known, Some(Ok(_))) {
             // Told once: what its receiver set aside, and somebody brings again, is tried again.
             let forget = Commit::from(self.not_underway());
-            if let Err(error) = store.commit(forget, Durability::Lazy).await {
-                tracing::warn!(%error, "a key was not forgotten");
+            if let Err(error) = store.commit(forget, Durability::Synced).await {
+                return Some(Err(cannot_keep(&error)));
             }
         }
         known
