@@ -145,7 +145,8 @@ pub trait Stage: Send + Sync {
     fn stage(&self) -> BoxFuture<'_, Result<(), SendError>>;
     /// Makes it visible, durably. It ends by itself, however long the destination takes.
     fn commit(&self) -> BoxFuture<'_, Result<(), SendError>>;
-    /// The same, where a process that has died may have done so already.
+    /// The same, where it may have been done already, by a process that has died or one that nobody waited for,
+    /// and what was made visible may have been taken since.
     fn commit_again(&self) -> BoxFuture<'_, Result<(), SendError>> {
         self.commit()
     }

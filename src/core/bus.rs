@@ -349,7 +349,7 @@ impl Bus {
     }
 
     /// Goes on with a decided distribution in the background, see [`recovery::finish`].
-    pub(crate) fn finish_later(self: &Arc<Self>, id: MessageId, left: Left) {
+    pub(crate) fn finish_later(self: &Arc<Self>, id: MessageId, left: Vec<Left>) {
         let bus = self.clone();
         self.tasks
             .spawn(async move { recovery::finish(&bus, id, left).await });

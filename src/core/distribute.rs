@@ -526,7 +526,7 @@ impl<'a> Journey<'a> {
     /// After the decision: makes staged targets visible. What does not succeed in time goes on in
     /// the background, and the sender is told `accepted`.
     async fn make_visible(&mut self, stages: Vec<&Made<'a>>, status: Status) -> Status {
-        let mut open = Vec::new();
+        let (mut open, mut left) = (Vec::new(), Vec::new());
         let mut told = false;
         for (at, made) in stages.iter().enumerate() {
             let MadeHow::Stage(stage) = &made.how else {
@@ -555,6 +555,10 @@ impl<'a> Journey<'a> {
             match error {
                 Some(error) => {
                     open.push(*made);
+                    left.push(Left {
+                        target: made.step.name.clone(),
+                        may_be_done: error.timed_out,
+                    });
                     request::report(self.bus, self.route, made.step, &made.message, error);
                 }
                 None => self
@@ -579,8 +583,7 @@ impl<'a> Journey<'a> {
         if open.is_empty() {
             return status;
         }
-        let left = open.iter().map(|made| made.step.name.clone()).collect();
-        self.bus.finish_later(self.id(), Left::These(left));
+        self.bus.finish_later(self.id(), left);
         Status::Accepted
     }
 

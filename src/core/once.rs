@@ -106,12 +106,9 @@ impl First<'_> {
 
     /// What is remembered before anything happens that cannot be seen as not having happened: the outcome is
     /// unknown, and the journal tells it once a crash has been looked into.
-    pub(crate) fn underway(&self, message: &Message) -> Change {
-        self.unknown(message)
-    }
-
-    /// That the outcome is unknown, until it is resolved.
-    fn unknown(&self, message: &Message) -> Change {
+    ///
+    /// At the end it is what is remembered of an outcome that stays unknown, until it is resolved.
+    pub(crate) fn unknown(&self, message: &Message) -> Change {
         Change::Remember {
             scope: self.scope.clone(),
             key: self.key.clone(),

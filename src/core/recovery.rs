@@ -34,12 +34,12 @@ const AGAIN: Retry = Retry {
 /// A staged target and its name.
 type Staged = (Arc<str>, Box<dyn Stage>);
 
-/// What of a decided distribution is to be made visible yet.
-pub(crate) enum Left {
-    /// All of it; a process that has died may have done so with some.
-    Crashed,
-    /// These targets. What this process has made visible is not looked for: its reader may have taken it.
-    These(Vec<Arc<str>>),
+/// A target of a decided distribution that is to be made visible yet. What this process has made visible is
+/// not looked for: its reader may have taken it.
+pub(crate) struct Left {
+    pub(crate) target: Arc<str>,
+    /// It may have been made visible: by a process that has died, or when nobody waited for it any more.
+    pub(crate) may_be_done: bool,
 }
 
 /// What the records of one message say.
@@ -69,7 +69,7 @@ pub(crate) async fn recover(bus: &Arc<Bus>) {
         };
         if story.decided {
             story.reopen(bus).await;
-            bus.finish_later(id, Left::Crashed);
+            bus.finish_later(id, story.left(true));
         } else if story.in_doubt || !story.open.is_empty() {
             story.keep_in_doubt(bus).await;
         } else {
@@ -79,7 +79,7 @@ pub(crate) async fn recover(bus: &Arc<Bus>) {
 }
 
 /// Makes the staged targets of a decided distribution visible, again until done.
-pub(crate) async fn finish(bus: &Arc<Bus>, id: MessageId, mut left: Left) {
+pub(crate) async fn finish(bus: &Arc<Bus>, id: MessageId, mut left: Vec<Left>) {
     let mut failed = 0;
     loop {
         let story = bus
@@ -446,17 +446,26 @@ impl Story {
                 bus.wake(queue, key);
             }
         }
-        let staged = |planned: &&Planned| matches!(planned.how, How::Staged(_));
-        let staged = self.targets.iter().filter(staged);
-        let mut left = Left::These(staged.map(|planned| planned.target.clone()).collect());
+        let mut left = self.left(false);
         if !self.try_to_finish(bus, &mut left).await {
             bus.finish_later(self.id, left);
         }
         Ok(())
     }
 
-    /// Makes what is staged visible; whether that is done.
-    async fn try_to_finish(&self, bus: &Arc<Bus>, left: &mut Left) -> bool {
+    /// All that is staged.
+    fn left(&self, may_be_done: bool) -> Vec<Left> {
+        let staged = |planned: &&Planned| matches!(planned.how, How::Staged(_));
+        let staged = self.targets.iter().filter(staged);
+        let left = staged.map(|planned| Left {
+            target: planned.target.clone(),
+            may_be_done,
+        });
+        left.collect()
+    }
+
+    /// Makes what is left of it visible; whether that is done.
+    async fn try_to_finish(&self, bus: &Arc<Bus>, left: &mut Vec<Left>) -> bool {
         let Some(stages) = self.route(bus).and_then(|route| self.stages(&route)) else {
             let why = "what was decided cannot be made visible: the route or its target is gone; it is done once it is there again";
             tracing::warn!(id = %self.id, route = %self.route, why);
@@ -473,10 +482,12 @@ impl Story {
         };
         let mut changes = Vec::new();
         for (target, stage) in &stages {
-            let committed = match left {
-                Left::Crashed => stage.commit_again().await,
-                Left::These(left) if left.contains(target) => stage.commit().await,
-                Left::These(_) => continue,
+            let Some(at) = left.iter().position(|left| left.target == *target) else {
+                continue;
+            };
+            let committed = match left[at].may_be_done {
+                true => stage.commit_again().await,
+                false => stage.commit().await,
             };
             if let Err(error) = committed {
                 tracing::warn!(id = %self.id, %target, error = %error.detail, "a decided target is not visible yet");
@@ -493,9 +504,7 @@ impl Story {
                 }
                 return false;
             }
-            if let Left::These(left) = left {
-                left.retain(|name| name != target);
-            }
+            left.remove(at);
             bus.incidents().succeeded(&self.route, target);
             changes.push(Change::Target {
                 id: self.id,

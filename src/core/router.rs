@@ -258,7 +258,7 @@ impl<'a> Journey<'a> {
             }
             Turn::First(first) => {
                 self.remember.push(first.remember(plan.keep, &received));
-                self.underway = Some(first.underway(&received));
+                self.underway = Some(first.unknown(&received));
                 let result = self.travel().await;
                 first
                     .end(bus.store(), &result, self.in_doubt, plan.keep, &received)
